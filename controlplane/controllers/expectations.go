@@ -1,0 +1,100 @@
+package controllers
+
+import (
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// expectationTimeout is how long a controller waits to see its own writes in its
+// cache before it acts on what the cache says; a watch is never that late unless
+// an event was lost.
+const expectationTimeout = 5 * time.Minute
+
+// Expectations remember the creates and deletes that a controller has asked for
+// and not yet seen in its cache. While any is outstanding for a key, the cache is
+// older than the controller's own writes and counting on it would create or
+// delete too many. Safe for concurrent use.
+type Expectations struct {
+	mu   sync.Mutex
+	keys map[string]*expectation
+	now  func() time.Time
+}
+
+type expectation struct {
+	creates int
+	deletes map[types.UID]struct{}
+	since   time.Time
+}
+
+// NewExpectations returns an empty set.
+func NewExpectations() *Expectations {
+	return &Expectations{keys: map[string]*expectation{}, now: time.Now}
+}
+
+func (e *Expectations) get(key string) *expectation {
+	x := e.keys[key]
+	if x == nil {
+		x = &expectation{deletes: map[types.UID]struct{}{}}
+		e.keys[key] = x
+	}
+	x.since = e.now()
+	return x
+}
+
+// ExpectCreate says that n objects are about to be created for key.
+func (e *Expectations) ExpectCreate(key string, n int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.get(key).creates += n
+}
+
+// Created says that the cache has shown one created object, or that a create
+// failed and will never be shown.
+func (e *Expectations) Created(key string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if x := e.keys[key]; x != nil && x.creates > 0 {
+		x.creates--
+	}
+}
+
+// ExpectDelete says that the object is about to be deleted.
+func (e *Expectations) ExpectDelete(key string, uid types.UID) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.get(key).deletes[uid] = struct{}{}
+}
+
+// Deleted says that the cache has shown the object as deleted or deleting, or
+// that the delete failed.
+func (e *Expectations) Deleted(key string, uid types.UID) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if x := e.keys[key]; x != nil {
+		delete(x.deletes, uid)
+	}
+}
+
+// Satisfied says whether the cache shows everything that was asked for.
+func (e *Expectations) Satisfied(key string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	x := e.keys[key]
+	if x == nil {
+		return true
+	}
+	if (x.creates == 0 && len(x.deletes) == 0) || e.now().Sub(x.since) > expectationTimeout {
+		delete(e.keys, key)
+		return true
+	}
+	return false
+}
+
+// Forget drops the key, when its object is gone.
+func (e *Expectations) Forget(key string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.keys, key)
+}

@@ -1,0 +1,309 @@
+// Package replicaset keeps the number of pods of each ReplicaSet at
+// spec.replicas. In: ReplicaSets and pods by watch. Out: pods created and deleted,
+// owner references, and the status of the ReplicaSet.
+package replicaset
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+	"sync"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	appslisters "k8s.io/client-go/listers/apps/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+
+	"gitk8s.dev/gitk8s/controlplane/controllers"
+)
+
+// burst bounds the pods created or deleted by one look at one ReplicaSet, as
+// kube-controller-manager does; the rest follows when these have been seen.
+const burst = 500
+
+var kind = appsv1.SchemeGroupVersion.WithKind("ReplicaSet")
+
+// Controller is the ReplicaSet controller.
+type Controller struct {
+	client   kubernetes.Interface
+	events   record.EventRecorder
+	sets     appslisters.ReplicaSetLister
+	pods     corelisters.PodLister
+	synced   []cache.InformerSynced
+	expected *controllers.Expectations
+	loop     *controllers.Loop
+}
+
+// New returns a controller that watches through f; f is started by the caller.
+func New(client kubernetes.Interface, f informers.SharedInformerFactory, events record.EventRecorder) *Controller {
+	rs, pods := f.Apps().V1().ReplicaSets(), f.Core().V1().Pods()
+	c := &Controller{
+		client: client, events: events,
+		sets: rs.Lister(), pods: pods.Lister(),
+		synced:   []cache.InformerSynced{rs.Informer().HasSynced, pods.Informer().HasSynced},
+		expected: controllers.NewExpectations(),
+	}
+	c.loop = controllers.NewLoop("replicaset", 5, c.sync)
+	rs.Informer().AddEventHandler(controllers.Handler(c.onSet))
+	pods.Informer().AddEventHandler(controllers.Handler(c.onPod))
+	return c
+}
+
+// Run works until ctx ends.
+func (c *Controller) Run(ctx context.Context) error { return c.loop.Run(ctx, c.synced...) }
+
+func (c *Controller) onSet(old, rs *appsv1.ReplicaSet) {
+	if rs == nil {
+		c.expected.Forget(controllers.Key(old))
+		rs = old
+	}
+	c.loop.Add(controllers.Key(rs))
+}
+
+func (c *Controller) onPod(old, pod *corev1.Pod) {
+	if old != nil && pod != nil && old.ResourceVersion == pod.ResourceVersion {
+		return
+	}
+	current := pod
+	if current == nil {
+		current = old
+	}
+	if ref := metav1.GetControllerOf(current); ref != nil && ref.Kind == kind.Kind {
+		key := current.Namespace + "/" + ref.Name
+		if old == nil {
+			c.expected.Created(key)
+		}
+		if pod == nil || pod.DeletionTimestamp != nil {
+			c.expected.Deleted(key, current.UID)
+		}
+		c.loop.Add(key)
+	} else if pod != nil {
+		c.addMatching(pod)
+	}
+	if old != nil && pod != nil {
+		// A pod that was released or taken over counts for its former owner too.
+		if ref := metav1.GetControllerOf(old); ref != nil && ref.Kind == kind.Kind {
+			c.loop.Add(old.Namespace + "/" + ref.Name)
+		}
+	}
+}
+
+// addMatching queues the ReplicaSets that may adopt an orphan.
+func (c *Controller) addMatching(pod *corev1.Pod) {
+	if metav1.GetControllerOf(pod) != nil || len(pod.Labels) == 0 {
+		return
+	}
+	sets, err := c.sets.ReplicaSets(pod.Namespace).List(labels.Everything())
+	if err != nil {
+		return
+	}
+	for _, rs := range sets {
+		if s, err := metav1.LabelSelectorAsSelector(rs.Spec.Selector); err == nil && !s.Empty() && s.Matches(labels.Set(pod.Labels)) {
+			c.loop.Add(controllers.Key(rs))
+		}
+	}
+}
+
+func (c *Controller) sync(ctx context.Context, key string) error {
+	namespace, name := controllers.SplitKey(key)
+	rs, err := c.sets.ReplicaSets(namespace).Get(name)
+	if apierrors.IsNotFound(err) {
+		c.expected.Forget(key)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	selector, err := metav1.LabelSelectorAsSelector(rs.Spec.Selector)
+	if err != nil || selector.Empty() {
+		return nil // refused by validation; nothing sensible can be done with it
+	}
+	satisfied := c.expected.Satisfied(key)
+	owned, err := c.claim(ctx, rs, selector)
+	if err != nil {
+		return err
+	}
+	d := Decide(rs, owned, time.Now())
+	var doErr error
+	if satisfied && rs.DeletionTimestamp == nil {
+		doErr = c.do(ctx, key, rs, d)
+	}
+	if err := c.updateStatus(ctx, rs, d.Status, doErr); err != nil {
+		return errors.Join(doErr, err)
+	}
+	if d.Recheck > 0 {
+		c.loop.AddAfter(key, d.Recheck)
+	}
+	return doErr
+}
+
+func (c *Controller) claim(ctx context.Context, rs *appsv1.ReplicaSet, selector labels.Selector) ([]*corev1.Pod, error) {
+	all, err := c.pods.Pods(rs.Namespace).List(labels.Everything())
+	if err != nil {
+		return nil, err
+	}
+	claims := controllers.Claim(rs, selector, all)
+	owned := claims.Owned
+	if len(claims.Adopt) > 0 {
+		// The cache may be older than a deletion of the owner: ask before adopting.
+		live, err := c.client.AppsV1().ReplicaSets(rs.Namespace).Get(ctx, rs.Name, metav1.GetOptions{})
+		if err != nil || live.UID != rs.UID || live.DeletionTimestamp != nil {
+			return owned, err
+		}
+	}
+	for _, p := range claims.Adopt {
+		if !controllers.PodActive(p) {
+			continue
+		}
+		_, err := c.client.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.StrategicMergePatchType,
+			controllers.AdoptPatch(rs, kind, p), metav1.PatchOptions{})
+		switch {
+		case apierrors.IsNotFound(err), apierrors.IsInvalid(err), apierrors.IsConflict(err):
+			continue
+		case err != nil:
+			return nil, fmt.Errorf("adopt pod %s/%s: %w", p.Namespace, p.Name, err)
+		}
+		owned = append(owned, p)
+	}
+	for _, p := range claims.Release {
+		_, err := c.client.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.StrategicMergePatchType,
+			controllers.ReleasePatch(rs, p), metav1.PatchOptions{})
+		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsInvalid(err) {
+			return nil, fmt.Errorf("release pod %s/%s: %w", p.Namespace, p.Name, err)
+		}
+	}
+	return owned, nil
+}
+
+func (c *Controller) do(ctx context.Context, key string, rs *appsv1.ReplicaSet, d Decision) error {
+	if d.Create > 0 {
+		return c.create(ctx, key, rs, min(d.Create, burst))
+	}
+	deletes := d.Delete[:min(len(d.Delete), burst)]
+	for _, p := range deletes {
+		c.expected.ExpectDelete(key, p.UID)
+	}
+	return each(len(deletes), func(i int) error {
+		p := deletes[i]
+		err := c.client.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{
+			Preconditions: metav1.NewUIDPreconditions(string(p.UID)),
+		})
+		if err != nil {
+			c.expected.Deleted(key, p.UID)
+			if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+				return nil
+			}
+			c.events.Eventf(rs, corev1.EventTypeWarning, "FailedDelete", "Error deleting pod %q: %v", p.Name, err)
+			return fmt.Errorf("delete pod %s/%s: %w", p.Namespace, p.Name, err)
+		}
+		c.events.Eventf(rs, corev1.EventTypeNormal, "SuccessfulDelete", "Deleted pod: %s", p.Name)
+		return nil
+	})
+}
+
+// create makes n pods in batches of 1, 2, 4, …: when the API refuses the first
+// (quota, a bad template), it is not asked hundreds of times.
+func (c *Controller) create(ctx context.Context, key string, rs *appsv1.ReplicaSet, n int) error {
+	c.expected.ExpectCreate(key, n)
+	done := 0
+	for batch := 1; done < n; batch *= 2 {
+		size := min(batch, n-done)
+		err := each(size, func(int) error {
+			created, err := c.client.CoreV1().Pods(rs.Namespace).Create(ctx, newPod(rs), metav1.CreateOptions{})
+			if err != nil {
+				c.expected.Created(key)
+				c.events.Eventf(rs, corev1.EventTypeWarning, "FailedCreate", "Error creating: %v", err)
+				return fmt.Errorf("create pod of %s: %w", key, err)
+			}
+			c.events.Eventf(rs, corev1.EventTypeNormal, "SuccessfulCreate", "Created pod: %s", created.Name)
+			return nil
+		})
+		done += size
+		if err != nil {
+			for range n - done {
+				c.expected.Created(key)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// each runs f for 0..n-1 side by side, at most 16 at once.
+func each(n int, f func(i int) error) error {
+	errs := make([]error, n)
+	slots := make(chan struct{}, 16)
+	var wg sync.WaitGroup
+	for i := range n {
+		slots <- struct{}{}
+		wg.Go(func() {
+			errs[i] = f(i)
+			<-slots
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func newPod(rs *appsv1.ReplicaSet) *corev1.Pod {
+	t := rs.Spec.Template.DeepCopy()
+	// The API server cuts a generated name's prefix to fit; a prefix that is no
+	// valid name itself loses its dash there.
+	p := &corev1.Pod{ObjectMeta: t.ObjectMeta, Spec: t.Spec}
+	p.Name, p.Namespace = "", rs.Namespace
+	p.GenerateName = strings.TrimSuffix(rs.Name, "-") + "-"
+	p.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(rs, kind)}
+	return p
+}
+
+func (c *Controller) updateStatus(ctx context.Context, rs *appsv1.ReplicaSet, s appsv1.ReplicaSetStatus, failure error) error {
+	setFailure(&s, failure, metav1.Now())
+	if reflect.DeepEqual(s, rs.Status) {
+		return nil
+	}
+	next := rs.DeepCopy()
+	next.Status = s
+	_, err := c.client.AppsV1().ReplicaSets(rs.Namespace).UpdateStatus(ctx, next, metav1.UpdateOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// setFailure keeps the ReplicaFailure condition equal to the outcome of the last
+// attempt to create or delete.
+func setFailure(s *appsv1.ReplicaSetStatus, failure error, now metav1.Time) {
+	at := -1
+	for i, c := range s.Conditions {
+		if c.Type == appsv1.ReplicaSetReplicaFailure {
+			at = i
+		}
+	}
+	switch {
+	case failure == nil && at >= 0:
+		s.Conditions = append(s.Conditions[:at:at], s.Conditions[at+1:]...)
+		if len(s.Conditions) == 0 {
+			s.Conditions = nil
+		}
+	case failure != nil && at < 0:
+		reason := "FailedCreate"
+		if strings.HasPrefix(failure.Error(), "delete") {
+			reason = "FailedDelete"
+		}
+		s.Conditions = append(s.Conditions, appsv1.ReplicaSetCondition{
+			Type: appsv1.ReplicaSetReplicaFailure, Status: corev1.ConditionTrue,
+			LastTransitionTime: now, Reason: reason, Message: failure.Error(),
+		})
+	}
+}
