@@ -1,0 +1,215 @@
+package endpointslice
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"gitk8s.dev/gitk8s/controlplane/controllers"
+)
+
+// maxEndpoints is the number of endpoints in one slice, Kubernetes' own default.
+const maxEndpoints = 100
+
+// managedBy marks the slices that this controller owns.
+const managedBy = "endpointslice-controller.gitk8s.dev"
+
+// Decision is what brings a Service's slices and Endpoints up to date.
+type Decision struct {
+	Create []*discoveryv1.EndpointSlice
+	Update []*discoveryv1.EndpointSlice
+	Delete []*discoveryv1.EndpointSlice
+	// Endpoints is the older form of the same, for clients that read it.
+	Endpoints *corev1.Endpoints //nolint:staticcheck // served for old clients
+}
+
+// group is a set of pods that listen on the same numeric ports.
+type group struct {
+	ports     []discoveryv1.EndpointPort
+	endpoints []discoveryv1.Endpoint
+}
+
+// Decide computes the slices of a Service from the pods it selects, reusing the
+// existing slices so that one pod's change writes one slice.
+func Decide(svc *corev1.Service, pods []*corev1.Pod, existing []*discoveryv1.EndpointSlice) Decision {
+	groups := map[string]*group{}
+	for _, p := range pods {
+		if !belongs(p) {
+			continue
+		}
+		ports := resolvePorts(svc, p)
+		key := portsKey(ports)
+		g := groups[key]
+		if g == nil {
+			g = &group{ports: ports}
+			groups[key] = g
+		}
+		g.endpoints = append(g.endpoints, endpoint(svc, p))
+	}
+	for _, g := range groups {
+		slices.SortFunc(g.endpoints, func(a, b discoveryv1.Endpoint) int { return cmp.Compare(a.TargetRef.Name, b.TargetRef.Name) })
+	}
+	if len(groups) == 0 {
+		groups[""] = &group{}
+	}
+	var d Decision
+	d.Endpoints = legacy(svc, groups)
+	slices.SortFunc(existing, func(a, b *discoveryv1.EndpointSlice) int { return cmp.Compare(a.Name, b.Name) })
+	free := existing
+	for _, key := range slices.Sorted(maps.Keys(groups)) {
+		g := groups[key]
+		for first := true; first || len(g.endpoints) > 0; first = false {
+			n := min(len(g.endpoints), maxEndpoints)
+			want := newSlice(svc, g.ports, g.endpoints[:n:n])
+			g.endpoints = g.endpoints[n:]
+			if len(free) == 0 {
+				d.Create = append(d.Create, want)
+				continue
+			}
+			have := free[0]
+			free = free[1:]
+			if !sameSlice(have, want) {
+				next := have.DeepCopy()
+				next.Endpoints, next.Ports, next.Labels = want.Endpoints, want.Ports, want.Labels
+				d.Update = append(d.Update, next)
+			}
+		}
+	}
+	d.Delete = free
+	return d
+}
+
+// belongs says whether a pod is in its Services' endpoints at all: it has an
+// address and has not ended. Deleting pods stay, as terminating, until they end.
+func belongs(p *corev1.Pod) bool {
+	return p.Status.PodIP != "" && p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed
+}
+
+// endpoint follows the table of the page "EndpointSlices", section "Conditions":
+// a terminating pod is never ready, and publishNotReadyAddresses makes every pod
+// so.
+func endpoint(svc *corev1.Service, p *corev1.Pod) discoveryv1.Endpoint {
+	serving := controllers.PodReady(p) || svc.Spec.PublishNotReadyAddresses
+	terminating := p.DeletionTimestamp != nil
+	ready := svc.Spec.PublishNotReadyAddresses || (serving && !terminating)
+	e := discoveryv1.Endpoint{
+		Addresses:  []string{p.Status.PodIP},
+		Conditions: discoveryv1.EndpointConditions{Ready: &ready, Serving: &serving, Terminating: &terminating},
+		TargetRef:  &corev1.ObjectReference{Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID},
+	}
+	if p.Spec.NodeName != "" {
+		node := p.Spec.NodeName
+		e.NodeName = &node
+	}
+	if p.Spec.Hostname != "" && p.Spec.Subdomain == svc.Name && p.Namespace == svc.Namespace {
+		host := p.Spec.Hostname
+		e.Hostname = &host
+	}
+	return e
+}
+
+// resolvePorts looks the Service's target ports up in one pod. A name that the
+// pod does not have leaves that port out for it.
+func resolvePorts(svc *corev1.Service, p *corev1.Pod) []discoveryv1.EndpointPort {
+	var out []discoveryv1.EndpointPort
+	for _, sp := range svc.Spec.Ports {
+		number, ok := targetPort(sp, p)
+		if !ok {
+			continue
+		}
+		name, protocol := sp.Name, cmp.Or(sp.Protocol, corev1.ProtocolTCP)
+		out = append(out, discoveryv1.EndpointPort{Name: &name, Protocol: &protocol, Port: &number, AppProtocol: sp.AppProtocol})
+	}
+	return out
+}
+
+func targetPort(sp corev1.ServicePort, p *corev1.Pod) (int32, bool) {
+	if sp.TargetPort.Type == 0 { // a number
+		if sp.TargetPort.IntVal == 0 {
+			return sp.Port, true
+		}
+		return sp.TargetPort.IntVal, true
+	}
+	for _, c := range p.Spec.Containers {
+		for _, cp := range c.Ports {
+			if cp.Name == sp.TargetPort.StrVal && cmp.Or(cp.Protocol, corev1.ProtocolTCP) == cmp.Or(sp.Protocol, corev1.ProtocolTCP) {
+				return cp.ContainerPort, true
+			}
+		}
+	}
+	return 0, false
+}
+
+func portsKey(ports []discoveryv1.EndpointPort) string {
+	var b strings.Builder
+	for _, p := range ports {
+		b.WriteString(*p.Name + "/" + string(*p.Protocol) + "/" + strconv.Itoa(int(*p.Port)) + ";")
+	}
+	return b.String()
+}
+
+func newSlice(svc *corev1.Service, ports []discoveryv1.EndpointPort, endpoints []discoveryv1.Endpoint) *discoveryv1.EndpointSlice {
+	labels := map[string]string{}
+	for k, v := range svc.Labels {
+		labels[k] = v
+	}
+	labels[discoveryv1.LabelServiceName] = svc.Name
+	labels[discoveryv1.LabelManagedBy] = managedBy
+	if svc.Spec.ClusterIP == corev1.ClusterIPNone {
+		labels[corev1.IsHeadlessService] = ""
+	}
+	return &discoveryv1.EndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{
+			GenerateName: svc.Name + "-", Namespace: svc.Namespace, Labels: labels,
+			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(svc, kind)},
+		},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Ports:       ports,
+		Endpoints:   endpoints,
+	}
+}
+
+func sameSlice(a, b *discoveryv1.EndpointSlice) bool {
+	return apiequality.Semantic.DeepEqual(a.Endpoints, b.Endpoints) &&
+		apiequality.Semantic.DeepEqual(a.Ports, b.Ports) && maps.Equal(a.Labels, b.Labels)
+}
+
+// legacy is the Endpoints object of a Service: one subset for each set of ports.
+func legacy(svc *corev1.Service, groups map[string]*group) *corev1.Endpoints { //nolint:staticcheck // served for old clients
+	ep := &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{ //nolint:staticcheck // served for old clients
+		Name: svc.Name, Namespace: svc.Namespace, Labels: maps.Clone(svc.Labels),
+		OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(svc, kind)},
+	}}
+	if ep.Labels == nil {
+		ep.Labels = map[string]string{}
+	}
+	// The slices come from the Service's own pods: mirroring these would double them.
+	ep.Labels[discoveryv1.LabelSkipMirror] = "true"
+	for _, key := range slices.Sorted(maps.Keys(groups)) {
+		g := groups[key]
+		var sub corev1.EndpointSubset //nolint:staticcheck // served for old clients
+		for _, e := range g.endpoints {
+			a := corev1.EndpointAddress{IP: e.Addresses[0], NodeName: e.NodeName, TargetRef: e.TargetRef} //nolint:staticcheck // served for old clients
+			switch {
+			case *e.Conditions.Ready:
+				sub.Addresses = append(sub.Addresses, a)
+			case !*e.Conditions.Terminating:
+				sub.NotReadyAddresses = append(sub.NotReadyAddresses, a)
+			}
+		}
+		for _, p := range g.ports {
+			sub.Ports = append(sub.Ports, corev1.EndpointPort{Name: *p.Name, Port: *p.Port, Protocol: *p.Protocol}) //nolint:staticcheck // served for old clients
+		}
+		if len(sub.Addresses)+len(sub.NotReadyAddresses) > 0 {
+			ep.Subsets = append(ep.Subsets, sub)
+		}
+	}
+	return ep
+}

@@ -1,0 +1,188 @@
+// Package endpointslice keeps, for each Service with a selector, the addresses of
+// the pods behind it: as EndpointSlices, and as an Endpoints object for clients
+// that still read those. In: Services, pods and slices by watch.
+package endpointslice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	discoverylisters "k8s.io/client-go/listers/discovery/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"gitk8s.dev/gitk8s/controlplane/controllers"
+)
+
+var kind = corev1.SchemeGroupVersion.WithKind("Service")
+
+// Controller is the EndpointSlice controller.
+type Controller struct {
+	client    kubernetes.Interface
+	services  corelisters.ServiceLister
+	pods      corelisters.PodLister
+	slices    discoverylisters.EndpointSliceLister
+	endpoints corelisters.EndpointsLister
+	expected  *controllers.Expectations
+	synced    []cache.InformerSynced
+	loop      *controllers.Loop
+}
+
+// New returns a controller that watches through f; f is started by the caller.
+func New(client kubernetes.Interface, f informers.SharedInformerFactory) *Controller {
+	core := f.Core().V1()
+	svc, pods, eps, sl := core.Services(), core.Pods(), core.Endpoints(), f.Discovery().V1().EndpointSlices()
+	c := &Controller{
+		client: client, services: svc.Lister(), pods: pods.Lister(), slices: sl.Lister(), endpoints: eps.Lister(),
+		expected: controllers.NewExpectations(),
+		synced:   []cache.InformerSynced{svc.Informer().HasSynced, pods.Informer().HasSynced, sl.Informer().HasSynced, eps.Informer().HasSynced},
+	}
+	c.loop = controllers.NewLoop("endpointslice", 3, c.sync)
+	svc.Informer().AddEventHandler(controllers.Handler(func(old, svc *corev1.Service) {
+		if svc == nil {
+			svc = old
+		}
+		c.loop.Add(controllers.Key(svc))
+	}))
+	pods.Informer().AddEventHandler(controllers.Handler(c.onPod))
+	sl.Informer().AddEventHandler(controllers.Handler(c.onSlice))
+	return c
+}
+
+// Run works until ctx ends.
+func (c *Controller) Run(ctx context.Context) error { return c.loop.Run(ctx, c.synced...) }
+
+// onPod queues the Services that select the pod, if what they publish of it changed.
+func (c *Controller) onPod(old, pod *corev1.Pod) {
+	if old != nil && pod != nil && !published(old, pod) {
+		return
+	}
+	for i, p := range []*corev1.Pod{old, pod} {
+		if p == nil || (i == 1 && old != nil && maps.Equal(old.Labels, pod.Labels)) {
+			continue
+		}
+		services, err := c.services.Services(p.Namespace).List(labels.Everything())
+		if err != nil {
+			continue
+		}
+		for _, svc := range services {
+			if len(svc.Spec.Selector) > 0 && labels.SelectorFromSet(svc.Spec.Selector).Matches(labels.Set(p.Labels)) {
+				c.loop.Add(controllers.Key(svc))
+			}
+		}
+	}
+}
+
+func published(a, b *corev1.Pod) bool {
+	return a.Status.PodIP != b.Status.PodIP || controllers.PodReady(a) != controllers.PodReady(b) ||
+		(a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil) || a.Spec.NodeName != b.Spec.NodeName ||
+		belongs(a) != belongs(b) || !maps.Equal(a.Labels, b.Labels)
+}
+
+func (c *Controller) onSlice(old, s *discoveryv1.EndpointSlice) {
+	obj := s
+	if obj == nil {
+		obj = old
+	}
+	if obj.Labels[discoveryv1.LabelManagedBy] != managedBy {
+		return
+	}
+	key := obj.Namespace + "/" + obj.Labels[discoveryv1.LabelServiceName]
+	if old == nil {
+		c.expected.Created(key)
+	}
+	if s == nil {
+		c.expected.Deleted(key, old.UID)
+	}
+	c.loop.Add(key)
+}
+
+func (c *Controller) sync(ctx context.Context, key string) error {
+	if !c.expected.Satisfied(key) {
+		return nil // the event that is waited for queues the key again
+	}
+	namespace, name := controllers.SplitKey(key)
+	svc, err := c.services.Services(namespace).Get(name)
+	if apierrors.IsNotFound(err) {
+		c.expected.Forget(key)
+		return nil // the garbage collector removes what the Service owned
+	}
+	if err != nil {
+		return err
+	}
+	if len(svc.Spec.Selector) == 0 || svc.Spec.Type == corev1.ServiceTypeExternalName || svc.DeletionTimestamp != nil {
+		return nil // such endpoints are made by hand
+	}
+	pods, err := c.pods.Pods(namespace).List(labels.SelectorFromSet(svc.Spec.Selector))
+	if err != nil {
+		return err
+	}
+	existing, err := c.slices.EndpointSlices(namespace).List(labels.SelectorFromSet(labels.Set{
+		discoveryv1.LabelServiceName: name, discoveryv1.LabelManagedBy: managedBy,
+	}))
+	if err != nil {
+		return err
+	}
+	d := Decide(svc, pods, existing)
+	if err := c.do(ctx, key, d); err != nil {
+		return fmt.Errorf("endpoint slices of %s: %w", key, err)
+	}
+	return c.syncEndpoints(ctx, d.Endpoints)
+}
+
+func (c *Controller) do(ctx context.Context, key string, d Decision) error {
+	namespace, _ := controllers.SplitKey(key)
+	api := c.client.DiscoveryV1().EndpointSlices(namespace)
+	var errs []error
+	for _, s := range d.Update {
+		if _, err := api.Update(ctx, s, metav1.UpdateOptions{}); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	for _, s := range d.Create {
+		c.expected.ExpectCreate(key, 1)
+		if _, err := api.Create(ctx, s, metav1.CreateOptions{}); err != nil {
+			c.expected.Created(key)
+			errs = append(errs, err)
+		}
+	}
+	for _, s := range d.Delete {
+		c.expected.ExpectDelete(key, s.UID)
+		if err := api.Delete(ctx, s.Name, metav1.DeleteOptions{}); err != nil {
+			c.expected.Deleted(key, s.UID)
+			if !apierrors.IsNotFound(err) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Controller) syncEndpoints(ctx context.Context, want *corev1.Endpoints) error { //nolint:staticcheck // served for old clients
+	have, err := c.endpoints.Endpoints(want.Namespace).Get(want.Name)
+	api := c.client.CoreV1().Endpoints(want.Namespace)
+	if apierrors.IsNotFound(err) {
+		_, err = api.Create(ctx, want, metav1.CreateOptions{})
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	if apiequality.Semantic.DeepEqual(have.Subsets, want.Subsets) && maps.Equal(have.Labels, want.Labels) {
+		return nil
+	}
+	next := have.DeepCopy()
+	next.Subsets, next.Labels = want.Subsets, want.Labels
+	_, err = api.Update(ctx, next, metav1.UpdateOptions{})
+	return err
+}
