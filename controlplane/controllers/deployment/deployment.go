@@ -25,7 +25,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
-	"gitk8s.dev/gitk8s/controlplane/controllers"
+	"gitk8s.dev/gitk8s/controlplane/controller"
 )
 
 var kind = appsv1.SchemeGroupVersion.WithKind("Deployment")
@@ -38,7 +38,7 @@ type Controller struct {
 	sets        appslisters.ReplicaSetLister
 	pods        corelisters.PodLister
 	synced      []cache.InformerSynced
-	loop        *controllers.Loop
+	loop        *controller.Loop
 }
 
 // New returns a controller that watches through f; f is started by the caller.
@@ -49,15 +49,15 @@ func New(client kubernetes.Interface, f informers.SharedInformerFactory, events 
 		deployments: d.Lister(), sets: rs.Lister(), pods: pods.Lister(),
 		synced: []cache.InformerSynced{d.Informer().HasSynced, rs.Informer().HasSynced, pods.Informer().HasSynced},
 	}
-	c.loop = controllers.NewLoop("deployment", 5, c.sync)
-	d.Informer().AddEventHandler(controllers.Handler(func(old, d *appsv1.Deployment) {
+	c.loop = controller.NewLoop("deployment", 5, c.sync)
+	d.Informer().AddEventHandler(controller.Handler(func(old, d *appsv1.Deployment) {
 		if d == nil {
 			d = old
 		}
-		c.loop.Add(controllers.Key(d))
+		c.loop.Add(controller.Key(d))
 	}))
-	rs.Informer().AddEventHandler(controllers.Handler(c.onSet))
-	pods.Informer().AddEventHandler(controllers.Handler(c.onPod))
+	rs.Informer().AddEventHandler(controller.Handler(c.onSet))
+	pods.Informer().AddEventHandler(controller.Handler(c.onPod))
 	return c
 }
 
@@ -81,7 +81,7 @@ func (c *Controller) onSet(old, rs *appsv1.ReplicaSet) {
 		}
 		for _, d := range all {
 			if sel, err := metav1.LabelSelectorAsSelector(d.Spec.Selector); err == nil && !sel.Empty() && sel.Matches(labels.Set(s.Labels)) {
-				c.loop.Add(controllers.Key(d))
+				c.loop.Add(controller.Key(d))
 			}
 		}
 	}
@@ -103,13 +103,13 @@ func (c *Controller) onPod(old, pod *corev1.Pod) {
 	if owner := metav1.GetControllerOf(rs); owner != nil && owner.Kind == kind.Kind {
 		d, err := c.deployments.Deployments(old.Namespace).Get(owner.Name)
 		if err == nil && d.Spec.Strategy.Type == appsv1.RecreateDeploymentStrategyType {
-			c.loop.Add(controllers.Key(d))
+			c.loop.Add(controller.Key(d))
 		}
 	}
 }
 
 func (c *Controller) sync(ctx context.Context, key string) error {
-	namespace, name := controllers.SplitKey(key)
+	namespace, name := controller.SplitKey(key)
 	d, err := c.deployments.Deployments(namespace).Get(name)
 	if apierrors.IsNotFound(err) {
 		return nil
@@ -142,7 +142,7 @@ func (c *Controller) snapshot(ctx context.Context, d *appsv1.Deployment, selecto
 	if err != nil {
 		return Snapshot{}, err
 	}
-	claims := controllers.Claim(d, selector, all)
+	claims := controller.Claim(d, selector, all)
 	owned := claims.Owned
 	if len(claims.Adopt) > 0 {
 		// The cache may be older than a deletion of the owner: ask before adopting.
@@ -152,7 +152,7 @@ func (c *Controller) snapshot(ctx context.Context, d *appsv1.Deployment, selecto
 		}
 		if live.UID == d.UID && live.DeletionTimestamp == nil {
 			for _, rs := range claims.Adopt {
-				if err := c.patch(ctx, rs, controllers.AdoptPatch(d, kind, rs)); err != nil {
+				if err := c.patch(ctx, rs, controller.AdoptPatch(d, kind, rs)); err != nil {
 					return Snapshot{}, fmt.Errorf("adopt replica set %s/%s: %w", rs.Namespace, rs.Name, err)
 				}
 				owned = append(owned, rs)
@@ -160,7 +160,7 @@ func (c *Controller) snapshot(ctx context.Context, d *appsv1.Deployment, selecto
 		}
 	}
 	for _, rs := range claims.Release {
-		if err := c.patch(ctx, rs, controllers.ReleasePatch(d, rs)); err != nil {
+		if err := c.patch(ctx, rs, controller.ReleasePatch(d, rs)); err != nil {
 			return Snapshot{}, fmt.Errorf("release replica set %s/%s: %w", rs.Namespace, rs.Name, err)
 		}
 	}

@@ -12,7 +12,7 @@ import (
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"gitk8s.dev/gitk8s/controlplane/controllers"
+	"gitk8s.dev/gitk8s/controlplane/controller"
 )
 
 // maxEndpoints is the number of endpoints in one slice, Kubernetes' own default.
@@ -96,7 +96,7 @@ func belongs(p *corev1.Pod) bool {
 // a terminating pod is never ready, and publishNotReadyAddresses makes every pod
 // so.
 func endpoint(svc *corev1.Service, p *corev1.Pod) discoveryv1.Endpoint {
-	serving := controllers.PodReady(p) || svc.Spec.PublishNotReadyAddresses
+	serving := controller.PodReady(p) || svc.Spec.PublishNotReadyAddresses
 	terminating := p.DeletionTimestamp != nil
 	ready := svc.Spec.PublishNotReadyAddresses || (serving && !terminating)
 	e := discoveryv1.Endpoint{

@@ -21,7 +21,7 @@ import (
 	discoverylisters "k8s.io/client-go/listers/discovery/v1"
 	"k8s.io/client-go/tools/cache"
 
-	"gitk8s.dev/gitk8s/controlplane/controllers"
+	"gitk8s.dev/gitk8s/controlplane/controller"
 )
 
 var kind = corev1.SchemeGroupVersion.WithKind("Service")
@@ -33,9 +33,9 @@ type Controller struct {
 	pods      corelisters.PodLister
 	slices    discoverylisters.EndpointSliceLister
 	endpoints corelisters.EndpointsLister
-	expected  *controllers.Expectations
+	expected  *controller.Expectations
 	synced    []cache.InformerSynced
-	loop      *controllers.Loop
+	loop      *controller.Loop
 }
 
 // New returns a controller that watches through f; f is started by the caller.
@@ -44,18 +44,18 @@ func New(client kubernetes.Interface, f informers.SharedInformerFactory) *Contro
 	svc, pods, eps, sl := core.Services(), core.Pods(), core.Endpoints(), f.Discovery().V1().EndpointSlices()
 	c := &Controller{
 		client: client, services: svc.Lister(), pods: pods.Lister(), slices: sl.Lister(), endpoints: eps.Lister(),
-		expected: controllers.NewExpectations(),
+		expected: controller.NewExpectations(),
 		synced:   []cache.InformerSynced{svc.Informer().HasSynced, pods.Informer().HasSynced, sl.Informer().HasSynced, eps.Informer().HasSynced},
 	}
-	c.loop = controllers.NewLoop("endpointslice", 3, c.sync)
-	svc.Informer().AddEventHandler(controllers.Handler(func(old, svc *corev1.Service) {
+	c.loop = controller.NewLoop("endpointslice", 3, c.sync)
+	svc.Informer().AddEventHandler(controller.Handler(func(old, svc *corev1.Service) {
 		if svc == nil {
 			svc = old
 		}
-		c.loop.Add(controllers.Key(svc))
+		c.loop.Add(controller.Key(svc))
 	}))
-	pods.Informer().AddEventHandler(controllers.Handler(c.onPod))
-	sl.Informer().AddEventHandler(controllers.Handler(c.onSlice))
+	pods.Informer().AddEventHandler(controller.Handler(c.onPod))
+	sl.Informer().AddEventHandler(controller.Handler(c.onSlice))
 	return c
 }
 
@@ -77,14 +77,14 @@ func (c *Controller) onPod(old, pod *corev1.Pod) {
 		}
 		for _, svc := range services {
 			if len(svc.Spec.Selector) > 0 && labels.SelectorFromSet(svc.Spec.Selector).Matches(labels.Set(p.Labels)) {
-				c.loop.Add(controllers.Key(svc))
+				c.loop.Add(controller.Key(svc))
 			}
 		}
 	}
 }
 
 func published(a, b *corev1.Pod) bool {
-	return a.Status.PodIP != b.Status.PodIP || controllers.PodReady(a) != controllers.PodReady(b) ||
+	return a.Status.PodIP != b.Status.PodIP || controller.PodReady(a) != controller.PodReady(b) ||
 		(a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil) || a.Spec.NodeName != b.Spec.NodeName ||
 		belongs(a) != belongs(b) || !maps.Equal(a.Labels, b.Labels)
 }
@@ -111,7 +111,7 @@ func (c *Controller) sync(ctx context.Context, key string) error {
 	if !c.expected.Satisfied(key) {
 		return nil // the event that is waited for queues the key again
 	}
-	namespace, name := controllers.SplitKey(key)
+	namespace, name := controller.SplitKey(key)
 	svc, err := c.services.Services(namespace).Get(name)
 	if apierrors.IsNotFound(err) {
 		c.expected.Forget(key)
@@ -141,7 +141,7 @@ func (c *Controller) sync(ctx context.Context, key string) error {
 }
 
 func (c *Controller) do(ctx context.Context, key string, d Decision) error {
-	namespace, _ := controllers.SplitKey(key)
+	namespace, _ := controller.SplitKey(key)
 	api := c.client.DiscoveryV1().EndpointSlices(namespace)
 	var errs []error
 	for _, s := range d.Update {

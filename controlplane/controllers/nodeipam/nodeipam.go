@@ -17,7 +17,7 @@ import (
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
 
-	"gitk8s.dev/gitk8s/controlplane/controllers"
+	"gitk8s.dev/gitk8s/controlplane/controller"
 )
 
 // Controller allocates pod CIDRs. It has one worker, so that two nodes can't be
@@ -26,7 +26,7 @@ type Controller struct {
 	client kubernetes.Interface
 	nodes  corelisters.NodeLister
 	synced cache.InformerSynced
-	loop   *controllers.Loop
+	loop   *controller.Loop
 
 	cluster netip.Prefix
 	bits    int
@@ -42,8 +42,8 @@ func New(client kubernetes.Interface, f informers.SharedInformerFactory, cluster
 		client: client, nodes: nodes.Lister(), synced: nodes.Informer().HasSynced,
 		cluster: cluster.Masked(), bits: bits, given: map[netip.Prefix]string{},
 	}
-	c.loop = controllers.NewLoop("nodeipam", 1, c.sync)
-	nodes.Informer().AddEventHandler(controllers.Handler(func(_, n *corev1.Node) {
+	c.loop = controller.NewLoop("nodeipam", 1, c.sync)
+	nodes.Informer().AddEventHandler(controller.Handler(func(_, n *corev1.Node) {
 		if n != nil && n.Spec.PodCIDR == "" {
 			c.loop.Add(n.Name)
 		}

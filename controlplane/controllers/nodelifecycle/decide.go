@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
 )
 
 // gracePeriod is how long a node's lease may go unrenewed before the node is
@@ -132,7 +133,7 @@ func EvictAt(pod *corev1.Pod, nodeTaints []corev1.Taint, now time.Time) (at time
 		due, stays := since, false
 		var shortest *int64
 		for _, tol := range pod.Spec.Tolerations {
-			if !tolerates(tol, t) {
+			if !tol.ToleratesTaint(klog.Background(), &t, true) {
 				continue
 			}
 			stays = true
@@ -151,17 +152,4 @@ func EvictAt(pod *corev1.Pod, nodeTaints []corev1.Taint, now time.Time) (at time
 		}
 	}
 	return at, ok
-}
-
-func tolerates(tol corev1.Toleration, t corev1.Taint) bool {
-	if tol.Effect != "" && tol.Effect != t.Effect {
-		return false
-	}
-	if tol.Key != "" && tol.Key != t.Key {
-		return false
-	}
-	if tol.Operator == corev1.TolerationOpExists {
-		return true
-	}
-	return tol.Key != "" && tol.Value == t.Value
 }

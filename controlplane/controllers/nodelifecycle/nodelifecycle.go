@@ -23,7 +23,7 @@ import (
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/flowcontrol"
 
-	"gitk8s.dev/gitk8s/controlplane/controllers"
+	"gitk8s.dev/gitk8s/controlplane/controller"
 )
 
 // nodeIndex finds the pods of a node in the pod informer.
@@ -40,8 +40,8 @@ type Controller struct {
 	nodes  corelisters.NodeLister
 	pods   cache.Indexer
 	synced []cache.InformerSynced
-	loop   *controllers.Loop // keys are node names
-	evict  *controllers.Loop // keys are pods
+	loop   *controller.Loop // keys are node names
+	evict  *controller.Loop // keys are pods
 	limit  flowcontrol.RateLimiter
 
 	mu      sync.Mutex
@@ -64,8 +64,8 @@ func New(client kubernetes.Interface, f informers.SharedInformerFactory, events 
 		limit:   flowcontrol.NewTokenBucketRateLimiter(evictionRate, evictionRate),
 		renewed: map[string]renewal{},
 	}
-	c.loop = controllers.NewLoop("nodelifecycle", 1, c.syncNode)
-	c.evict = controllers.NewLoop("taint-eviction", 2, c.syncPod)
+	c.loop = controller.NewLoop("nodelifecycle", 1, c.syncNode)
+	c.evict = controller.NewLoop("taint-eviction", 2, c.syncPod)
 	err := pods.Informer().AddIndexers(cache.Indexers{nodeIndex: func(obj any) ([]string, error) {
 		p, ok := obj.(*corev1.Pod)
 		if !ok || p.Spec.NodeName == "" {
@@ -76,11 +76,11 @@ func New(client kubernetes.Interface, f informers.SharedInformerFactory, events 
 	if err != nil {
 		return nil, fmt.Errorf("index pods by node: %w", err)
 	}
-	nodes.Informer().AddEventHandler(controllers.Handler(c.onNode))
-	leases.Informer().AddEventHandler(controllers.Handler(c.onLease))
-	pods.Informer().AddEventHandler(controllers.Handler(func(old, p *corev1.Pod) {
+	nodes.Informer().AddEventHandler(controller.Handler(c.onNode))
+	leases.Informer().AddEventHandler(controller.Handler(c.onLease))
+	pods.Informer().AddEventHandler(controller.Handler(func(old, p *corev1.Pod) {
 		if p != nil && p.Spec.NodeName != "" && (old == nil || old.Spec.NodeName == "") {
-			c.evict.Add(controllers.Key(p))
+			c.evict.Add(controller.Key(p))
 		}
 	}))
 	return c, nil
@@ -103,14 +103,14 @@ func (c *Controller) onNode(old, n *corev1.Node) {
 		// Its pods go when it has been away for as long as a lease lasts: a node
 		// that is deleted and registers anew keeps them.
 		for _, p := range c.podsOf(old.Name) {
-			c.evict.AddAfter(controllers.Key(p), gracePeriod)
+			c.evict.AddAfter(controller.Key(p), gracePeriod)
 		}
 		return
 	}
 	c.loop.Add(n.Name)
 	if old == nil || !apiequality.Semantic.DeepEqual(old.Spec.Taints, n.Spec.Taints) {
 		for _, p := range c.podsOf(n.Name) {
-			c.evict.Add(controllers.Key(p))
+			c.evict.Add(controller.Key(p))
 		}
 	}
 }
@@ -207,7 +207,7 @@ func (c *Controller) syncNode(ctx context.Context, name string) error {
 
 // markNotReady takes the pods of a lost node out of their Services.
 func (c *Controller) markNotReady(ctx context.Context, p *corev1.Pod) error {
-	if !controllers.PodReady(p) {
+	if !controller.PodReady(p) {
 		return nil
 	}
 	body := fmt.Appendf(nil, `{"metadata":{"uid":%q},"status":{"conditions":[{"type":"Ready","status":"False","reason":"NodeLost","message":"The node has stopped reporting.","lastTransitionTime":%q}]}}`,

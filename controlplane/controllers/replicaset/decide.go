@@ -10,7 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
-	"gitk8s.dev/gitk8s/controlplane/controllers"
+	"gitk8s.dev/gitk8s/controlplane/controller"
 )
 
 // Decision is what one look at a ReplicaSet asks for.
@@ -35,7 +35,7 @@ func Decide(rs *appsv1.ReplicaSet, owned []*corev1.Pod, now time.Time) Decision 
 	var terminating int32
 	for _, p := range owned {
 		switch {
-		case controllers.PodActive(p):
+		case controller.PodActive(p):
 			active = append(active, p)
 		case p.DeletionTimestamp != nil && p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed:
 			terminating++
@@ -72,11 +72,11 @@ func status(rs *appsv1.ReplicaSet, active []*corev1.Pod, now time.Time) (appsv1.
 		if template.Matches(labels.Set(p.Labels)) {
 			s.FullyLabeledReplicas++
 		}
-		if !controllers.PodReady(p) {
+		if !controller.PodReady(p) {
 			continue
 		}
 		s.ReadyReplicas++
-		ok, wait := controllers.PodAvailable(p, rs.Spec.MinReadySeconds, now)
+		ok, wait := controller.PodAvailable(p, rs.Spec.MinReadySeconds, now)
 		if ok {
 			s.AvailableReplicas++
 		} else if recheck == 0 || wait < recheck {
@@ -102,7 +102,7 @@ func rank(pods []*corev1.Pod) []*corev1.Pod {
 		return cmp.Or(
 			compareBool(a.Spec.NodeName != "", b.Spec.NodeName != ""),
 			cmp.Compare(phaseOrder(a), phaseOrder(b)),
-			compareBool(controllers.PodReady(a), controllers.PodReady(b)),
+			compareBool(controller.PodReady(a), controller.PodReady(b)),
 			cmp.Compare(deletionCost(a), deletionCost(b)),
 			cmp.Compare(perNode[b.Spec.NodeName], perNode[a.Spec.NodeName]),
 			readySince(b).Compare(readySince(a)),
@@ -143,7 +143,7 @@ func deletionCost(p *corev1.Pod) int {
 }
 
 func readySince(p *corev1.Pod) time.Time {
-	if c := controllers.PodCondition(p, corev1.PodReady); c != nil && c.Status == corev1.ConditionTrue {
+	if c := controller.PodCondition(p, corev1.PodReady); c != nil && c.Status == corev1.ConditionTrue {
 		return c.LastTransitionTime.Time
 	}
 	return time.Time{}

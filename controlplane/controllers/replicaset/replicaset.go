@@ -25,7 +25,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
-	"gitk8s.dev/gitk8s/controlplane/controllers"
+	"gitk8s.dev/gitk8s/controlplane/controller"
 )
 
 // burst bounds the pods created or deleted by one look at one ReplicaSet, as
@@ -41,8 +41,8 @@ type Controller struct {
 	sets     appslisters.ReplicaSetLister
 	pods     corelisters.PodLister
 	synced   []cache.InformerSynced
-	expected *controllers.Expectations
-	loop     *controllers.Loop
+	expected *controller.Expectations
+	loop     *controller.Loop
 }
 
 // New returns a controller that watches through f; f is started by the caller.
@@ -52,11 +52,11 @@ func New(client kubernetes.Interface, f informers.SharedInformerFactory, events 
 		client: client, events: events,
 		sets: rs.Lister(), pods: pods.Lister(),
 		synced:   []cache.InformerSynced{rs.Informer().HasSynced, pods.Informer().HasSynced},
-		expected: controllers.NewExpectations(),
+		expected: controller.NewExpectations(),
 	}
-	c.loop = controllers.NewLoop("replicaset", 5, c.sync)
-	rs.Informer().AddEventHandler(controllers.Handler(c.onSet))
-	pods.Informer().AddEventHandler(controllers.Handler(c.onPod))
+	c.loop = controller.NewLoop("replicaset", 5, c.sync)
+	rs.Informer().AddEventHandler(controller.Handler(c.onSet))
+	pods.Informer().AddEventHandler(controller.Handler(c.onPod))
 	return c
 }
 
@@ -65,10 +65,10 @@ func (c *Controller) Run(ctx context.Context) error { return c.loop.Run(ctx, c.s
 
 func (c *Controller) onSet(old, rs *appsv1.ReplicaSet) {
 	if rs == nil {
-		c.expected.Forget(controllers.Key(old))
+		c.expected.Forget(controller.Key(old))
 		rs = old
 	}
-	c.loop.Add(controllers.Key(rs))
+	c.loop.Add(controller.Key(rs))
 }
 
 func (c *Controller) onPod(old, pod *corev1.Pod) {
@@ -110,13 +110,13 @@ func (c *Controller) addMatching(pod *corev1.Pod) {
 	}
 	for _, rs := range sets {
 		if s, err := metav1.LabelSelectorAsSelector(rs.Spec.Selector); err == nil && !s.Empty() && s.Matches(labels.Set(pod.Labels)) {
-			c.loop.Add(controllers.Key(rs))
+			c.loop.Add(controller.Key(rs))
 		}
 	}
 }
 
 func (c *Controller) sync(ctx context.Context, key string) error {
-	namespace, name := controllers.SplitKey(key)
+	namespace, name := controller.SplitKey(key)
 	rs, err := c.sets.ReplicaSets(namespace).Get(name)
 	if apierrors.IsNotFound(err) {
 		c.expected.Forget(key)
@@ -153,7 +153,7 @@ func (c *Controller) claim(ctx context.Context, rs *appsv1.ReplicaSet, selector 
 	if err != nil {
 		return nil, err
 	}
-	claims := controllers.Claim(rs, selector, all)
+	claims := controller.Claim(rs, selector, all)
 	owned := claims.Owned
 	if len(claims.Adopt) > 0 {
 		// The cache may be older than a deletion of the owner: ask before adopting.
@@ -163,11 +163,11 @@ func (c *Controller) claim(ctx context.Context, rs *appsv1.ReplicaSet, selector 
 		}
 	}
 	for _, p := range claims.Adopt {
-		if !controllers.PodActive(p) {
+		if !controller.PodActive(p) {
 			continue
 		}
 		_, err := c.client.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.StrategicMergePatchType,
-			controllers.AdoptPatch(rs, kind, p), metav1.PatchOptions{})
+			controller.AdoptPatch(rs, kind, p), metav1.PatchOptions{})
 		switch {
 		case apierrors.IsNotFound(err), apierrors.IsInvalid(err), apierrors.IsConflict(err):
 			continue
@@ -178,7 +178,7 @@ func (c *Controller) claim(ctx context.Context, rs *appsv1.ReplicaSet, selector 
 	}
 	for _, p := range claims.Release {
 		_, err := c.client.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.StrategicMergePatchType,
-			controllers.ReleasePatch(rs, p), metav1.PatchOptions{})
+			controller.ReleasePatch(rs, p), metav1.PatchOptions{})
 		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsInvalid(err) {
 			return nil, fmt.Errorf("release pod %s/%s: %w", p.Namespace, p.Name, err)
 		}

@@ -1,12 +1,12 @@
-// Package controllers holds what every controller shares: the loop that takes
+// Package controller holds what every controller shares: the loop that takes
 // keys off a queue, the expectations that keep a stale cache from being acted on
 // twice, and the claiming of objects by selector and owner reference. Each kind's
-// controller is a package of its own beneath it.
+// controller is a package of its own under controlplane/controllers.
 //
 // Controllers meet in the Kubernetes API and nowhere else: they import client-go
 // and neither the API server nor each other. What a controller decides is a pure
 // function of a snapshot and a time; its loop only feeds that function.
-package controllers
+package controller
 
 import (
 	"context"

@@ -1,0 +1,231 @@
+package scheduler
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"pgregory.net/rapid"
+)
+
+func node(name string, cpu, memory string, change ...func(*corev1.Node)) *corev1.Node {
+	n := &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"kubernetes.io/hostname": name}},
+		Status: corev1.NodeStatus{Allocatable: corev1.ResourceList{
+			corev1.ResourceCPU: resource.MustParse(cpu), corev1.ResourceMemory: resource.MustParse(memory),
+			corev1.ResourcePods: resource.MustParse("110"),
+		}},
+	}
+	for _, f := range change {
+		f(n)
+	}
+	return n
+}
+
+func taint(key, value string, effect corev1.TaintEffect) func(*corev1.Node) {
+	return func(n *corev1.Node) {
+		n.Spec.Taints = append(n.Spec.Taints, corev1.Taint{Key: key, Value: value, Effect: effect})
+	}
+}
+
+func pod(name string, change ...func(*corev1.Pod)) *corev1.Pod {
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default", UID: types.UID(name)},
+		Spec:       corev1.PodSpec{SchedulerName: corev1.DefaultSchedulerName, Containers: []corev1.Container{{Name: "c"}}},
+	}
+	for _, f := range change {
+		f(p)
+	}
+	return p
+}
+
+func requests(cpu, memory string) func(*corev1.Pod) {
+	return func(p *corev1.Pod) {
+		p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{
+			corev1.ResourceCPU: resource.MustParse(cpu), corev1.ResourceMemory: resource.MustParse(memory),
+		}
+	}
+}
+
+func hostPort(n int32) func(*corev1.Pod) {
+	return func(p *corev1.Pod) { p.Spec.Containers[0].Ports = []corev1.ContainerPort{{HostPort: n}} }
+}
+
+func ownedBy(uid types.UID) func(*corev1.Pod) {
+	yes := true
+	return func(p *corev1.Pod) {
+		p.OwnerReferences = []metav1.OwnerReference{{UID: uid, Controller: &yes}}
+	}
+}
+
+func cluster(nodes ...*corev1.Node) *Cluster {
+	c := NewCluster()
+	for _, n := range nodes {
+		c.SetNode(n)
+	}
+	return c
+}
+
+func TestSchedule(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		nodes   []*corev1.Node
+		running map[string][]*corev1.Pod
+		pod     *corev1.Pod
+		want    string // a node, or the beginning of an error after "!"
+	}{
+		{name: "no nodes", pod: pod("p"), want: "!no nodes are available"},
+		{
+			name:  "least allocated",
+			nodes: []*corev1.Node{node("a", "2", "2Gi"), node("b", "4", "4Gi")},
+			pod:   pod("p", requests("1", "1Gi")), want: "b",
+		},
+		{
+			name:  "says how much is missing on the node that came closest",
+			nodes: []*corev1.Node{node("a", "2", "100Mi"), node("b", "2", "200Mi")},
+			pod:   pod("p", requests("1", "512Mi")),
+			want:  "!0/2 nodes are available: 2 Insufficient memory (needs 512Mi, 200Mi free).",
+		},
+		{
+			name: "each reason with its count",
+			nodes: []*corev1.Node{
+				node("a", "100m", "4Gi"), node("b", "4", "4Gi", taint("dedicated", "gpu", corev1.TaintEffectNoSchedule)),
+				node("c", "4", "4Gi", func(n *corev1.Node) { n.Spec.Unschedulable = true }),
+			},
+			pod: pod("p", requests("1", "1Gi")),
+			want: "!0/3 nodes are available: 1 Insufficient cpu (needs 1, 100m free), " +
+				"1 node(s) had untolerated taint {dedicated: gpu}, 1 node(s) were unschedulable.",
+		},
+		{
+			name:  "tolerated taint",
+			nodes: []*corev1.Node{node("a", "4", "4Gi", taint("dedicated", "gpu", corev1.TaintEffectNoSchedule))},
+			pod: pod("p", func(p *corev1.Pod) {
+				p.Spec.Tolerations = []corev1.Toleration{{Key: "dedicated", Operator: corev1.TolerationOpEqual, Value: "gpu"}}
+			}),
+			want: "a",
+		},
+		{
+			name:  "preferred taint is avoided",
+			nodes: []*corev1.Node{node("a", "4", "4Gi", taint("x", "", corev1.TaintEffectPreferNoSchedule)), node("b", "2", "2Gi")},
+			pod:   pod("p"), want: "b",
+		},
+		{
+			name:  "node selector",
+			nodes: []*corev1.Node{node("a", "4", "4Gi"), node("b", "2", "2Gi", func(n *corev1.Node) { n.Labels["disk"] = "ssd" })},
+			pod:   pod("p", func(p *corev1.Pod) { p.Spec.NodeSelector = map[string]string{"disk": "ssd"} }), want: "b",
+		},
+		{
+			name:  "required affinity that nothing matches",
+			nodes: []*corev1.Node{node("a", "4", "4Gi")},
+			pod: pod("p", func(p *corev1.Pod) {
+				p.Spec.Affinity = &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{
+					NodeSelectorTerms: []corev1.NodeSelectorTerm{{MatchExpressions: []corev1.NodeSelectorRequirement{{Key: "zone", Operator: corev1.NodeSelectorOpExists}}}},
+				}}}
+			}),
+			want: "!0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector.",
+		},
+		{
+			name:    "host port taken",
+			nodes:   []*corev1.Node{node("a", "4", "4Gi"), node("b", "1", "1Gi")},
+			running: map[string][]*corev1.Pod{"a": {pod("q", hostPort(80))}},
+			pod:     pod("p", hostPort(80)), want: "b",
+		},
+		{
+			name:    "spread over nodes beats free room",
+			nodes:   []*corev1.Node{node("a", "8", "8Gi"), node("b", "2", "2Gi")},
+			running: map[string][]*corev1.Pod{"a": {pod("q", ownedBy("rs"))}},
+			pod:     pod("p", ownedBy("rs")), want: "b",
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cl := cluster(c.nodes...)
+			for n, pods := range c.running {
+				for _, p := range pods {
+					cl.Place(NewPod(p), n)
+				}
+			}
+			res, err := Schedule(NewPod(c.pod), cl.Nodes())
+			if msg, failing := strings.CutPrefix(c.want, "!"); failing {
+				if err == nil || !strings.HasPrefix(err.Error(), msg) {
+					t.Fatalf("got %v, want error %q", err, msg)
+				}
+				return
+			}
+			if err != nil || res.Node != c.want {
+				t.Fatalf("got %q, %v; want %q", res.Node, err, c.want)
+			}
+		})
+	}
+}
+
+// TestNeverOvercommits: whatever comes and goes, no node is given more than it has,
+// and taking every pod away leaves nothing counted.
+func TestNeverOvercommits(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		c := cluster(node("a", "4", "4Gi"), node("b", "2", "8Gi"))
+		var placed []*Pod
+		for i := range rapid.IntRange(1, 60).Draw(t, "n") {
+			if len(placed) > 0 && rapid.Bool().Draw(t, "remove") {
+				at := rapid.IntRange(0, len(placed)-1).Draw(t, "which")
+				c.Remove(placed[at].UID)
+				placed = append(placed[:at], placed[at+1:]...)
+				continue
+			}
+			p := NewPod(pod(fmt.Sprint("p", i), requests(
+				fmt.Sprintf("%dm", rapid.IntRange(0, 1500).Draw(t, "cpu")), fmt.Sprintf("%dMi", rapid.IntRange(0, 3000).Draw(t, "mem")))))
+			res, err := Schedule(p, c.Nodes())
+			if err != nil {
+				continue
+			}
+			c.Place(p, res.Node)
+			placed = append(placed, p)
+			for _, n := range c.Nodes() {
+				for name, used := range n.Requested {
+					if used > n.Allocatable[name] {
+						t.Fatalf("node %s: %d of %s requested, %d allocatable", n.Name, used, name, n.Allocatable[name])
+					}
+				}
+			}
+		}
+		for _, p := range placed {
+			c.Remove(p.UID)
+		}
+		for _, n := range c.Nodes() {
+			for name, used := range n.Requested {
+				if used != 0 {
+					t.Fatalf("node %s: %d of %s left when empty", n.Name, used, name)
+				}
+			}
+		}
+	})
+}
+
+func TestQueue(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	q := newQueue()
+	high := int32(10)
+	q.set(NewPod(pod("low")))
+	q.set(NewPod(pod("high", func(p *corev1.Pod) { p.Spec.Priority = &high })))
+	e := q.pop()
+	if e.pod.Name != "high" {
+		t.Fatalf("first is %s, want the pod of higher priority", e.pod.Name)
+	}
+	q.rest(e, now)
+	q.remove(q.pop().pod.UID)
+	if q.flush(now.Add(time.Hour)); q.pop() != nil {
+		t.Fatal("a pod that did not fit was tried again though nothing had changed")
+	}
+	q.wake()
+	if next := q.flush(now); next != now.Add(firstBackoff) {
+		t.Fatalf("next try at %v, want after the back-off", next)
+	}
+	q.flush(now.Add(firstBackoff))
+	if e := q.pop(); e == nil || e.pod.Name != "high" {
+		t.Fatal("the pod was not tried again after a change and its back-off")
+	}
+}
