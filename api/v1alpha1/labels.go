@@ -12,6 +12,9 @@ const (
 	// AnnotationChangeCause is what `kubectl rollout history` prints beside a
 	// revision: "<short sha> <subject>" of the commit that last changed the object.
 	AnnotationChangeCause = "kubernetes.io/change-cause"
+	// AnnotationApplied is a digest of the manifest that was applied last: when it
+	// is unchanged, only drift can make the object differ.
+	AnnotationApplied = GroupName + "/applied"
 	// AnnotationPrune set to "disabled" keeps an object when its manifest leaves
 	// the repository.
 	AnnotationPrune = GroupName + "/prune"

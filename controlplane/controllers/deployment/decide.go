@@ -84,7 +84,8 @@ type rollout struct {
 	orig    map[string]*appsv1.ReplicaSet
 	oldPods int
 	now     time.Time
-	created bool
+	created bool // current is new
+	reused  bool // current was an old one until now
 	out     Decision
 }
 
@@ -133,6 +134,7 @@ func (r *rollout) ensureNew() {
 			*r.current.Spec.Replicas = r.newReplicas()
 		}
 	} else if revisionOf(r.current) <= highest {
+		r.reused = true
 		setAnnotations(r.d, r.current, next)
 	} else {
 		setAnnotations(r.d, r.current, "")

@@ -378,3 +378,26 @@ func TestPausedChangesNothing(t *testing.T) {
 		t.Errorf("a paused deployment scaled to %d, want 5", got)
 	}
 }
+
+// TestUndoAfterDeadline: going back after a failed rollout clears the failure at
+// once, even when no count of pods changes.
+func TestUndoAfterDeadline(t *testing.T) {
+	d := deployment(1, "1", "0")
+	seconds := int32(5)
+	d.Spec.ProgressDeadlineSeconds = &seconds
+	c := newCluster(d)
+	c.finish(t)
+	c.update("bad")
+	for range 10 {
+		c.step()
+		c.settle()
+	}
+	if p := find(&d.Status, appsv1.DeploymentProgressing); p.Reason != ReasonDeadline {
+		t.Fatalf("the bad rollout did not time out: %+v", p)
+	}
+	c.update("v1")
+	c.step()
+	if p := find(&d.Status, appsv1.DeploymentProgressing); p.Status != corev1.ConditionTrue {
+		t.Fatalf("still failed after going back: %+v", p)
+	}
+}

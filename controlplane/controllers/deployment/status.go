@@ -110,6 +110,10 @@ func (r *rollout) progress(s *appsv1.DeploymentStatus) time.Duration {
 	case r.created:
 		r.touch(s, corev1.ConditionTrue, reasonNewSet, fmt.Sprintf("Created new replica set %q", name))
 		return r.deadline()
+	case r.reused:
+		// Going back to an old template starts the clock again.
+		r.touch(s, corev1.ConditionTrue, reasonFoundSet, fmt.Sprintf("Found new replica set %q", name))
+		return r.deadline()
 	case complete(r.d, *s):
 		if cond == nil || cond.Reason != reasonAvailable {
 			r.touch(s, corev1.ConditionTrue, reasonAvailable, fmt.Sprintf("ReplicaSet %q has successfully progressed.", name))
@@ -144,9 +148,7 @@ func (r *rollout) deadline() time.Duration {
 func (r *rollout) progressing(s *appsv1.DeploymentStatus) bool {
 	was := r.d.Status
 	oldNow, oldWas := s.Replicas-s.UpdatedReplicas, was.Replicas-was.UpdatedReplicas
-	// A new template starts the clock again: its ReplicaSet may have existed before.
-	fresh := r.d.Generation != was.ObservedGeneration && s.UpdatedReplicas != was.UpdatedReplicas
-	return fresh || s.UpdatedReplicas > was.UpdatedReplicas || oldNow < oldWas ||
+	return s.UpdatedReplicas > was.UpdatedReplicas || oldNow < oldWas ||
 		s.ReadyReplicas > was.ReadyReplicas || s.AvailableReplicas > was.AvailableReplicas
 }
 
