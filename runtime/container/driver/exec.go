@@ -184,6 +184,7 @@ type execCopies struct {
 
 func (p *execPipes) copy(e container.ExecConfig) *execCopies {
 	c := &execCopies{}
+	var one sync.Mutex
 	if e.Stdin != nil {
 		// Not waited for: nobody can end a Read of the caller's.
 		go func() {
@@ -197,6 +198,7 @@ func (p *execPipes) copy(e container.ExecConfig) *execCopies {
 		if r == nil || w == nil {
 			return
 		}
+		w = lockedWriter{&one, w}
 		c.outputs, c.writers = append(c.outputs, r), append(c.writers, w)
 		c.done.Go(func() { _, _ = io.Copy(w, onlyReader{r}) })
 	}
@@ -205,6 +207,18 @@ func (p *execPipes) copy(e container.ExecConfig) *execCopies {
 		start(p.stderr, e.Stderr)
 	}
 	return c
+}
+
+// lockedWriter lets stdout and stderr be the same writer.
+type lockedWriter struct {
+	mu *sync.Mutex
+	w  io.Writer
+}
+
+func (l lockedWriter) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(b)
 }
 
 // onlyReader keeps io.Copy from splicing, which does not mind deadlines.
