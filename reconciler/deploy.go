@@ -140,7 +140,9 @@ func (w *work) prepare(ctx context.Context, c gitsource.Commit) (prepared, error
 	if err != nil {
 		return prepared{}, err
 	}
-	files, err := w.cfg.Source.Files(ctx, l, c.SHA)
+	reading, done := context.WithCancel(ctx) // the files are open until then
+	defer done()
+	files, err := w.cfg.Source.Files(reading, l, c.SHA)
 	if err != nil {
 		return prepared{}, err
 	}

@@ -99,6 +99,7 @@ func New(cfg Config) *Reconciler {
 		history: history.NewStore(cfg.Dynamic),
 		queue: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[string](50*time.Millisecond, time.Minute)),
+		apps:  dynamicinformer.NewDynamicSharedInformerFactory(cfg.Dynamic, 0).ForResource(applications).Informer(),
 		feed:  newFeed(),
 		state: map[string]*state{},
 	}
@@ -109,10 +110,6 @@ func Key(namespace, name string) string { return namespace + "/" + name }
 
 // Run works until ctx ends.
 func (r *Reconciler) Run(ctx context.Context) error {
-	factory := dynamicinformer.NewDynamicSharedInformerFactory(r.cfg.Dynamic, 0)
-	r.mu.Lock()
-	r.apps = factory.ForResource(applications).Informer()
-	r.mu.Unlock()
 	add := func(obj any) {
 		if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj); err == nil {
 			r.queue.Add(key)
@@ -126,11 +123,12 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	if err := r.cluster.Watch(ctx, r.onOwned); err != nil {
 		return err
 	}
-	factory.Start(ctx.Done())
+	var wg sync.WaitGroup
+	wg.Go(func() { r.apps.RunWithContext(ctx) })
+	defer wg.Wait()
 	if !cache.WaitForCacheSync(ctx.Done(), r.apps.HasSynced) {
 		return ctx.Err()
 	}
-	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
 			for r.next(ctx) {
@@ -139,7 +137,6 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	}
 	<-ctx.Done()
 	r.queue.ShutDown()
-	wg.Wait()
 	return nil
 }
 
