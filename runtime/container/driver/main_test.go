@@ -1,0 +1,206 @@
+package driver
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"gitk8s.dev/gitk8s/runtime/container"
+)
+
+// testbin is the static executable that holds the shim, and the layer's program.
+var testbin, layer string
+
+func TestMain(m *testing.M) {
+	code, err := runTests(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func runTests(m *testing.M) (int, error) {
+	dir, err := os.MkdirTemp("", "gitk8s-driver-")
+	if err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(dir)
+	testbin = filepath.Join(dir, "testbin")
+	build := exec.Command("go", "build", "-buildvcs=false", "-tags=seccomp,netgo,osusergo",
+		"-ldflags=-linkmode external -extldflags -static -s -w", "-o", testbin, "../internal/testbin")
+	build.Env = append(os.Environ(), "CGO_ENABLED=1")
+	if out, err := build.CombinedOutput(); err != nil {
+		return 1, fmt.Errorf("build testbin: %w\n%s", err, out)
+	}
+	layer = filepath.Join(dir, "layer")
+	if err := os.MkdirAll(filepath.Join(layer, "bin"), 0o755); err != nil {
+		return 1, err
+	}
+	if err := os.MkdirAll(filepath.Join(layer, "etc"), 0o755); err != nil {
+		return 1, err
+	}
+	if err := os.Link(testbin, filepath.Join(layer, "bin", "app")); err != nil {
+		return 1, err
+	}
+	for name, content := range map[string]string{
+		"etc/passwd": "root:x:0:0:root:/root:/bin/sh\nweb:x:1001:1002:web:/home/web:/bin/sh\n",
+		"etc/group":  "root:x:0:\nweb:x:1002:\nextra:x:1003:web\n",
+		"etc/plain":  "not a program\n",
+	} {
+		if err := os.WriteFile(filepath.Join(layer, name), []byte(content), 0o644); err != nil {
+			return 1, err
+		}
+	}
+	return m.Run(), nil
+}
+
+var sandboxCount atomic.Int64
+
+// bench is a driver with its own cgroup, cleaned up with the test.
+type bench struct {
+	*Driver
+	t      testing.TB
+	dir    string
+	parent string
+}
+
+func newBench(t testing.TB) *bench {
+	t.Helper()
+	b := &bench{t: t, dir: t.TempDir(), parent: fmt.Sprintf("/gitk8s-test-%d-%d", os.Getpid(), sandboxCount.Add(1))}
+	b.open()
+	t.Cleanup(func() {
+		list, err := b.List(context.Background())
+		if err != nil {
+			t.Error(err)
+		}
+		for _, st := range list {
+			if t.Failed() {
+				log, _ := os.ReadFile(filepath.Join(b.dir, "run", st.Config.ID, "shim.log"))
+				t.Logf("shim of %s: %s", st.Config.ID, log)
+			}
+			if err := b.RemoveSandbox(context.Background(), st.Config.ID); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := removeCgroup(b.parent); err != nil {
+			t.Error(err)
+		}
+	})
+	return b
+}
+
+func (b *bench) open() {
+	b.t.Helper()
+	d, err := New(Config{StateDir: filepath.Join(b.dir, "run"), Executable: testbin})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.Driver = d
+}
+
+func (b *bench) sandbox() string {
+	b.t.Helper()
+	id := fmt.Sprintf("%08d-test", sandboxCount.Add(1))
+	err := b.RunSandbox(context.Background(), container.SandboxConfig{
+		ID: id, Namespace: "default", Name: "pod", Hostname: "pod-host", CgroupParent: b.parent,
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return id
+}
+
+func (b *bench) config(id string, args ...string) container.ContainerConfig {
+	return container.ContainerConfig{
+		ID: id, Layers: []string{layer}, Args: append([]string{"app"}, args...),
+		Env: []string{"PATH=/bin"}, LogPath: filepath.Join(b.dir, "logs", id, "0.log"),
+	}
+}
+
+func (b *bench) start(sandbox string, cfg container.ContainerConfig) {
+	b.t.Helper()
+	if err := b.StartContainer(context.Background(), sandbox, cfg); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// ended waits for the event of a container's end.
+func (b *bench) ended(id string) container.ContainerStatus {
+	b.t.Helper()
+	deadline := time.After(20 * time.Second)
+	for {
+		select {
+		case e := <-b.Events():
+			if e.Container != nil && e.Container.ID == id {
+				return *e.Container
+			}
+		case <-deadline:
+			b.t.Fatalf("container %s did not end", id)
+		}
+	}
+}
+
+// logs returns the lines of a container's log without their time stamps.
+func (b *bench) logs(cfg container.ContainerConfig) string {
+	b.t.Helper()
+	raw, err := os.ReadFile(cfg.LogPath)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	var out strings.Builder
+	for line := range strings.Lines(string(raw)) {
+		stamp, rest, _ := strings.Cut(line, " ")
+		if _, err := time.Parse(time.RFC3339Nano, stamp); err != nil {
+			b.t.Fatalf("log line %q: %v", line, err)
+		}
+		out.WriteString(rest)
+	}
+	return out.String()
+}
+
+// run starts a container, waits for its end and returns its log.
+func (b *bench) run(sandbox string, cfg container.ContainerConfig) (string, container.ContainerStatus) {
+	b.t.Helper()
+	b.start(sandbox, cfg)
+	st := b.ended(cfg.ID)
+	return b.logs(cfg), st
+}
+
+func (b *bench) exec(sandbox, id string, args ...string) (string, int) {
+	b.t.Helper()
+	var out bytes.Buffer
+	code, err := b.Exec(context.Background(), sandbox, id, container.ExecConfig{Args: append([]string{"app"}, args...), Stdout: &out, Stderr: &out})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return out.String(), code
+}
+
+// eventually polls a condition that has no event.
+func eventually(t testing.TB, what string, fn func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(20 * time.Second)
+	for !fn() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("not reached: %s", what)
+		}
+	}
+}
+
+func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }

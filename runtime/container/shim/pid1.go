@@ -1,0 +1,3 @@
+package shim
+
+import "C" // compiles pid1.c, which takes over as a constructor
