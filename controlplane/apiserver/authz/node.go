@@ -1,0 +1,202 @@
+package authz
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/selection"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
+
+	"gitk8s.dev/gitk8s/controlplane/pki"
+)
+
+// NodeName returns the node that a user is the worker of.
+func NodeName(u user.Info) (string, bool) {
+	name, ok := strings.CutPrefix(u.GetName(), pki.UserNodePrefix)
+	return name, ok && name != "" && hasGroup(u, pki.GroupNodes)
+}
+
+// authorizeNode decides about what a worker does to objects of its own.
+func (a *Authorizer) authorizeNode(ctx context.Context, node string, attrs authorizer.Attributes) (authorizer.Decision, string, error) {
+	if !attrs.IsResourceRequest() {
+		return authorizer.DecisionNoOpinion, "", nil
+	}
+	switch attrs.GetAPIGroup() {
+	case corev1.GroupName:
+		switch attrs.GetResource() {
+		case "nodes":
+			return nodeObject(node, attrs)
+		case "pods":
+			return a.nodePod(ctx, node, attrs)
+		case "secrets", "configmaps":
+			return a.nodeReference(ctx, node, attrs)
+		}
+	case "coordination.k8s.io":
+		if attrs.GetResource() == "leases" {
+			return nodeLease(node, attrs)
+		}
+	}
+	return authorizer.DecisionNoOpinion, "", nil
+}
+
+func refuse(format string, args ...any) (authorizer.Decision, string, error) {
+	return authorizer.DecisionNoOpinion, fmt.Sprintf(format, args...), nil
+}
+
+// nodeObject lets a worker write its own Node. The name of a Node that is created
+// is not known here; RestrictNode looks at it.
+func nodeObject(node string, attrs authorizer.Attributes) (authorizer.Decision, string, error) {
+	sub := attrs.GetSubresource()
+	switch attrs.GetVerb() {
+	case "create":
+		if sub == "" {
+			return authorizer.DecisionAllow, "", nil
+		}
+	case "update", "patch", "get":
+		if (sub == "" || sub == "status") && attrs.GetName() == node {
+			return authorizer.DecisionAllow, "", nil
+		}
+	}
+	return refuse("node %q may write only its own Node", node)
+}
+
+// nodeLease lets a worker renew its own lease.
+func nodeLease(node string, attrs authorizer.Attributes) (authorizer.Decision, string, error) {
+	if attrs.GetNamespace() != corev1.NamespaceNodeLease || attrs.GetSubresource() != "" {
+		return refuse("a node may only use leases in %s", corev1.NamespaceNodeLease)
+	}
+	switch attrs.GetVerb() {
+	case "create":
+		return authorizer.DecisionAllow, "", nil
+	case "get", "update", "patch", "delete":
+		if attrs.GetName() == node {
+			return authorizer.DecisionAllow, "", nil
+		}
+	}
+	return refuse("node %q may only use its own lease", node)
+}
+
+// nodePod lets a worker follow, report on and remove the pods bound to it.
+func (a *Authorizer) nodePod(ctx context.Context, node string, attrs authorizer.Attributes) (authorizer.Decision, string, error) {
+	verb, sub := attrs.GetVerb(), attrs.GetSubresource()
+	switch {
+	case sub == "" && (verb == "list" || verb == "watch") && selectsNode(attrs, node):
+		return authorizer.DecisionAllow, "", nil
+	case sub == "" && (verb == "get" || verb == "delete" || ((verb == "list" || verb == "watch") && attrs.GetName() != "")):
+	case sub == "status" && (verb == "get" || verb == "update" || verb == "patch"):
+	case sub == "" && (verb == "list" || verb == "watch"):
+		return refuse("node %q may list and watch pods only with the field selector spec.nodeName=%s", node, node)
+	default:
+		return refuse("a node may not %s %s", verb, strings.TrimSuffix("pods/"+sub, "/"))
+	}
+	if attrs.GetName() == "" {
+		return refuse("a node may only name pods one by one")
+	}
+	pod, err := a.pods.Pod(ctx, attrs.GetNamespace(), attrs.GetName())
+	if err != nil || pod.Spec.NodeName != node {
+		// Whether the pod exists elsewhere is not told.
+		return refuse("pod %s/%s is not bound to node %q", attrs.GetNamespace(), attrs.GetName(), node)
+	}
+	return authorizer.DecisionAllow, "", nil
+}
+
+// selectsNode tells whether a request's field selector confines it to a node.
+func selectsNode(attrs authorizer.Attributes, node string) bool {
+	requirements, err := attrs.GetFieldSelector()
+	if err != nil {
+		return false
+	}
+	for _, r := range requirements {
+		if r.Field == "spec.nodeName" && r.Value == node && (r.Operator == selection.Equals || r.Operator == selection.DoubleEquals || r.Operator == selection.In) {
+			return true
+		}
+	}
+	return false
+}
+
+// nodeReference lets a worker read the ConfigMaps and Secrets that its pods name.
+func (a *Authorizer) nodeReference(ctx context.Context, node string, attrs authorizer.Attributes) (authorizer.Decision, string, error) {
+	verb := attrs.GetVerb()
+	if (verb != "get" && verb != "list" && verb != "watch") || attrs.GetSubresource() != "" {
+		return refuse("a node may only read %s", attrs.GetResource())
+	}
+	if attrs.GetName() == "" || attrs.GetNamespace() == "" {
+		return refuse("a node may read %s only one by one, by name", attrs.GetResource())
+	}
+	pods, err := a.pods.PodsOnNode(ctx, attrs.GetNamespace(), node)
+	if err != nil {
+		return authorizer.DecisionNoOpinion, "", fmt.Errorf("list the pods of node %s: %w", node, err)
+	}
+	for i := range pods {
+		secrets, configMaps := References(&pods[i])
+		names := configMaps
+		if attrs.GetResource() == "secrets" {
+			names = secrets
+		}
+		if slices.Contains(names, attrs.GetName()) {
+			return authorizer.DecisionAllow, "", nil
+		}
+	}
+	return refuse("no pod on node %q refers to %s %s/%s", node, attrs.GetResource(), attrs.GetNamespace(), attrs.GetName())
+}
+
+// References returns the names of the Secrets and ConfigMaps that a pod needs.
+func References(pod *corev1.Pod) (secrets, configMaps []string) {
+	for _, s := range pod.Spec.ImagePullSecrets {
+		secrets = append(secrets, s.Name)
+	}
+	for i := range pod.Spec.Volumes {
+		v := &pod.Spec.Volumes[i]
+		if v.Secret != nil {
+			secrets = append(secrets, v.Secret.SecretName)
+		}
+		if v.ConfigMap != nil {
+			configMaps = append(configMaps, v.ConfigMap.Name)
+		}
+		if v.Projected == nil {
+			continue
+		}
+		for _, s := range v.Projected.Sources {
+			if s.Secret != nil {
+				secrets = append(secrets, s.Secret.Name)
+			}
+			if s.ConfigMap != nil {
+				configMaps = append(configMaps, s.ConfigMap.Name)
+			}
+		}
+	}
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			s, c := containerReferences(&list[i])
+			secrets, configMaps = append(secrets, s...), append(configMaps, c...)
+		}
+	}
+	return secrets, configMaps
+}
+
+func containerReferences(c *corev1.Container) (secrets, configMaps []string) {
+	for _, f := range c.EnvFrom {
+		if f.SecretRef != nil {
+			secrets = append(secrets, f.SecretRef.Name)
+		}
+		if f.ConfigMapRef != nil {
+			configMaps = append(configMaps, f.ConfigMapRef.Name)
+		}
+	}
+	for _, e := range c.Env {
+		if e.ValueFrom == nil {
+			continue
+		}
+		if r := e.ValueFrom.SecretKeyRef; r != nil {
+			secrets = append(secrets, r.Name)
+		}
+		if r := e.ValueFrom.ConfigMapKeyRef; r != nil {
+			configMaps = append(configMaps, r.Name)
+		}
+	}
+	return secrets, configMaps
+}

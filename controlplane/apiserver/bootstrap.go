@@ -1,0 +1,178 @@
+package apiserver
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/utils/ptr"
+)
+
+const (
+	apiServiceName  = "kubernetes"
+	apiServiceOwner = namespaceDefault + "/" + apiServiceName
+	apiServicePort  = 443
+	bootstrapLimit  = 2 * time.Minute
+)
+
+// bootstrap makes what every cluster has: the four namespaces, and the service
+// and endpoints of the API itself. Readiness waits for it.
+func (s *Server) bootstrap(hook genericapiserver.PostStartHookContext) error {
+	ctx, cancel := context.WithTimeout(hook.Context, bootstrapLimit)
+	defer cancel()
+	client, err := kubernetes.NewForConfig(s.LoopbackConfig())
+	if err != nil {
+		return fmt.Errorf("make a client: %w", err)
+	}
+	if err := s.repairAddresses(ctx); err != nil {
+		return err
+	}
+	for _, name := range systemNamespaces() {
+		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
+		_, err := client.CoreV1().Namespaces().Create(ctx, ns, metav1.CreateOptions{})
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			return fmt.Errorf("create namespace %s: %w", name, err)
+		}
+	}
+	if err := s.bootstrapService(ctx, client); err != nil {
+		return err
+	}
+	if err := s.bootstrapEndpoints(ctx, client); err != nil {
+		return err
+	}
+	return s.bootstrapSlice(ctx, client)
+}
+
+func (s *Server) repairAddresses(ctx context.Context) error {
+	services, err := s.listServices(ctx)
+	if err != nil {
+		return err
+	}
+	owners := make(map[string]string, len(services))
+	for i := range services {
+		owners[services[i].Spec.ClusterIP] = serviceOwner(&services[i])
+	}
+	return s.addresses.repair(ctx, owners)
+}
+
+func (s *Server) bootstrapService(ctx context.Context, client kubernetes.Interface) error {
+	want := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: apiServiceName, Namespace: namespaceDefault,
+			Labels: map[string]string{"component": "apiserver", "provider": "kubernetes"},
+		},
+		Spec: corev1.ServiceSpec{
+			Type:      corev1.ServiceTypeClusterIP,
+			ClusterIP: s.addresses.first(),
+			Ports: []corev1.ServicePort{{
+				Name: "https", Port: apiServicePort, Protocol: corev1.ProtocolTCP,
+				TargetPort: intstr.FromInt32(int32(s.config.AdvertisePort)),
+			}},
+		},
+	}
+	services := client.CoreV1().Services(namespaceDefault)
+	have, err := services.Get(ctx, apiServiceName, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		_, err = services.Create(ctx, want, metav1.CreateOptions{})
+		if apierrors.IsAlreadyExists(err) {
+			err = nil
+		}
+	case err == nil && !equality.Semantic.DeepEqual(have.Spec.Ports, want.Spec.Ports):
+		have.Spec.Ports = want.Spec.Ports
+		_, err = services.Update(ctx, have, metav1.UpdateOptions{})
+	}
+	if err != nil {
+		return fmt.Errorf("write service %s: %w", apiServiceOwner, err)
+	}
+	return nil
+}
+
+func (s *Server) bootstrapEndpoints(ctx context.Context, client kubernetes.Interface) error {
+	want := []corev1.EndpointSubset{{
+		Addresses: []corev1.EndpointAddress{{IP: s.config.AdvertiseAddress}},
+		Ports:     []corev1.EndpointPort{{Name: "https", Port: int32(s.config.AdvertisePort), Protocol: corev1.ProtocolTCP}},
+	}}
+	endpoints := client.CoreV1().Endpoints(namespaceDefault)
+	have, err := endpoints.Get(ctx, apiServiceName, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		_, err = endpoints.Create(ctx, &corev1.Endpoints{
+			ObjectMeta: metav1.ObjectMeta{
+				Name: apiServiceName, Namespace: namespaceDefault,
+				Labels: map[string]string{discoveryv1.LabelSkipMirror: "true"},
+			},
+			Subsets: want,
+		}, metav1.CreateOptions{})
+		if apierrors.IsAlreadyExists(err) {
+			err = nil
+		}
+	case err == nil && !equality.Semantic.DeepEqual(have.Subsets, want):
+		have.Subsets = want
+		_, err = endpoints.Update(ctx, have, metav1.UpdateOptions{})
+	}
+	if err != nil {
+		return fmt.Errorf("write endpoints %s: %w", apiServiceOwner, err)
+	}
+	return nil
+}
+
+func (s *Server) bootstrapSlice(ctx context.Context, client kubernetes.Interface) error {
+	family := discoveryv1.AddressTypeIPv4
+	if ip, err := netip.ParseAddr(s.config.AdvertiseAddress); err == nil && ip.Is6() {
+		family = discoveryv1.AddressTypeIPv6
+	}
+	want := &discoveryv1.EndpointSlice{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: apiServiceName, Namespace: namespaceDefault,
+			Labels: map[string]string{discoveryv1.LabelServiceName: apiServiceName},
+		},
+		AddressType: family,
+		Endpoints: []discoveryv1.Endpoint{{
+			Addresses:  []string{s.config.AdvertiseAddress},
+			Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true)},
+		}},
+		Ports: []discoveryv1.EndpointPort{{
+			Name: ptr.To("https"), Port: ptr.To(int32(s.config.AdvertisePort)), Protocol: ptr.To(corev1.ProtocolTCP),
+		}},
+	}
+	slices := client.DiscoveryV1().EndpointSlices(namespaceDefault)
+	have, err := slices.Get(ctx, apiServiceName, metav1.GetOptions{})
+	if err == nil && have.AddressType != want.AddressType {
+		// The address type cannot change.
+		err = slices.Delete(ctx, apiServiceName, metav1.DeleteOptions{})
+		if err == nil {
+			err = apierrors.NewNotFound(discoveryv1.Resource("endpointslices"), apiServiceName)
+		}
+	}
+	switch {
+	case apierrors.IsNotFound(err):
+		_, err = slices.Create(ctx, want, metav1.CreateOptions{})
+		if apierrors.IsAlreadyExists(err) {
+			err = nil
+		}
+	case err == nil && (!equality.Semantic.DeepEqual(have.Endpoints, want.Endpoints) || !equality.Semantic.DeepEqual(have.Ports, want.Ports)):
+		have.Endpoints, have.Ports = want.Endpoints, want.Ports
+		_, err = slices.Update(ctx, have, metav1.UpdateOptions{})
+	}
+	if err != nil {
+		return fmt.Errorf("write endpointslice %s: %w", apiServiceOwner, err)
+	}
+	return nil
+}
+
+// listAll reads every object of a kind, past the watch cache.
+func listAll(ctx context.Context, st *store) (runtime.Object, error) {
+	return st.List(ctx, &metainternalversion.ListOptions{})
+}

@@ -1,0 +1,79 @@
+package apiserver
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/endpoints/request"
+
+	"gitk8s.dev/gitk8s/controlplane/apiserver/authz"
+)
+
+// podReader answers the authorizer out of the pods' watch cache. The cache takes
+// in an event before any watcher gets it, so a worker that has seen its pod finds
+// the pod's Secrets readable.
+type podReader struct{ server *Server }
+
+var _ authz.Pods = podReader{}
+
+// Pod implements authz.Pods.
+func (r podReader) Pod(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
+	ctx = request.WithNamespace(ctx, namespace)
+	pods := r.server.stores[corev1.Resource("pods")]
+	obj, err := pods.Get(ctx, name, &metav1.GetOptions{ResourceVersion: "0"})
+	if apierrors.IsNotFound(err) {
+		obj, err = pods.Get(ctx, name, &metav1.GetOptions{})
+	}
+	if err != nil {
+		return nil, err
+	}
+	return obj.(*corev1.Pod), nil
+}
+
+// PodsOnNode implements authz.Pods.
+func (r podReader) PodsOnNode(ctx context.Context, namespace, node string) ([]corev1.Pod, error) {
+	list, err := r.server.stores[corev1.Resource("pods")].List(request.WithNamespace(ctx, namespace), &metainternalversion.ListOptions{
+		FieldSelector:   fields.OneTermEqualSelector("spec.nodeName", node),
+		ResourceVersion: "0",
+	})
+	if err != nil {
+		return nil, err
+	}
+	return list.(*corev1.PodList).Items, nil
+}
+
+// nodeRestriction keeps a worker from creating a Node or a lease under another
+// name than its own, as the NodeRestriction admission plugin of kube-apiserver.
+type nodeRestriction struct{}
+
+var _ admission.ValidationInterface = nodeRestriction{}
+
+// Handles implements admission.Interface.
+func (nodeRestriction) Handles(op admission.Operation) bool { return op == admission.Create }
+
+// Validate implements admission.ValidationInterface.
+func (nodeRestriction) Validate(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+	node, ok := authz.NodeName(a.GetUserInfo())
+	if !ok || a.GetSubresource() != "" {
+		return nil
+	}
+	switch a.GetResource().GroupResource().String() {
+	case "nodes", "leases.coordination.k8s.io":
+	default:
+		return nil
+	}
+	name := a.GetName()
+	if name == "" {
+		name = accessor(a.GetObject()).GetName()
+	}
+	if name != node {
+		return admission.NewForbidden(a, fmt.Errorf("node %q may not create one named %q", node, name))
+	}
+	return nil
+}

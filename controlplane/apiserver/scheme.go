@@ -1,0 +1,144 @@
+package apiserver
+
+import (
+	"fmt"
+	"net/url"
+	"reflect"
+
+	appsv1 "k8s.io/api/apps/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/conversion"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+
+	"gitk8s.dev/gitk8s/api/v1alpha1"
+	"gitk8s.dev/gitk8s/controlplane/apiserver/defaults"
+)
+
+// types is the scheme of the server with what is derived from it.
+type types struct {
+	scheme     *runtime.Scheme
+	codecs     serializer.CodecFactory
+	parameters runtime.ParameterCodec
+}
+
+// servedGroups are the API groups in the order of discovery, each with the one
+// version that is served, stored and used as the hub.
+var servedGroups = []struct {
+	gv    schema.GroupVersion
+	build func(*runtime.Scheme) error
+}{
+	{corev1.SchemeGroupVersion, corev1.AddToScheme},
+	{appsv1.SchemeGroupVersion, appsv1.AddToScheme},
+	{authenticationv1.SchemeGroupVersion, authenticationv1.AddToScheme},
+	{authorizationv1.SchemeGroupVersion, authorizationv1.AddToScheme},
+	{autoscalingv1.SchemeGroupVersion, autoscalingv1.AddToScheme},
+	{coordinationv1.SchemeGroupVersion, coordinationv1.AddToScheme},
+	{discoveryv1.SchemeGroupVersion, discoveryv1.AddToScheme},
+	{policyv1.SchemeGroupVersion, policyv1.AddToScheme},
+	{v1alpha1.SchemeGroupVersion, v1alpha1.AddToScheme},
+}
+
+// newTypes builds the scheme. The external types serve as the internal version
+// too, so that no conversion is needed anywhere.
+func newTypes() (*types, error) {
+	s := runtime.NewScheme()
+	if err := metainternalversion.AddToScheme(s); err != nil {
+		return nil, fmt.Errorf("apiserver: register meta types: %w", err)
+	}
+	for _, g := range servedGroups {
+		if err := g.build(s); err != nil {
+			return nil, fmt.Errorf("apiserver: register %s: %w", g.gv, err)
+		}
+		addHubVersion(s, g.gv)
+		if err := s.SetVersionPriority(g.gv); err != nil {
+			return nil, fmt.Errorf("apiserver: order the versions of %s: %w", g.gv.Group, err)
+		}
+	}
+	s.AddUnversionedTypes(schema.GroupVersion{Version: "v1"},
+		&metav1.Status{}, &metav1.APIVersions{}, &metav1.APIGroupList{},
+		&metav1.APIGroup{}, &metav1.APIResourceList{})
+	defaults.Register(s)
+	if err := addConnectOptions(s); err != nil {
+		return nil, err
+	}
+	if err := addFieldLabels(s); err != nil {
+		return nil, err
+	}
+	return &types{
+		scheme:     s,
+		codecs:     serializer.NewCodecFactory(s),
+		parameters: runtime.NewParameterCodec(s),
+	}, nil
+}
+
+// addHubVersion registers the Go types of a version as the internal version of
+// their group as well, but for the kinds of meta/v1 that every version has.
+func addHubVersion(s *runtime.Scheme, gv schema.GroupVersion) {
+	meta := runtime.NewScheme()
+	metav1.AddToGroupVersion(meta, gv)
+	shared := meta.KnownTypes(gv)
+	hub := schema.GroupVersion{Group: gv.Group, Version: runtime.APIVersionInternal}
+	for kind, t := range s.KnownTypes(gv) {
+		if _, ok := shared[kind]; ok {
+			continue
+		}
+		s.AddKnownTypeWithName(hub.WithKind(kind), reflect.New(t).Interface().(runtime.Object))
+	}
+}
+
+// addConnectOptions teaches the scheme to read the query parameters of the
+// subresources that stream.
+func addConnectOptions(s *runtime.Scheme) error {
+	from := (*url.Values)(nil)
+	for _, to := range []runtime.Object{
+		&corev1.PodLogOptions{}, &corev1.PodExecOptions{}, &corev1.PodAttachOptions{},
+		&corev1.PodPortForwardOptions{}, &corev1.PodProxyOptions{}, &corev1.ServiceProxyOptions{},
+	} {
+		if err := s.AddConversionFunc(from, to, decodeQuery); err != nil {
+			return fmt.Errorf("apiserver: register the parameters of %T: %w", to, err)
+		}
+	}
+	return nil
+}
+
+func decodeQuery(in, out any, _ conversion.Scope) error {
+	q, ok := in.(*url.Values)
+	if !ok {
+		return fmt.Errorf("expected query parameters, got %T", in)
+	}
+	return queryInto(*q, out)
+}
+
+// addFieldLabels declares which fields of a kind may be selected by; AttrFunc of
+// the kind's store supplies their values.
+func addFieldLabels(s *runtime.Scheme) error {
+	for _, r := range resources() {
+		if r.fields == nil {
+			continue
+		}
+		known := map[string]bool{"metadata.name": true, "metadata.namespace": true}
+		for label := range r.fields(r.newObject()) {
+			known[label] = true
+		}
+		err := s.AddFieldLabelConversionFunc(r.gv.WithKind(r.kind), func(label, value string) (string, string, error) {
+			if !known[label] {
+				return "", "", fmt.Errorf("field label not supported: %s", label)
+			}
+			return label, value, nil
+		})
+		if err != nil {
+			return fmt.Errorf("apiserver: register the field labels of %s: %w", r.kind, err)
+		}
+	}
+	return nil
+}

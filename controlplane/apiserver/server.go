@@ -1,0 +1,305 @@
+package apiserver
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/test/bufconn"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/authentication/user"
+	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
+	"k8s.io/apiserver/pkg/registry/rest"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/server/dynamiccertificates"
+	"k8s.io/apiserver/pkg/server/filters"
+	"k8s.io/apiserver/pkg/util/compatibility"
+	restclient "k8s.io/client-go/rest"
+
+	"gitk8s.dev/gitk8s/controlplane/apiserver/authz"
+	"gitk8s.dev/gitk8s/controlplane/apiserver/openapi"
+)
+
+// memoryBuffer is the buffer of an in-process connection, in each direction.
+const memoryBuffer = 256 << 10
+
+// Server is the API server. New makes it ready to serve, Run serves.
+type Server struct {
+	config          Config
+	types           *types
+	options         *restOptions
+	stores          map[schema.GroupResource]*store
+	addresses       *addresses
+	authz           *authz.Authorizer
+	tokens          *tokens
+	memory          *bufconn.Listener
+	generic         *genericapiserver.GenericAPIServer
+	workerTransport *http.Transport
+	directTransport *http.Transport
+	stopCompactor   func()
+	ready           chan struct{}
+	readyOnce       sync.Once
+}
+
+// New builds a server. It reads nothing from etcd yet; its listeners are not
+// accepted from until Run.
+func New(cfg Config) (*Server, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	cidr, err := cfg.complete()
+	if err != nil {
+		return nil, err
+	}
+	t, err := newTypes()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{
+		config: cfg,
+		types:  t,
+		stores: map[schema.GroupResource]*store{},
+		memory: bufconn.Listen(memoryBuffer),
+		tokens: newTokens(),
+		ready:  make(chan struct{}),
+	}
+	if s.addresses, err = newAddresses(cfg.Etcd, cidr, cfg.Now); err != nil {
+		return nil, err
+	}
+	if s.workerTransport, err = newWorkerTransport(cfg); err != nil {
+		return nil, err
+	}
+	s.directTransport = newDirectTransport(cfg)
+	s.authz = authz.New(podReader{s})
+	s.options, s.stopCompactor = newRESTOptions(cfg.Etcd, t)
+	if err := s.build(); err != nil {
+		s.stopCompactor()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Server) now() time.Time { return s.config.Now() }
+
+// build makes the generic server and installs the kinds.
+func (s *Server) build() error {
+	config, err := s.genericConfig()
+	if err != nil {
+		return err
+	}
+	s.generic, err = config.Complete(nil).New("gitk8s", genericapiserver.NewEmptyDelegate())
+	if err != nil {
+		return fmt.Errorf("apiserver: build: %w", err)
+	}
+	if err := s.install(); err != nil {
+		return err
+	}
+	return s.generic.AddPostStartHook("gitk8s-bootstrap", s.bootstrap)
+}
+
+func (s *Server) genericConfig() (*genericapiserver.Config, error) {
+	config := genericapiserver.NewConfig(s.types.codecs)
+	config.EffectiveVersion = compatibility.DefaultBuildEffectiveVersion()
+	config.ExternalAddress = net.JoinHostPort(s.config.AdvertiseAddress, fmt.Sprint(s.config.AdvertisePort))
+	config.PublicAddress = net.ParseIP(s.config.AdvertiseAddress)
+	config.LoopbackClientConfig = s.LoopbackConfig()
+	config.RESTOptionsGetter = s.options
+	config.LongRunningFunc = filters.BasicLongRunningRequestCheck(
+		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
+	config.RequestTimeout = time.Minute
+	config.EnableProfiling = false
+	config.AdmissionControl = admission.NewChainHandler(namespaceLifecycle{server: s}, nodeRestriction{})
+	config.Authentication.Authenticator = s.authenticator()
+	config.Authorization.Authorizer = s.authz
+	config.RuleResolver = s.authz
+	config.StorageObjectCountTracker = nil
+	config.ShutdownWatchTerminationGracePeriod = 0
+
+	namer := openapinamer.NewDefinitionNamer(s.types.scheme)
+	config.OpenAPIConfig = genericapiserver.DefaultOpenAPIConfig(openapi.GetOpenAPIDefinitions, namer)
+	config.OpenAPIConfig.Info.Title = "gitk8s"
+	config.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(openapi.GetOpenAPIDefinitions, namer)
+	config.OpenAPIV3Config.Info.Title = "gitk8s"
+
+	cert, err := dynamiccertificates.NewStaticCertKeyContent("serving-cert", s.config.ServingCert.CertPEM, s.config.ServingCert.KeyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("apiserver: the serving certificate: %w", err)
+	}
+	ca, err := dynamiccertificates.NewStaticCAContent("client-ca", s.config.CA.CertPEM())
+	if err != nil {
+		return nil, fmt.Errorf("apiserver: the client authority: %w", err)
+	}
+	config.SecureServing = &genericapiserver.SecureServingInfo{
+		Listener: joinListeners(s.config.Listeners), Cert: cert, ClientCA: ca,
+	}
+	return config, nil
+}
+
+// install opens the storage of every kind and installs the groups.
+func (s *Server) install() error {
+	storage := map[schema.GroupVersion]map[string]rest.Storage{}
+	add := func(gv schema.GroupVersion, path string, st rest.Storage) {
+		if storage[gv] == nil {
+			storage[gv] = map[string]rest.Storage{}
+		}
+		storage[gv][path] = st
+	}
+	for _, r := range resources() {
+		st, err := s.openStore(r)
+		if err != nil {
+			return err
+		}
+		s.stores[r.groupResource(r.plural)] = st
+		add(r.gv, r.plural, st)
+		if r.status {
+			add(r.gv, r.plural+"/status", openStatus(st))
+		}
+		if r.subresources == nil {
+			continue
+		}
+		for name, sub := range r.subresources(s, st) {
+			// The empty name replaces the main endpoint.
+			add(r.gv, strings.TrimSuffix(r.plural+"/"+name, "/"), sub)
+		}
+	}
+	for gv, reviews := range s.reviews() {
+		for path, st := range reviews {
+			add(gv, path, st)
+		}
+	}
+	return s.installGroups(storage)
+}
+
+func (s *Server) installGroups(storage map[schema.GroupVersion]map[string]rest.Storage) error {
+	var groups []*genericapiserver.APIGroupInfo
+	for _, g := range servedGroups {
+		if storage[g.gv] == nil {
+			continue
+		}
+		info := genericapiserver.NewDefaultAPIGroupInfo(g.gv.Group, s.types.scheme, s.types.parameters, s.types.codecs)
+		info.PrioritizedVersions = []schema.GroupVersion{g.gv}
+		info.VersionedResourcesStorageMap[g.gv.Version] = storage[g.gv]
+		if g.gv.Group == "" {
+			if err := s.generic.InstallLegacyAPIGroup(genericapiserver.DefaultLegacyAPIPrefix, &info); err != nil {
+				return fmt.Errorf("apiserver: install the core group: %w", err)
+			}
+			continue
+		}
+		groups = append(groups, &info)
+	}
+	// One call: the server-side apply models are built once per call.
+	if err := s.generic.InstallAPIGroups(groups...); err != nil {
+		return fmt.Errorf("apiserver: install the groups: %w", err)
+	}
+	return nil
+}
+
+// Run serves until ctx ends or serving fails, and then closes the listeners and
+// the storage. It is called once.
+func (s *Server) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer s.stopCompactor()
+	s.generic.ShutdownTimeout = shutdownTimeout
+	prepared := s.generic.PrepareRun()
+
+	inner := &http.Server{
+		Handler:     s.generic.Handler,
+		ErrorLog:    slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
+		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
+	}
+	done := make(chan error, 1)
+	go func() { done <- inner.Serve(s.memory) }()
+	go s.awaitReady(ctx)
+
+	err := prepared.RunWithContext(ctx)
+	_ = inner.Close()
+	if serr := <-done; serr != nil && !errors.Is(serr, http.ErrServerClosed) {
+		slog.Warn("in-process API listener", "error", serr)
+	}
+	if err != nil {
+		return fmt.Errorf("apiserver: serve: %w", err)
+	}
+	return nil
+}
+
+// Ready is closed when the server answers /readyz with ok for the first time.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// Address is the host and port of the first listener.
+func (s *Server) Address() string { return s.config.Listeners[0].Addr().String() }
+
+// awaitReady closes the ready channel once /readyz answers with ok.
+func (s *Server) awaitReady(ctx context.Context) {
+	client, err := restclient.HTTPClientFor(s.LoopbackConfig())
+	if err != nil {
+		slog.Error("no client for the readiness check", "error", err)
+		return
+	}
+	defer client.CloseIdleConnections()
+	ticker := time.NewTicker(5 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost/readyz", nil)
+		if err != nil {
+			slog.Error("no request for the readiness check", "error", err)
+			return
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			continue
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode == http.StatusOK {
+			s.readyOnce.Do(func() { close(s.ready) })
+			return
+		}
+	}
+}
+
+// LoopbackConfig is the configuration of an all-powerful client in this process.
+func (s *Server) LoopbackConfig() *restclient.Config {
+	return s.ClientConfig(user.APIServerUser, user.SystemPrivilegedGroup)
+}
+
+// ClientConfig is the configuration of a client in this process under the given
+// name and groups: a component's own identity, with its own rights. It does not
+// leave the process, is not rate-limited, and may be used before Run, where calls
+// wait until the server serves.
+func (s *Server) ClientConfig(name string, groups ...string) *restclient.Config {
+	return &restclient.Config{
+		// The address is not dialled; it must not be one that a proxy is asked for.
+		Host:        "http://localhost",
+		BearerToken: s.tokens.issue(name, groups),
+		QPS:         -1,
+		Burst:       -1,
+		Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return s.memory.DialContext(ctx)
+		},
+		UserAgent: "gitk8s/" + name,
+	}
+}
+
+// newToken returns 256 random bits.
+func newToken() string {
+	b := make([]byte, 32)
+	if _, err := rand.Read(b); err != nil {
+		panic(err) // crypto/rand does not fail on a working system
+	}
+	return hex.EncodeToString(b)
+}
