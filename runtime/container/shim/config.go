@@ -2,6 +2,7 @@ package shim
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"github.com/opencontainers/cgroups"
 	devicesconfig "github.com/opencontainers/cgroups/devices/config"
 	"github.com/opencontainers/cgroups/manager"
+	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/capabilities"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/specconv"
@@ -374,7 +376,7 @@ func (s *shim) applyQuota(p *proc) error {
 	cgroup := *cfg.Cgroups
 	cgroup.Resources = cgroupResources(p.cfg.Resources, cgroup.Resources.Devices, s.facts.unified)
 	cfg.Cgroups = &cgroup
-	if err := p.container.Set(cfg); err != nil {
+	if err := p.container.Set(cfg); err != nil && !errors.Is(err, libcontainer.ErrNotRunning) && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("set CPU quota: %w", err)
 	}
 	return nil
