@@ -127,6 +127,9 @@ func (n *testNode) ready() {
 			n.admin.CoreV1().Nodes().Update(ctx, node, metav1.UpdateOptions{})
 			continue
 		}
+		if int(node.Status.DaemonEndpoints.KubeletEndpoint.Port) != n.cfg.Listener.Addr().(*net.TCPAddr).Port {
+			continue // the status of the agent before this one
+		}
 		for _, c := range node.Status.Conditions {
 			if c.Type == v1.NodeReady && c.Status == v1.ConditionTrue {
 				return

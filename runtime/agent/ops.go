@@ -101,21 +101,29 @@ func (w *worker) deleteObject(ctx context.Context, pod *v1.Pod, status v1.PodSta
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
 	err := w.status.write(ctx, status)
-	if err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+	if err == nil || isGone(err) {
 		zero := int64(0)
 		err = w.a.cfg.Client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{
 			GracePeriodSeconds: &zero,
 			Preconditions:      &metav1.Preconditions{UID: &pod.UID},
 		})
 	}
-	if err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) || w.ctx.Err() != nil {
+	if err == nil || isGone(err) && !apierrors.IsForbidden(err) || w.ctx.Err() != nil {
 		return nil
 	}
-	w.log.Warn("delete pod object", "error", err)
+	if !apierrors.IsForbidden(err) {
+		w.log.Warn("delete pod object", "error", err)
+	}
 	return func() {
 		w.s.deleting = false
 		w.s.sandboxRetry = retry{Delay: time.Second, At: w.a.cfg.Now().Add(time.Second)}
 	}
+}
+
+// isGone says that the object of this UID is not there any more. A node is not told
+// about objects that are not its own: also one that is gone is forbidden to it.
+func isGone(err error) bool {
+	return apierrors.IsNotFound(err) || apierrors.IsConflict(err) || apierrors.IsForbidden(err)
 }
 
 // start begins a run of c.

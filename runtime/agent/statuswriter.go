@@ -9,7 +9,6 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
@@ -90,7 +89,7 @@ func (sw *statusWriter) loop() {
 		}
 		sw.mu.Unlock()
 		err := sw.write(sw.w.ctx, *want)
-		if err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		if err == nil || isGone(err) {
 			written, pause = want, 50*time.Millisecond
 			continue
 		}
