@@ -1,0 +1,215 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"syscall"
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"gitk8s.dev/gitk8s/controlplane/apiserver/apiservertest"
+)
+
+// TestAgentWithFakeRuntime runs the agent against a real API server, with a runtime
+// that can be told to fail.
+func TestAgentWithFakeRuntime(t *testing.T) {
+	plane := apiservertest.StartWith(t, nil)
+	rt, network := newFakeRuntime(), &fakeNetwork{}
+	images := &fakePuller{config: defaultImage}
+	n := newTestNode(t, plane, "node-a", rt, images, network)
+	n.ready()
+
+	t.Run("runs and removes a pod", func(t *testing.T) {
+		n := n.in(t)
+		ns := n.namespace("run")
+		p := n.pod(ns, "web", nil)
+		p = n.untilReady(ns, "web")
+		cs := p.Status.ContainerStatuses[0]
+		if p.Status.Phase != v1.PodRunning || cs.State.Running == nil || !cs.Ready || cs.RestartCount != 0 {
+			t.Errorf("status: %+v", p.Status)
+		}
+		if want := "registry.test/app:v1@sha256:1111111111111111111111111111111111111111111111111111111111111111"; cs.ImageID != want {
+			t.Errorf("imageID %q, want %q", cs.ImageID, want)
+		}
+		if p.Status.PodIP == "" || p.Status.HostIP != "127.0.0.1" || p.Status.StartTime == nil || p.Status.QOSClass != v1.PodQOSBestEffort {
+			t.Errorf("status: %+v", p.Status)
+		}
+		cfg := rt.configs("main-0")[0]
+		if !slices.Equal(cfg.Args, []string{"/app", "serve"}) || !slices.Contains(cfg.Env, "COLOUR=image") {
+			t.Errorf("args %q, env %q", cfg.Args, cfg.Env)
+		}
+		n.deletePod(ns, "web", 30)
+		n.until(ns, "web", "gone", gone)
+		eventually(t, "no sandbox", func() bool { return rt.count() == 0 && network.count() == 0 })
+	})
+
+	t.Run("restarts by policy", func(t *testing.T) {
+		n := n.in(t)
+		ns := n.namespace("restart")
+		p := n.pod(ns, "crash", nil)
+		n.untilReady(ns, "crash")
+		rt.exit(string(p.UID), "main-0", 3)
+		got := n.until(ns, "crash", "restarted at once", func(p *v1.Pod) bool {
+			return p.Status.ContainerStatuses[0].RestartCount == 1 && podReady(p)
+		})
+		if last := got.Status.ContainerStatuses[0].LastTerminationState.Terminated; last == nil || last.ExitCode != 3 || last.Reason != "Error" {
+			t.Errorf("last state %+v", last)
+		}
+		rt.exit(string(p.UID), "main-1", 3)
+		n.until(ns, "crash", "back-off", func(p *v1.Pod) bool { return waitingReason(p) == reasonCrashLoop })
+
+		p = n.pod(ns, "job", func(p *v1.Pod) { p.Spec.RestartPolicy = v1.RestartPolicyNever })
+		n.untilReady(ns, "job")
+		rt.exit(string(p.UID), "main-0", 0)
+		got = n.until(ns, "job", "Succeeded", func(p *v1.Pod) bool { return p.Status.Phase == v1.PodSucceeded })
+		if c := findCondition(got.Status.Conditions, v1.PodReady); c.Status != v1.ConditionFalse || c.Reason != "PodCompleted" {
+			t.Errorf("ready condition %+v", c)
+		}
+		n.deletePod(ns, "job", 0)
+		n.deletePod(ns, "crash", 0)
+	})
+
+	t.Run("init containers in order", func(t *testing.T) {
+		n := n.in(t)
+		ns := n.namespace("init")
+		always := v1.ContainerRestartPolicyAlways
+		p := n.pod(ns, "p", func(p *v1.Pod) {
+			p.Spec.InitContainers = []v1.Container{
+				{Name: "first", Image: "app:v1"},
+				{Name: "side", Image: "app:v1", RestartPolicy: &always},
+				{Name: "second", Image: "app:v1"},
+			}
+		})
+		n.until(ns, "p", "first runs", func(p *v1.Pod) bool {
+			return len(p.Status.InitContainerStatuses) == 3 && p.Status.InitContainerStatuses[0].State.Running != nil &&
+				waitingReason(p) == reasonInitializing
+		})
+		rt.exit(string(p.UID), "first-0", 0)
+		n.until(ns, "p", "second runs", func(p *v1.Pod) bool {
+			return p.Status.InitContainerStatuses[1].State.Running != nil && p.Status.InitContainerStatuses[2].State.Running != nil
+		})
+		rt.exit(string(p.UID), "second-0", 0)
+		n.untilReady(ns, "p")
+		n.deletePod(ns, "p", 30)
+		n.until(ns, "p", "gone", gone)
+		rt.mu.Lock()
+		defer rt.mu.Unlock()
+		last := rt.stopped[len(rt.stopped)-2:]
+		if last[0].id != "main-0" || last[1].id != "side-0" {
+			t.Errorf("stopped %v, want main before its sidecar", last)
+		}
+	})
+
+	t.Run("missing configuration appears", func(t *testing.T) {
+		n := n.in(t)
+		ns := n.namespace("config")
+		n.pod(ns, "p", func(p *v1.Pod) {
+			p.Spec.Containers[0].Env = []v1.EnvVar{{Name: "COLOUR", ValueFrom: &v1.EnvVarSource{
+				ConfigMapKeyRef: &v1.ConfigMapKeySelector{LocalObjectReference: v1.LocalObjectReference{Name: "colours"}, Key: "wall"},
+			}}}
+		})
+		n.until(ns, "p", "config error", func(p *v1.Pod) bool { return waitingReason(p) == reasonConfigError })
+		_, err := n.admin.CoreV1().ConfigMaps(ns).Create(context.Background(), &v1.ConfigMap{
+			ObjectMeta: metav1.ObjectMeta{Name: "colours"}, Data: map[string]string{"wall": "blue"},
+		}, metav1.CreateOptions{})
+		n.must(err)
+		n.untilReady(ns, "p")
+		cfgs := rt.configs("main-0")
+		if env := cfgs[len(cfgs)-1].Env; !slices.Contains(env, "COLOUR=blue") {
+			t.Errorf("env %q", env)
+		}
+		n.deletePod(ns, "p", 0)
+	})
+
+	t.Run("image errors", func(t *testing.T) {
+		n := n.in(t)
+		ns := n.namespace("image")
+		images.mu.Lock()
+		images.absent = map[string]bool{"nope:v1": true}
+		images.fail = func(ref string) error {
+			if ref == "nope:v1" {
+				return errors.New("not found: manifest unknown")
+			}
+			return nil
+		}
+		images.mu.Unlock()
+		n.pod(ns, "p", func(p *v1.Pod) { p.Spec.Containers[0].Image = "nope:v1" })
+		n.until(ns, "p", "ErrImagePull", func(p *v1.Pod) bool { return waitingReason(p) == reasonErrPull })
+		n.until(ns, "p", "ImagePullBackOff", func(p *v1.Pod) bool { return waitingReason(p) == reasonPullBackoff })
+		n.deletePod(ns, "p", 5)
+		n.until(ns, "p", "gone", gone)
+	})
+
+	t.Run("stop signal and grace", func(t *testing.T) {
+		n := n.in(t)
+		ns := n.namespace("stop")
+		images.mu.Lock()
+		images.config.StopSignal = "SIGQUIT"
+		images.mu.Unlock()
+		n.pod(ns, "p", func(p *v1.Pod) { p.Spec.Containers[0].Image = "quit:v1" })
+		n.untilReady(ns, "p")
+		n.deletePod(ns, "p", 17)
+		n.until(ns, "p", "gone", gone)
+		rt.mu.Lock()
+		defer rt.mu.Unlock()
+		s := rt.stopped[len(rt.stopped)-1]
+		if s.signal != syscall.SIGQUIT || s.grace.Seconds() < 15 || s.grace.Seconds() > 17 {
+			t.Errorf("stopped with %v after %s", s.signal, s.grace)
+		}
+	})
+
+	t.Run("a lost sandbox is made again", func(t *testing.T) {
+		n := n.in(t)
+		ns := n.namespace("lost")
+		p := n.pod(ns, "p", nil)
+		n.untilReady(ns, "p")
+		rt.lose(string(p.UID))
+		n.until(ns, "p", "running again", func(p *v1.Pod) bool {
+			return p.Status.ContainerStatuses[0].RestartCount == 1 && podReady(p)
+		})
+		n.deletePod(ns, "p", 0)
+	})
+
+	t.Run("a restarted agent goes on", func(t *testing.T) {
+		n := n.in(t)
+		ns := n.namespace("again")
+		p := n.pod(ns, "stays", nil)
+		orphan := n.pod(ns, "orphan", nil)
+		before := n.untilReady(ns, "stays")
+		n.untilReady(ns, "orphan")
+		root := n.root
+		root.stop()
+		n.deletePod(ns, "orphan", 0)
+		n.until(ns, "orphan", "gone", gone)
+		started := len(rt.configs("main-0"))
+		root.ready()
+		eventually(t, "orphan removed", func() bool {
+			rt.mu.Lock()
+			defer rt.mu.Unlock()
+			return rt.sandboxes[string(orphan.UID)] == nil
+		})
+		rt.exit(string(p.UID), "main-0", 1)
+		after := n.until(ns, "stays", "restarted once", func(p *v1.Pod) bool { return p.Status.ContainerStatuses[0].RestartCount == 1 && podReady(p) })
+		last := after.Status.ContainerStatuses[0].LastTerminationState.Terminated
+		if last == nil || last.ContainerID != before.Status.ContainerStatuses[0].ContainerID {
+			t.Errorf("last state %+v is not the run from before the restart", last)
+		}
+		if got := len(rt.configs("main-0")); got != started {
+			t.Errorf("the restart started containers: %d, before %d", got, started)
+		}
+	})
+
+	t.Run("StopAll", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(context.Background(), waitLimit)
+		defer cancel()
+		if err := n.agent.StopAll(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if rt.count() != 0 || network.count() != 0 {
+			t.Errorf("left: %d sandboxes, %d networks", rt.count(), network.count())
+		}
+	})
+}

@@ -1,0 +1,129 @@
+package agent
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/component-base/version"
+)
+
+// detectCapacity completes given by what the machine has.
+func detectCapacity(given v1.ResourceList, dataDir string, maxPods int64) (v1.ResourceList, error) {
+	out := given.DeepCopy()
+	if out == nil {
+		out = v1.ResourceList{}
+	}
+	if _, ok := out[v1.ResourceCPU]; !ok {
+		out[v1.ResourceCPU] = *resource.NewQuantity(int64(runtime.NumCPU()), resource.DecimalSI)
+	}
+	if _, ok := out[v1.ResourceMemory]; !ok {
+		total, err := memInfo("MemTotal")
+		if err != nil {
+			return nil, fmt.Errorf("agent: detect memory: %w", err)
+		}
+		out[v1.ResourceMemory] = *resource.NewQuantity(total, resource.BinarySI)
+	}
+	if _, ok := out[v1.ResourceEphemeralStorage]; !ok {
+		if err := os.MkdirAll(dataDir, 0o755); err != nil {
+			return nil, fmt.Errorf("agent: make data directory: %w", err)
+		}
+		var st unix.Statfs_t
+		if err := unix.Statfs(dataDir, &st); err != nil {
+			return nil, fmt.Errorf("agent: detect disk size of %s: %w", dataDir, err)
+		}
+		out[v1.ResourceEphemeralStorage] = *resource.NewQuantity(int64(st.Blocks)*st.Bsize, resource.BinarySI)
+	}
+	if _, ok := out[v1.ResourcePods]; !ok {
+		out[v1.ResourcePods] = *resource.NewQuantity(maxPods, resource.DecimalSI)
+	}
+	return out, nil
+}
+
+// allocatable is capacity less what is reserved, never below zero.
+func allocatable(capacity, reserved v1.ResourceList) v1.ResourceList {
+	out := capacity.DeepCopy()
+	for name, r := range reserved {
+		q, ok := out[name]
+		if !ok {
+			continue
+		}
+		q.Sub(r)
+		if q.Sign() < 0 {
+			q = *resource.NewQuantity(0, q.Format)
+		}
+		out[name] = q
+	}
+	return out
+}
+
+// memInfo reads one line of /proc/meminfo, in bytes.
+func memInfo(key string) (int64, error) {
+	f, err := os.Open("/proc/meminfo")
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	sc := bufio.NewScanner(f)
+	for sc.Scan() {
+		name, rest, _ := strings.Cut(sc.Text(), ":")
+		if name != key {
+			continue
+		}
+		kb, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("/proc/meminfo: %s: %w", key, err)
+		}
+		return kb << 10, nil
+	}
+	return 0, fmt.Errorf("/proc/meminfo has no %s", key)
+}
+
+// nodeInfo describes machine and software.
+func nodeInfo() v1.NodeSystemInfo {
+	info := v1.NodeSystemInfo{
+		OperatingSystem:         runtime.GOOS,
+		Architecture:            runtime.GOARCH,
+		KubeletVersion:          version.Get().GitVersion,
+		ContainerRuntimeVersion: "gitk8s://" + strings.TrimPrefix(version.Get().GitVersion, "v"),
+		OSImage:                 osImage(),
+		MachineID:               readLine("/etc/machine-id"),
+		SystemUUID:              readLine("/sys/class/dmi/id/product_uuid"),
+		BootID:                  readLine("/proc/sys/kernel/random/boot_id"),
+	}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err == nil {
+		info.KernelVersion = unix.ByteSliceToString(u.Release[:])
+	}
+	return info
+}
+
+func osImage() string {
+	f, err := os.Open("/etc/os-release")
+	if err != nil {
+		return "Linux"
+	}
+	defer f.Close()
+	sc := bufio.NewScanner(f)
+	for sc.Scan() {
+		if v, ok := strings.CutPrefix(sc.Text(), "PRETTY_NAME="); ok {
+			return strings.Trim(v, `"'`)
+		}
+	}
+	return "Linux"
+}
+
+func readLine(path string) string {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	line, _, _ := strings.Cut(string(data), "\n")
+	return strings.TrimSpace(line)
+}

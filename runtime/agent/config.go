@@ -1,0 +1,135 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/client-go/kubernetes"
+
+	"gitk8s.dev/gitk8s/registry"
+	"gitk8s.dev/gitk8s/runtime/container"
+)
+
+// PodNetwork gives pods a network namespace and an address.
+type PodNetwork interface {
+	// Setup makes the pod's network namespace, or finds it, and returns its path and
+	// the pod's address. It may be repeated.
+	Setup(ctx context.Context, podUID, namespace, name string) (netnsPath string, ip netip.Addr, err error)
+	// Teardown removes it. Removing what is gone succeeds.
+	Teardown(ctx context.Context, podUID string) error
+}
+
+// Config of an Agent. Fields without "optional" must be set.
+type Config struct {
+	// NodeName is the name of the Node object.
+	NodeName string
+	// NodeIP is the node's address, where its HTTPS server is reached.
+	NodeIP netip.Addr
+	// Client talks to the API with the identity system:node:<NodeName>.
+	Client kubernetes.Interface
+	// Runtime runs the containers. The agent reads its Events and does not Close it.
+	Runtime container.Runtime
+	// Images pulls and unpacks images.
+	Images registry.Puller
+	// Network of the pods. It is asked only after Node.spec.podCIDR is set.
+	Network PodNetwork
+	// PodCIDRAssigned, optional, is called once with the node's podCIDRs before the
+	// first Setup. An error is retried.
+	PodCIDRAssigned func(ctx context.Context, cidrs []netip.Prefix) error
+	// DataDir is the node's own directory; see docs/contracts.md for what is in it.
+	DataDir string
+
+	// Listener of the HTTPS server, on NodeIP. The agent closes it.
+	Listener net.Listener
+	// ServingCert is the server's certificate for NodeName and NodeIP.
+	ServingCert tls.Certificate
+	// ClientCA verifies clients; only the common name system:apiserver is let in.
+	ClientCA *x509.CertPool
+
+	// Capacity, optional, is what the node has. What is not in it is detected.
+	Capacity v1.ResourceList
+	// SystemReserved, optional, is kept from pods: allocatable is capacity less it.
+	SystemReserved v1.ResourceList
+	// MaxPods, optional, 110 by default.
+	MaxPods int64
+	// NodeLabels, optional, are put on the Node beside the well-known ones.
+	NodeLabels map[string]string
+	// CgroupParent, optional, is where the pods' cgroups go; by default a name made
+	// of DataDir, so that agents on one machine do not meet.
+	CgroupParent string
+	// DockerConfig, optional, is a docker config file with the node's own registry
+	// credentials.
+	DockerConfig string
+	// ResolvConf, optional, is the file that pods with dnsPolicy Default get;
+	// /etc/resolv.conf by default.
+	ResolvConf string
+	// ClusterDNS and ClusterDomain, optional, are what dnsPolicy ClusterFirst puts
+	// in front. Without ClusterDNS such pods get the node's configuration.
+	ClusterDNS    []string
+	ClusterDomain string
+	// Logger, optional.
+	Logger *slog.Logger
+	// Now, optional, is the clock of all decisions.
+	Now func() time.Time
+}
+
+func (c *Config) complete() error {
+	var errs []error
+	need := func(ok bool, what string) {
+		if !ok {
+			errs = append(errs, fmt.Errorf("agent: Config.%s must be set", what))
+		}
+	}
+	need(c.NodeName != "", "NodeName")
+	need(c.NodeIP.IsValid(), "NodeIP")
+	need(c.Client != nil, "Client")
+	need(c.Runtime != nil, "Runtime")
+	need(c.Images != nil, "Images")
+	need(c.Network != nil, "Network")
+	need(c.DataDir != "", "DataDir")
+	need(c.Listener != nil, "Listener")
+	need(len(c.ServingCert.Certificate) > 0, "ServingCert")
+	need(c.ClientCA != nil, "ClientCA")
+	if c.NodeName != "" {
+		for _, msg := range validation.IsDNS1123Subdomain(c.NodeName) {
+			errs = append(errs, fmt.Errorf("agent: node name %q: %s", c.NodeName, msg))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	abs, err := filepath.Abs(c.DataDir)
+	if err != nil {
+		return fmt.Errorf("agent: data directory %s: %w", c.DataDir, err)
+	}
+	c.DataDir = abs
+	if c.MaxPods == 0 {
+		c.MaxPods = 110
+	}
+	if c.CgroupParent == "" {
+		c.CgroupParent = "/gitk8s/" + shortHash(abs)
+	}
+	if c.ResolvConf == "" {
+		c.ResolvConf = "/etc/resolv.conf"
+	}
+	if c.ClusterDomain == "" {
+		c.ClusterDomain = "cluster.local"
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return nil
+}

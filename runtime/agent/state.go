@@ -1,0 +1,215 @@
+package agent
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+)
+
+// sandboxPhase is how far the part of a pod that its containers share has come:
+// network, volumes and the sandbox itself.
+type sandboxPhase string
+
+const (
+	sandboxNone     sandboxPhase = ""
+	sandboxMaking   sandboxPhase = "making"
+	sandboxReady    sandboxPhase = "ready"
+	sandboxLost     sandboxPhase = "lost"
+	sandboxRemoving sandboxPhase = "removing"
+	sandboxRemoved  sandboxPhase = "removed"
+)
+
+// podState is all that is known of one pod. The pod's worker owns it.
+type podState struct {
+	pod *v1.Pod
+	// gone: the object is not in the API any more.
+	gone bool
+	// draining: the agent is stopping all its pods.
+	draining bool
+	// failure, when set, ends the pod for a reason of the node's.
+	failure *podFailure
+	// terminal is the phase that the pod's containers have decided, or "".
+	terminal v1.PodPhase
+	// deleting: the DELETE that ends a deletion is on its way, or done.
+	deleting bool
+
+	sandbox      sandboxPhase
+	sandboxWait  waiting
+	sandboxRetry retry
+	// networkReady gates pods with a network of their own.
+	networkReady bool
+	ip           netip.Addr
+	startTime    time.Time
+	// endStart is when the pod began to end: its grace counts from then.
+	endStart time.Time
+	// mainStarted: a regular container has run in this sandbox, so that init
+	// containers do not run again.
+	mainStarted bool
+
+	// ctrs holds the init containers in order, then the regular ones.
+	ctrs []*ctr
+}
+
+type podFailure struct{ Reason, Message string }
+
+type ctrKind int
+
+const (
+	initCtr ctrKind = iota
+	sidecarCtr
+	mainCtr
+)
+
+// ctr is one container of a pod over all its runs.
+type ctr struct {
+	spec *v1.Container
+	kind ctrKind
+	// cur is the present or latest run, prev the one before it.
+	cur, prev *instance
+	// busy: a start or a stop is under way.
+	starting, stopping bool
+	// stopBy is when the stop under way will kill.
+	stopBy time.Time
+	// wait says why no run is under way, for the status.
+	wait waiting
+	// startRetry delays the next attempt to start after a failed one that made no
+	// run: a missing image or ConfigMap.
+	startRetry retry
+	// crash delays the next run after one that ended.
+	crash retry
+	// done: an init container that has succeeded in this sandbox.
+	done bool
+	// started and ready are what probes say of cur.
+	started, ready bool
+	// kill asks for the end of cur because a probe failed.
+	kill *killOrder
+}
+
+type killOrder struct {
+	message string
+	grace   time.Duration
+}
+
+// waiting is the reason why something does not run yet.
+type waiting struct {
+	Reason, Message string
+	Since           time.Time
+}
+
+// instance is one run of a container.
+type instance struct {
+	Attempt    int
+	Running    bool
+	StartedAt  time.Time
+	FinishedAt time.Time
+	ExitCode   int
+	Reason     string
+	Message    string
+	Image      string
+	ImageID    string
+	ID         string
+}
+
+// instanceID names the run of a container in its sandbox.
+func instanceID(name string, attempt int) string { return name + "-" + strconv.Itoa(attempt) }
+
+// parseInstanceID is the inverse of instanceID.
+func parseInstanceID(id string) (name string, attempt int, ok bool) {
+	i := strings.LastIndexByte(id, '-')
+	if i <= 0 {
+		return "", 0, false
+	}
+	n, err := strconv.Atoi(id[i+1:])
+	return id[:i], n, err == nil && n >= 0
+}
+
+func newPodState(pod *v1.Pod) *podState {
+	s := &podState{pod: pod}
+	for i := range pod.Spec.InitContainers {
+		c := &pod.Spec.InitContainers[i]
+		kind := initCtr
+		if c.RestartPolicy != nil && *c.RestartPolicy == v1.ContainerRestartPolicyAlways {
+			kind = sidecarCtr
+		}
+		s.ctrs = append(s.ctrs, &ctr{spec: c, kind: kind})
+	}
+	for i := range pod.Spec.Containers {
+		s.ctrs = append(s.ctrs, &ctr{spec: &pod.Spec.Containers[i], kind: mainCtr})
+	}
+	return s
+}
+
+// setPod takes a newer version of the object. Containers keep their identity by
+// name: a pod's containers cannot be added or removed, their image may change.
+func (s *podState) setPod(pod *v1.Pod) {
+	s.pod = pod
+	for _, c := range s.ctrs {
+		for i := range pod.Spec.InitContainers {
+			if c.kind != mainCtr && pod.Spec.InitContainers[i].Name == c.spec.Name {
+				c.spec = &pod.Spec.InitContainers[i]
+			}
+		}
+		for i := range pod.Spec.Containers {
+			if c.kind == mainCtr && pod.Spec.Containers[i].Name == c.spec.Name {
+				c.spec = &pod.Spec.Containers[i]
+			}
+		}
+	}
+}
+
+func (s *podState) ctr(name string) *ctr {
+	for _, c := range s.ctrs {
+		if c.spec.Name == name {
+			return c
+		}
+	}
+	return nil
+}
+
+// ending says that the pod's containers are to stop.
+func (s *podState) ending() bool {
+	return s.pod.DeletionTimestamp != nil || s.gone || s.draining || s.failure != nil || s.terminal != ""
+}
+
+// grace is how long the pod may take to end, counted from endStart.
+func (s *podState) grace() time.Duration {
+	secs := int64(30)
+	switch {
+	case s.pod.DeletionGracePeriodSeconds != nil && s.pod.DeletionTimestamp != nil:
+		secs = *s.pod.DeletionGracePeriodSeconds
+	case s.pod.Spec.TerminationGracePeriodSeconds != nil:
+		secs = *s.pod.Spec.TerminationGracePeriodSeconds
+	}
+	return time.Duration(max(secs, 0)) * time.Second
+}
+
+func (c *ctr) running() bool { return c.cur != nil && c.cur.Running }
+func (c *ctr) exited() bool  { return c.cur != nil && !c.cur.Running }
+
+// restarts says whether a run that ended with code is followed by another.
+func (c *ctr) restarts(policy v1.RestartPolicy, code int) bool {
+	if c.kind == sidecarCtr {
+		return true
+	}
+	if c.spec.RestartPolicy != nil {
+		policy = v1.RestartPolicy(*c.spec.RestartPolicy)
+	}
+	switch policy {
+	case v1.RestartPolicyNever:
+		return false
+	case v1.RestartPolicyOnFailure:
+		return code != 0
+	}
+	return c.kind == mainCtr || code != 0
+}
+
+// nextAttempt numbers the next run.
+func (c *ctr) nextAttempt() int {
+	if c.cur == nil {
+		return 0
+	}
+	return c.cur.Attempt + 1
+}

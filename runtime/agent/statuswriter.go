@@ -1,0 +1,211 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/strategicpatch"
+)
+
+// statusWriter brings a pod's status into the API. Only the newest status counts:
+// while one write is on its way, later ones replace each other.
+type statusWriter struct {
+	w *worker
+
+	mu     sync.Mutex
+	want   *v1.PodStatus
+	active bool
+
+	// io serialises the writes themselves; base is what the API has as far as known.
+	io   sync.Mutex
+	base *v1.Pod
+}
+
+func (sw *statusWriter) init(w *worker, pod *v1.Pod) {
+	sw.w, sw.base = w, pod
+}
+
+// observe takes the object as the watch has it and, when its status is not the one
+// wanted, writes again: a controller may have marked the pod while the node was
+// out of reach.
+func (sw *statusWriter) observe(pod *v1.Pod) {
+	if !sw.io.TryLock() {
+		return // the write under way will be seen by the watch as well
+	}
+	var old, fresh uint64
+	fmt.Sscan(sw.base.ResourceVersion, &old)
+	fmt.Sscan(pod.ResourceVersion, &fresh)
+	if fresh >= old {
+		sw.base = pod
+	}
+	sw.io.Unlock()
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	if sw.want != nil {
+		again := *sw.want
+		sw.want = &again
+		sw.kick()
+	}
+}
+
+// set asks for status to be written.
+func (sw *statusWriter) set(status v1.PodStatus) {
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	if sw.want != nil && equality.Semantic.DeepEqual(*sw.want, status) {
+		return
+	}
+	sw.want = &status
+	sw.kick()
+}
+
+// kick starts the loop if it is not running. The caller holds mu.
+func (sw *statusWriter) kick() {
+	if !sw.active {
+		sw.active = true
+		sw.w.ops.Add(1)
+		go sw.loop()
+	}
+}
+
+func (sw *statusWriter) loop() {
+	defer sw.w.ops.Done()
+	pause := 50 * time.Millisecond
+	var written *v1.PodStatus
+	for {
+		sw.mu.Lock()
+		want := sw.want
+		if want == written {
+			sw.active = false
+			sw.mu.Unlock()
+			return
+		}
+		sw.mu.Unlock()
+		err := sw.write(sw.w.ctx, *want)
+		if err == nil || isGone(err) {
+			written, pause = want, 50*time.Millisecond
+			continue
+		}
+		if sw.w.ctx.Err() == nil {
+			sw.w.log.Warn("write pod status", "error", err)
+		}
+		t := time.NewTimer(pause)
+		select {
+		case <-t.C:
+		case <-sw.w.ctx.Done():
+			t.Stop()
+			sw.mu.Lock()
+			sw.active = false
+			sw.mu.Unlock()
+			return
+		}
+		pause = min(2*pause, 10*time.Second)
+	}
+}
+
+// write patches the status if it differs from what the API has.
+func (sw *statusWriter) write(ctx context.Context, status v1.PodStatus) error {
+	sw.io.Lock()
+	defer sw.io.Unlock()
+	patch, err := statusPatch(sw.base, status)
+	if err != nil || patch == nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	pod, err := sw.w.a.cfg.Client.CoreV1().Pods(sw.base.Namespace).Patch(ctx, sw.base.Name,
+		types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+	if err != nil {
+		return err
+	}
+	sw.base = pod
+	return nil
+}
+
+// statusPatch is the patch that turns base's status into want, or nil if they
+// agree. The UID in it makes the write fail on another pod of the same name.
+// Conditions that others own stay as base has them.
+func statusPatch(base *v1.Pod, want v1.PodStatus) ([]byte, error) {
+	old := v1.Pod{Status: base.Status}
+	fresh := v1.Pod{Status: *want.DeepCopy()}
+	conds := fresh.Status.Conditions[:0:0]
+	for _, c := range fresh.Status.Conditions {
+		if isOwnCondition(c.Type) {
+			conds = append(conds, c)
+		}
+	}
+	for _, c := range base.Status.Conditions {
+		if !isOwnCondition(c.Type) {
+			conds = append(conds, c)
+		}
+	}
+	fresh.Status.Conditions = conds
+	fresh.Status.NominatedNodeName = base.Status.NominatedNodeName
+	if equality.Semantic.DeepEqual(old.Status, fresh.Status) {
+		return nil, nil
+	}
+	oldJSON, err := json.Marshal(old)
+	if err != nil {
+		return nil, fmt.Errorf("encode old status: %w", err)
+	}
+	fresh.UID = base.UID
+	freshJSON, err := json.Marshal(fresh)
+	if err != nil {
+		return nil, fmt.Errorf("encode new status: %w", err)
+	}
+	patch, err := strategicpatch.CreateTwoWayMergePatch(oldJSON, freshJSON, v1.Pod{})
+	if err != nil {
+		return nil, fmt.Errorf("compute status patch: %w", err)
+	}
+	return patch, nil
+}
+
+// computeStatus is the pod's status now.
+func (w *worker) computeStatus(now time.Time) v1.PodStatus {
+	last := w.s.pod.Status
+	if v := w.view.Load(); v != nil && len(v.status.Conditions) > 0 {
+		last = v.status
+	}
+	if w.s.startTime.IsZero() {
+		w.s.startTime = now.Truncate(time.Second)
+	}
+	return buildStatus(w.s, last, w.a.cfg.NodeIP, now)
+}
+
+// podView is what the HTTPS server may read of a pod.
+type podView struct {
+	pod    *v1.Pod
+	status v1.PodStatus
+	ip     string
+	// runs by container name: the present or latest one and the one before.
+	cur, prev map[string]instance
+}
+
+// publish computes the status, shows it to the server and writes it to the API.
+func (w *worker) publish(now time.Time) {
+	status := w.computeStatus(now)
+	v := &podView{pod: w.s.pod, status: status, cur: map[string]instance{}, prev: map[string]instance{}}
+	if w.s.ip.IsValid() {
+		v.ip = w.s.ip.String()
+	}
+	for _, c := range w.s.ctrs {
+		if c.cur != nil {
+			v.cur[c.spec.Name] = *c.cur
+		}
+		if c.prev != nil {
+			v.prev[c.spec.Name] = *c.prev
+		}
+	}
+	w.view.Store(v)
+	w.changed.broadcast()
+	if !w.s.draining && !w.s.gone {
+		w.status.set(status)
+	}
+}
