@@ -80,7 +80,9 @@ type hooks struct {
 	pushed []Push
 }
 
-func (h *hooks) Exists(_ context.Context, key string) (bool, error) { return key == "default/shop", nil }
+func (h *hooks) Exists(_ context.Context, key string) (bool, error) {
+	return key == "default/shop", nil
+}
 
 func (h *hooks) Check(_ context.Context, p Push, out io.Writer) error {
 	fmt.Fprintf(out, "checking %s\n", p.Ref)
@@ -326,7 +328,9 @@ func TestMirror(t *testing.T) {
 func TestWebhook(t *testing.T) {
 	var looked []string
 	h := &Webhook{
-		Token:   func(_ *http.Request, key string) ([]byte, bool, error) { return []byte("token"), key == "default/shop", nil },
+		Token: func(_ *http.Request, key string) ([]byte, bool, error) {
+			return []byte("token"), key == "default/shop", nil
+		},
 		Trigger: func(key string) { looked = append(looked, key) },
 	}
 	body := `{"ref":"refs/heads/main"}`
