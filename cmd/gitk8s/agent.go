@@ -1,0 +1,319 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"crypto/tls"
+	"crypto/x509"
+
+	"gitk8s.dev/gitk8s/registry"
+	"gitk8s.dev/gitk8s/runtime/agent"
+	"gitk8s.dev/gitk8s/runtime/container/driver"
+	"gitk8s.dev/gitk8s/runtime/network"
+	"gitk8s.dev/gitk8s/runtime/network/follow"
+)
+
+// stopWorkloads is the line on a worker's standard input that makes it stop its
+// pods before it ends.
+const stopWorkloads = "stop workloads"
+
+// workerFiles are the names of a worker's files in its directory, written by
+// whoever starts it.
+const (
+	workerKubeconfig = "kubeconfig"
+	workerCert       = "server.crt"
+	workerKey        = "server.key"
+	workerCA         = "ca.crt"
+)
+
+func newAgent(e *env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "Run a worker on this machine",
+		Long: `Run a worker: it registers a node and runs the pods that are bound to it.
+
+Its directory (--node-dir) holds kubeconfig, ca.crt, server.crt and server.key.
+Ending it, in whatever way, leaves its containers running; the next start goes
+on with them. With --attached it also ends when its standard input does.`,
+		Args: exactArgs(0),
+		RunE: func(cmd *cobra.Command, _ []string) error { return e.runAgent(cmd.Context()) },
+	}
+	f := cmd.Flags()
+	f.String("name", "", "name of the node (default: the host name)")
+	f.String("node-dir", "", "directory of the worker (default: DATA-DIR/nodes/NAME)")
+	f.String("node-ip", "", "address of the node")
+	f.String("registry", "", "address, host:port, that images under gitk8s.local/ come from")
+	f.String("registry-token-file", "", "file with the password for it")
+	f.String("egress-netns", "", "network namespace from which other registries are reached (default: the worker's own)")
+	f.String("docker-config", "", "docker config file with credentials for image registries")
+	f.Bool("attached", false, "end when standard input does")
+	return cmd
+}
+
+func (e *env) runAgent(ctx context.Context) error {
+	name := e.v.GetString("name")
+	if name == "" {
+		var err error
+		if name, err = os.Hostname(); err != nil {
+			return err
+		}
+	}
+	dir := e.v.GetString("node-dir")
+	if dir == "" {
+		dir = filepath.Join(e.v.GetString("data-dir"), "nodes", name)
+	}
+	ip, err := netip.ParseAddr(e.v.GetString("node-ip"))
+	if err != nil {
+		return usageError("--node-ip: %w", err)
+	}
+	lock, err := lockDataDir(dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	w, err := e.newWorker(name, dir, ip)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if e.v.GetBool("attached") {
+		go w.obey(ctx, e.io.in, cancel)
+	}
+	return w.run(ctx)
+}
+
+// worker is a running agent with what it needs.
+type worker struct {
+	name   string
+	ip     netip.Addr
+	dir    string
+	client kubernetes.Interface
+	images *registry.Store
+	driver *driver.Driver
+	proxy  *network.Proxy
+	agent  *agent.Agent
+	pods   *podNetwork
+}
+
+func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) {
+	w = &worker{name: name, dir: dir, ip: ip, pods: &podNetwork{dir: filepath.Join(dir, "network"), ip: ip}}
+	defer func() {
+		if err != nil {
+			w.close()
+		}
+	}()
+	rc, err := clientcmd.BuildConfigFromFlags("", filepath.Join(dir, workerKubeconfig))
+	if err != nil {
+		return nil, err
+	}
+	rc.QPS, rc.Burst = -1, -1
+	rc.ContentType = "application/vnd.kubernetes.protobuf"
+	rc.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
+	if w.client, err = kubernetes.NewForConfig(rc); err != nil {
+		return nil, err
+	}
+	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, workerCert), filepath.Join(dir, workerKey))
+	if err != nil {
+		return nil, err
+	}
+	caPEM, err := os.ReadFile(filepath.Join(dir, workerCA))
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(caPEM) {
+		return nil, fmt.Errorf("%s holds no certificate", filepath.Join(dir, workerCA))
+	}
+	remote, err := e.workerRemote()
+	if err != nil {
+		return nil, err
+	}
+	if w.images, err = registry.OpenStore(registry.StoreConfig{Dir: filepath.Join(dir, "images"), Remote: remote}); err != nil {
+		return nil, err
+	}
+	if w.driver, err = driver.New(driver.Config{StateDir: filepath.Join(dir, "run")}); err != nil {
+		return nil, err
+	}
+	if w.proxy, err = network.NewProxy(""); err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", netip.AddrPortFrom(ip, 10250).String())
+	if err != nil {
+		return nil, fmt.Errorf("listen on the node's address: %w", err)
+	}
+	w.agent, err = agent.New(agent.Config{
+		NodeName: name, NodeIP: ip, Client: w.client, Runtime: w.driver, Images: w.images,
+		Network: w.pods, PodCIDRAssigned: w.pods.assign, DataDir: dir,
+		Listener: l, ServingCert: cert, ClientCA: pool, DockerConfig: e.v.GetString("docker-config"),
+	})
+	return w, err
+}
+
+// workerRemote says how a worker reaches registries.
+func (e *env) workerRemote() (registry.RemoteConfig, error) {
+	rc := registry.RemoteConfig{Local: e.v.GetString("registry"), LocalPlainHTTP: true}
+	if file := e.v.GetString("registry-token-file"); file != "" {
+		token, err := os.ReadFile(file)
+		if err != nil {
+			return rc, err
+		}
+		rc.LocalAuth = localAuth(string(token))
+	}
+	ns := e.v.GetString("egress-netns")
+	if ns == "" {
+		return rc, nil
+	}
+	dial := network.DialIn(ns)
+	// Names are looked up in that namespace too: the node's own has no resolver.
+	names := &net.Resolver{PreferGo: true, Dial: dial}
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.DialContext = func(ctx context.Context, netw, addr string) (net.Conn, error) {
+		host, port, err := net.SplitHostPort(addr)
+		if err != nil {
+			return nil, err
+		}
+		ips, err := names.LookupNetIP(ctx, "ip", host)
+		if err != nil {
+			return nil, err
+		}
+		var errs []error
+		for _, ip := range ips {
+			c, err := dial(ctx, netw, net.JoinHostPort(ip.Unmap().String(), port))
+			if err == nil {
+				return c, nil
+			}
+			errs = append(errs, err)
+		}
+		return nil, errors.Join(errs...)
+	}
+	rc.Transport = t
+	rc.LocalTransport = http.DefaultTransport
+	return rc, nil
+}
+
+// run runs the worker until ctx ends or a part fails.
+func (w *worker) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	errs := make(chan error, 2)
+	wg.Go(func() {
+		defer cancel()
+		errs <- w.agent.Run(ctx)
+	})
+	wg.Go(func() {
+		defer cancel()
+		errs <- follow.Node(ctx, w.client, w.name, w.proxy, "")
+	})
+	wg.Wait()
+	err := errors.Join(<-errs, <-errs)
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// obey ends the worker when its standard input ends, and stops its pods first if
+// it is told to.
+func (w *worker) obey(ctx context.Context, in io.Reader, end func()) {
+	defer end()
+	lines := bufio.NewScanner(in)
+	for lines.Scan() {
+		if lines.Text() != stopWorkloads {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+		if err := w.agent.StopAll(ctx); err != nil {
+			slog.Error("not all pods have stopped", "node", w.name, "error", err)
+		}
+		cancel()
+		return
+	}
+}
+
+func (w *worker) close() {
+	if w.proxy != nil {
+		w.proxy.Close()
+	}
+	if w.driver != nil {
+		w.driver.Close()
+	}
+	if w.images != nil {
+		w.images.Close()
+	}
+	w.pods.close()
+}
+
+// podNetwork is the network of the worker's pods, opened when the control plane
+// has said which addresses are the node's.
+type podNetwork struct {
+	dir string
+	ip  netip.Addr
+
+	mu  sync.Mutex
+	net *network.PodNetwork
+}
+
+func (p *podNetwork) assign(_ context.Context, cidrs []netip.Prefix) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.net != nil || len(cidrs) == 0 {
+		return nil
+	}
+	n, err := network.NewPodNetwork(network.PodConfig{Dir: p.dir, PodCIDR: cidrs[0], NodeIP: p.ip})
+	p.net = n
+	return err
+}
+
+func (p *podNetwork) get() (*network.PodNetwork, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.net == nil {
+		return nil, errors.New("the node has no pod network yet")
+	}
+	return p.net, nil
+}
+
+// Setup implements agent.PodNetwork.
+func (p *podNetwork) Setup(ctx context.Context, uid, namespace, name string) (string, netip.Addr, error) {
+	n, err := p.get()
+	if err != nil {
+		return "", netip.Addr{}, err
+	}
+	return n.Setup(ctx, uid, namespace+"/"+name)
+}
+
+// Teardown implements agent.PodNetwork.
+func (p *podNetwork) Teardown(_ context.Context, uid string) error {
+	n, err := p.get()
+	if err != nil {
+		return err
+	}
+	return n.Teardown(uid)
+}
+
+func (p *podNetwork) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.net != nil {
+		p.net.Close()
+	}
+}

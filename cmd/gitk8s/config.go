@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/viper"
+)
+
+// Config is everything that can be set, by flag, by GITK8S_* variable or by file,
+// in this order of precedence. Keys of the file are the flags' names.
+type Config struct {
+	// DataDir is where everything is kept.
+	DataDir string `mapstructure:"data-dir"`
+	// Listen is the address that the ports below are opened on.
+	Listen string `mapstructure:"listen"`
+	// APIPort, GitPort, RegistryPort and MetricsPort are TCP ports; 0 means any free one.
+	APIPort      int `mapstructure:"api-port"`
+	GitPort      int `mapstructure:"git-port"`
+	RegistryPort int `mapstructure:"registry-port"`
+	MetricsPort  int `mapstructure:"metrics-port"`
+	// Workers is how many workers `up` runs on this machine.
+	Workers int `mapstructure:"workers"`
+	// EtcdEndpoints of an existing etcd; empty means the embedded one.
+	EtcdEndpoints []string `mapstructure:"etcd-endpoints"`
+	// EtcdCAFile, EtcdCertFile and EtcdKeyFile are for TLS with EtcdEndpoints.
+	EtcdCAFile   string `mapstructure:"etcd-cafile"`
+	EtcdCertFile string `mapstructure:"etcd-certfile"`
+	EtcdKeyFile  string `mapstructure:"etcd-keyfile"`
+	// DockerConfig has credentials for image registries.
+	DockerConfig string `mapstructure:"docker-config"`
+}
+
+func newViper() *viper.Viper {
+	v := viper.New()
+	v.SetEnvPrefix("GITK8S")
+	v.SetEnvKeyReplacer(strings.NewReplacer("-", "_"))
+	v.AutomaticEnv()
+	return v
+}
+
+// readConfig binds the flags of the command that runs and reads the file.
+func readConfig(v *viper.Viper, cmd *cobra.Command) error {
+	if err := v.BindPFlags(cmd.Flags()); err != nil {
+		return err
+	}
+	file := v.GetString("config")
+	explicit := file != ""
+	if !explicit {
+		file = "/etc/gitk8s/config.yaml"
+	}
+	v.SetConfigFile(file)
+	err := v.ReadInConfig()
+	if err != nil && !explicit && errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("configuration file %s: %w", file, err)
+	}
+	return nil
+}
+
+// config returns the whole configuration, checked.
+func (e *env) config() (Config, error) {
+	var c Config
+	if err := e.v.Unmarshal(&c); err != nil {
+		return c, usageError("configuration: %w", err)
+	}
+	for name, port := range map[string]int{"api-port": c.APIPort, "git-port": c.GitPort, "registry-port": c.RegistryPort, "metrics-port": c.MetricsPort} {
+		if port < 0 || port > 65535 {
+			return c, usageError("--%s: %d is no port", name, port)
+		}
+	}
+	if c.Workers < 0 || c.Workers > 200 {
+		return c, usageError("--workers: %d is not from 0 to 200", c.Workers)
+	}
+	return c, nil
+}
+
+func serverFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.String("listen", "127.0.0.1", "address that the ports below are opened on")
+	f.Int("api-port", 6443, "port of the Kubernetes API; 0 for any free one")
+	f.Int("git-port", 7080, "port of the embedded Git server; 0 for any free one")
+	f.Int("registry-port", 5000, "port of the embedded image registry; 0 for any free one")
+	f.Int("metrics-port", 0, "port of the metrics; 0 for any free one")
+	f.StringSlice("etcd-endpoints", nil, "URLs of an existing etcd cluster, instead of the embedded one")
+	f.String("etcd-cafile", "", "CA of --etcd-endpoints")
+	f.String("etcd-certfile", "", "client certificate for --etcd-endpoints")
+	f.String("etcd-keyfile", "", "key of --etcd-certfile")
+	f.String("docker-config", "", "docker config file with credentials for image registries")
+}
+
+// quiet drops klog's info lines unless debugging.
+type quiet struct{ slog.Handler }
+
+func (q quiet) Enabled(ctx context.Context, l slog.Level) bool {
+	if l < slog.LevelError {
+		l = slog.LevelDebug - 1
+	}
+	return q.Handler.Enabled(ctx, l)
+}
+
+func (q quiet) WithAttrs(a []slog.Attr) slog.Handler { return quiet{q.Handler.WithAttrs(a)} }
+func (q quiet) WithGroup(g string) slog.Handler      { return quiet{q.Handler.WithGroup(g)} }
