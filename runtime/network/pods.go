@@ -81,6 +81,9 @@ func NewPodNetwork(cfg PodConfig) (*PodNetwork, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pod network: %w", err)
 	}
+	if err := prepareForwarding(cfg.NetNS); err != nil {
+		return nil, fmt.Errorf("pod network: %w", err)
+	}
 	h, err := handle(cfg.NetNS, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("pod network: %w", err)

@@ -77,16 +77,29 @@ func EnsureNode(id, node string, n int) (Node, error) {
 	if err := createNetNS(out.NetNS); err != nil {
 		return Node{}, err
 	}
+	// Before there are links: they inherit what is set.
+	if err := prepareForwarding(out.NetNS); err != nil {
+		return Node{}, fmt.Errorf("prepare node %s: %w", node, err)
+	}
 	if err := linkNode(HubNetNS(id), out, n); err != nil {
 		return Node{}, fmt.Errorf("connect node %s with the hub: %w", node, err)
 	}
-	err := inNetNS(out.NetNS, func() error {
-		return setSysctls(map[string]string{"net.ipv4.ip_forward": "1", "net.ipv4.conf.all.rp_filter": "0", "net.ipv4.conf.default.rp_filter": "0"})
-	})
-	if err != nil {
-		return Node{}, fmt.Errorf("prepare node %s: %w", node, err)
-	}
 	return out, nil
+}
+
+// prepareForwarding makes a namespace forward between its links. Redirects are off:
+// a pod has no other way to go, and one that was sent counts against the rate at
+// which refusals are told to the pod.
+func prepareForwarding(ns string) error {
+	return inNetNS(ns, func() error {
+		return setSysctls(map[string]string{
+			"net.ipv4.ip_forward":                  "1",
+			"net.ipv4.conf.all.rp_filter":          "0",
+			"net.ipv4.conf.default.rp_filter":      "0",
+			"net.ipv4.conf.all.send_redirects":     "0",
+			"net.ipv4.conf.default.send_redirects": "0",
+		})
+	})
 }
 
 func linkNode(hubNS string, node Node, n int) error {
