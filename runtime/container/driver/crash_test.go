@@ -1,10 +1,13 @@
 package driver
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -285,5 +288,75 @@ func TestManyLayers(t *testing.T) {
 	}
 	if log, _ := b.run(sb, cfg); log != "stdout F layer 119\nstdout F lowest\n" {
 		t.Errorf("log %q", log)
+	}
+}
+
+// TestWorkerIsKilled kills a worker process of its own kind: its container, the log
+// and the exit code belong to the shim.
+func TestWorkerIsKilled(t *testing.T) {
+	b := newBench(t)
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "GITK8S_TEST_WORKER="+b.dir, "GITK8S_TEST_BIN="+testbin, "GITK8S_TEST_LAYER="+layer, "GITK8S_TEST_CGROUP="+b.parent)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil || line != "started\n" {
+		t.Errorf("worker says %q, %v", line, err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Error(err)
+	}
+	_ = cmd.Wait()
+	b.open()
+	if st := b.status("orphan", "app"); st.State != container.Running || !alive(st.Pid) {
+		t.Fatalf("after the worker's death: %+v", st)
+	}
+	cfg := b.config("app")
+	eventually(t, "ready", func() bool { return b.logs(cfg) != "" })
+	if err := b.StopContainer(context.Background(), "orphan", "app", syscall.SIGTERM, 5*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if st := b.ended("app"); st.ExitCode != 7 {
+		t.Errorf("%+v", st)
+	}
+}
+
+func TestNetworkNamespace(t *testing.T) {
+	b := newBench(t)
+	pin := filepath.Join(b.dir, "netns")
+	if err := os.WriteFile(pin, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	made := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with its namespace
+		err := syscall.Unshare(syscall.CLONE_NEWNET)
+		if err == nil {
+			err = syscall.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", syscall.Gettid()), pin, "", syscall.MS_BIND, "")
+		}
+		made <- err
+	}()
+	if err := <-made; err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(pin, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := b.RunSandbox(context.Background(), container.SandboxConfig{ID: "own-net", NetNS: pin, CgroupParent: b.parent}); err != nil {
+		t.Fatal(err)
+	}
+	log, _ := b.run("own-net", b.config("app", "files", "/proc/net/dev"))
+	if !strings.Contains(log, " lo:") || strings.Contains(log, "eth") {
+		t.Errorf("links: %s", log)
 	}
 }

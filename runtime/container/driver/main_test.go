@@ -20,12 +20,34 @@ import (
 var testbin, layer string
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv("GITK8S_TEST_WORKER"); dir != "" {
+		worker(dir)
+	}
 	code, err := runTests(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
 	}
 	os.Exit(code)
+}
+
+// worker is a process that runs one container and is then killed.
+func worker(dir string) {
+	testbin, layer = os.Getenv("GITK8S_TEST_BIN"), os.Getenv("GITK8S_TEST_LAYER")
+	d, err := New(Config{StateDir: filepath.Join(dir, "run"), Executable: testbin})
+	if err == nil {
+		err = d.RunSandbox(context.Background(), container.SandboxConfig{ID: "orphan", CgroupParent: os.Getenv("GITK8S_TEST_CGROUP")})
+	}
+	if err == nil {
+		b := &bench{dir: dir}
+		err = d.StartContainer(context.Background(), "orphan", b.config("app", "trap"))
+	}
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Println("started")
+	select {}
 }
 
 func runTests(m *testing.M) (int, error) {

@@ -65,10 +65,25 @@ func (sb *sandbox) disconnect() {
 func (sb *sandbox) adopt() {
 	sb.life.Lock()
 	defer sb.life.Unlock()
-	if err := sb.connect(); err == nil {
+	if err := sb.reconnect(); err == nil {
 		return
 	}
 	sb.loseIfDead()
+}
+
+// reconnect connects to a shim that may be about to listen: a worker may have died
+// in the middle of starting it.
+func (sb *sandbox) reconnect() error {
+	deadline := time.Now().Add(2 * time.Second)
+	for {
+		err := sb.connect()
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+		if sb.waitForLock(context.Background(), 20*time.Millisecond) == nil {
+			return err // dead
+		}
+	}
 }
 
 // run starts the shim unless it runs.
@@ -252,7 +267,7 @@ func (sb *sandbox) watch() {
 		if removing {
 			return // remove cleans up
 		}
-		if sb.connect() == nil {
+		if sb.reconnect() == nil {
 			continue
 		}
 		sb.life.Lock()

@@ -1,0 +1,560 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+)
+
+var count atomic.Int64
+
+// cluster is a hub with two nodes, each with a pod network.
+type cluster struct {
+	t     testing.TB
+	id    string
+	dir   string
+	nodes []Node
+	pods  []*PodNetwork
+}
+
+func podCIDR(n int) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(n), 0}), 24)
+}
+
+func newCluster(t testing.TB) *cluster {
+	t.Helper()
+	c := &cluster{t: t, id: fmt.Sprintf("t%d-%d", os.Getpid(), count.Add(1)), dir: t.TempDir()}
+	t.Cleanup(c.destroy)
+	if err := EnsureHub(c.id); err != nil {
+		t.Fatal(err)
+	}
+	var peers []Peer
+	for n := 1; n <= 2; n++ {
+		node, err := EnsureNode(c.id, fmt.Sprintf("node-%d", n), n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pods, err := NewPodNetwork(PodConfig{Dir: c.podDir(n), NetNS: node.NetNS, PodCIDR: podCIDR(n), NodeIP: node.IP})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.nodes, c.pods = append(c.nodes, node), append(c.pods, pods)
+		peers = append(peers, Peer{PodCIDR: podCIDR(n), NodeIP: node.IP})
+	}
+	for _, ns := range []string{HubNetNS(c.id), c.nodes[0].NetNS, c.nodes[1].NetNS} {
+		if err := SyncRoutes(ns, peers); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return c
+}
+
+func (c *cluster) podDir(n int) string { return filepath.Join(c.dir, fmt.Sprint(n)) }
+
+// destroy checks that nothing is left.
+func (c *cluster) destroy() {
+	for i, p := range c.pods {
+		if err := p.Close(); err != nil {
+			c.t.Error(err)
+		}
+		if err := DeletePods(c.podDir(i + 1)); err != nil {
+			c.t.Error(err)
+		}
+		if left, _ := os.ReadDir(c.podDir(i + 1)); len(left) > 0 {
+			c.t.Errorf("left behind: %v", left)
+		}
+	}
+	for range 2 {
+		if err := DeleteTopology(c.id); err != nil {
+			c.t.Error(err)
+		}
+	}
+	if left, _ := filepath.Glob(netnsDir + "/gitk8s-" + c.id + "-*"); len(left) > 0 {
+		c.t.Errorf("left behind: %v", left)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || strings.Contains(string(mounts), c.dir) || strings.Contains(string(mounts), c.id) {
+		c.t.Errorf("mounts left behind (%v)", err)
+	}
+	links, err := net.Interfaces()
+	for _, l := range links {
+		if err != nil || strings.HasPrefix(l.Name, "pod") || l.Name == bridgeName {
+			c.t.Errorf("link in the machine's own namespace: %v %v", l, err)
+		}
+	}
+}
+
+// pod makes a pod on node n (1 or 2) that answers on TCP and UDP port 8080 with its
+// name and the address of the client.
+func (c *cluster) pod(n int, name string) (ns string, ip netip.Addr) {
+	c.t.Helper()
+	ns, ip, err := c.pods[n-1].Setup(context.Background(), "uid-"+name, "default/"+name)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.serve(ns, netip.AddrPortFrom(ip, 8080), name)
+	return ns, ip
+}
+
+func (c *cluster) serve(ns string, at netip.AddrPort, name string) {
+	c.t.Helper()
+	l, err := ListenIn(ns, "tcp4", at.String())
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
+			_, _ = fmt.Fprintf(conn, "%s %s", name, host)
+			_ = conn.Close()
+		}
+	}()
+	u, err := ListenPacketIn(ns, "udp4", at.String())
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { _ = u.Close() })
+	go func() {
+		buf := make([]byte, 100)
+		for {
+			_, from, err := u.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			host, _, _ := net.SplitHostPort(from.String())
+			_, _ = u.WriteTo([]byte(name+" "+host), from)
+		}
+	}()
+}
+
+// ask returns "<pod> <client's address>", or the error.
+func ask(ns, network string, to netip.AddrPort) string {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	conn, err := DialIn(ns)(ctx, network, to.String())
+	if err != nil {
+		return "error " + err.Error()
+	}
+	defer conn.Close()
+	return exchange(conn)
+}
+
+func exchange(conn net.Conn) string {
+	_ = conn.SetDeadline(time.Now().Add(3 * time.Second))
+	if strings.HasPrefix(conn.LocalAddr().Network(), "udp") {
+		if _, err := conn.Write([]byte("?")); err != nil {
+			return "error " + err.Error()
+		}
+		buf := make([]byte, 100)
+		n, err := conn.Read(buf)
+		if err != nil {
+			return "error " + err.Error()
+		}
+		return string(buf[:n])
+	}
+	b, err := io.ReadAll(conn)
+	if err != nil {
+		return "error " + err.Error()
+	}
+	return string(b)
+}
+
+func TestTopology(t *testing.T) {
+	c := newCluster(t)
+	for range 2 { // a second time changes nothing
+		if err := EnsureHub(c.id); err != nil {
+			t.Fatal(err)
+		}
+		node, err := EnsureNode(c.id, "node-1", 1)
+		if err != nil || node != c.nodes[0] || node.IP != netip.MustParseAddr("10.41.0.11") {
+			t.Fatalf("%+v %v", node, err)
+		}
+	}
+	hub := HubNetNS(c.id)
+	c.serve(hub, netip.AddrPortFrom(HubIP, 6443), "hub")
+	c.serve(c.nodes[1].NetNS, netip.AddrPortFrom(c.nodes[1].IP, 10250), "node")
+	if got := ask(c.nodes[0].NetNS, "tcp", netip.AddrPortFrom(HubIP, 6443)); got != "hub 10.41.0.11" {
+		t.Errorf("node to hub: %q", got)
+	}
+	for _, from := range []string{hub, c.nodes[0].NetNS} {
+		if got := ask(from, "tcp", netip.AddrPortFrom(c.nodes[1].IP, 10250)); !strings.HasPrefix(got, "node ") {
+			t.Errorf("%s to node: %q", from, got)
+		}
+	}
+	// A node whose namespace is gone is made again.
+	if err := DeleteNode(c.id, "node-2"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := EnsureNode(c.id, "node-2", 2); err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{"", "hub", "../x", "UPPER"} {
+		if _, err := EnsureNode(c.id, bad, 3); err == nil {
+			t.Errorf("node %q was made", bad)
+		}
+	}
+	if _, err := DialIn(hub)(context.Background(), "tcp", "name.example:80"); err == nil {
+		t.Error("dialled a name")
+	}
+}
+
+func TestPodsReachEachOther(t *testing.T) {
+	c := newCluster(t)
+	aNS, a := c.pod(1, "a")
+	bNS, b := c.pod(1, "b")
+	_, d := c.pod(2, "d")
+	c.serve(HubNetNS(c.id), netip.AddrPortFrom(HubIP, 6443), "hub")
+	for _, x := range []struct {
+		name, from, want string
+		to               netip.AddrPort
+	}{
+		{"same node", aNS, "b " + a.String(), netip.AddrPortFrom(b, 8080)},
+		{"other node", bNS, "d " + b.String(), netip.AddrPortFrom(d, 8080)},
+		{"itself", aNS, "a " + a.String(), netip.AddrPortFrom(a, 8080)},
+		{"own node to pod", c.nodes[0].NetNS, "a 10.41.0.11", netip.AddrPortFrom(a, 8080)},
+		{"node to other node's pod", c.nodes[0].NetNS, "d 10.41.0.11", netip.AddrPortFrom(d, 8080)},
+		{"hub to pod", HubNetNS(c.id), "a 10.41.0.1", netip.AddrPortFrom(a, 8080)},
+		{"pod to hub", aNS, "hub " + a.String(), netip.AddrPortFrom(HubIP, 6443)},
+	} {
+		for _, network := range []string{"tcp", "udp"} {
+			if got := ask(x.from, network, x.to); got != x.want {
+				t.Errorf("%s by %s: %q, want %q", x.name, network, got, x.want)
+			}
+		}
+	}
+	// Routes follow the peers.
+	if err := SyncRoutes(c.nodes[0].NetNS, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := ask(aNS, "tcp", netip.AddrPortFrom(d, 8080)); !strings.Contains(got, "unreachable") {
+		t.Errorf("without a route: %q", got)
+	}
+}
+
+func TestPodRecords(t *testing.T) {
+	c := newCluster(t)
+	ctx := context.Background()
+	pods := c.pods[0]
+	ns, ip, err := pods.Setup(ctx, "one", "default/one")
+	if err != nil || ip != netip.MustParseAddr("10.42.1.2") {
+		t.Fatal(ip, err)
+	}
+	before, err := os.Stat(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := pods.Setup(ctx, "two", "default/two"); err != nil {
+		t.Fatal(err)
+	}
+	// Another process takes over: the same pod has the same place, untouched.
+	again, err := NewPodNetwork(pods.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	ns2, ip2, err := again.Setup(ctx, "one", "default/one")
+	after, statErr := os.Stat(ns2)
+	if err != nil || statErr != nil || ns2 != ns || ip2 != ip || !os.SameFile(before, after) {
+		t.Errorf("%s %s %v", ns2, ip2, err)
+	}
+	// What a restart of the machine takes is made again, with the same address.
+	if err := unix.Unmount(ns, unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	if _, ip2, err = again.Setup(ctx, "one", "default/one"); err != nil || ip2 != ip || !isNetNS(ns) {
+		t.Errorf("after loss: %s %v", ip2, err)
+	}
+	if err := again.Reconcile(func(uid string) bool { return uid == "one" }); err != nil {
+		t.Fatal(err)
+	}
+	if list := again.List(); len(list) != 1 || list[0].UID != "one" || list[0].Name != "default/one" {
+		t.Errorf("%+v", list)
+	}
+	// A freed address rests.
+	if _, ip3, err := again.Setup(ctx, "three", "default/three"); err != nil || ip3 != netip.MustParseAddr("10.42.1.4") {
+		t.Errorf("third: %s %v", ip3, err)
+	}
+	for range 2 {
+		if err := again.Teardown("three"); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, bad := range []string{"", "../x", ".x"} {
+		if _, _, err := again.Setup(ctx, bad, "default/bad"); err == nil {
+			t.Errorf("uid %q was taken", bad)
+		}
+	}
+}
+
+func TestAddressesRunOut(t *testing.T) {
+	n := &PodNetwork{cfg: PodConfig{PodCIDR: netip.MustParsePrefix("10.42.9.16/28")}, used: map[netip.Addr]string{}, last: netip.MustParseAddr("10.42.9.27")}
+	for i := range 13 {
+		ip, err := n.allocate()
+		if err != nil || n.used[ip] != "" || !n.cfg.PodCIDR.Contains(ip) {
+			t.Fatalf("address %d: %s %v", i, ip, err)
+		}
+		n.used[ip] = "x"
+	}
+	for _, reserved := range []string{"10.42.9.16", "10.42.9.17", "10.42.9.31"} {
+		if n.used[netip.MustParseAddr(reserved)] != "" {
+			t.Errorf("%s was given out", reserved)
+		}
+	}
+	if _, err := n.allocate(); err == nil {
+		t.Error("a 14th address")
+	}
+	delete(n.used, netip.MustParseAddr("10.42.9.20"))
+	if ip, err := n.allocate(); err != nil || ip != netip.MustParseAddr("10.42.9.20") {
+		t.Errorf("%s %v", ip, err)
+	}
+}
+
+// proxies opens one on each node and applies state to all.
+func (c *cluster) proxies() func(State) {
+	c.t.Helper()
+	var all []*Proxy
+	for _, n := range c.nodes {
+		p, err := NewProxy(n.NetNS)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		c.t.Cleanup(func() {
+			if err := p.Remove(); err != nil {
+				c.t.Error(err)
+			}
+			if tables, err := p.conn.ListTablesOfFamily(nftables.TableFamilyIPv4); err != nil || len(tables) > 0 {
+				c.t.Errorf("tables left: %v %v", tables, err)
+			}
+			if err := p.Close(); err != nil {
+				c.t.Error(err)
+			}
+		})
+		all = append(all, p)
+	}
+	return func(s State) {
+		c.t.Helper()
+		for _, p := range all {
+			if err := p.Apply(s); err != nil {
+				c.t.Fatal(err)
+			}
+		}
+	}
+}
+
+func TestServices(t *testing.T) {
+	c := newCluster(t)
+	aNS, a := c.pod(1, "a")
+	_, b := c.pod(1, "b")
+	dNS, d := c.pod(2, "d")
+	c.serve(HubNetNS(c.id), netip.AddrPortFrom(HubIP, 6443), "api")
+	apply := c.proxies()
+
+	vip := netip.MustParseAddr("10.43.5.5")
+	at := netip.AddrPortFrom(vip, 80)
+	svc := func(affinity bool, endpoints ...netip.Addr) []Service {
+		var out []Service
+		for _, proto := range []Protocol{TCP, UDP} {
+			s := Service{IP: vip, Port: 80, Proto: proto, Affinity: affinity}
+			for _, e := range endpoints {
+				s.Endpoints = append(s.Endpoints, netip.AddrPortFrom(e, 8080))
+			}
+			out = append(out, s)
+		}
+		return out
+	}
+	kubernetes := Service{IP: netip.MustParseAddr("10.43.0.1"), Port: 443, Proto: TCP, Endpoints: []netip.AddrPort{netip.AddrPortFrom(HubIP, 6443)}}
+	state := func(s []Service) State { return State{Services: append(s, kubernetes)} }
+
+	apply(state(svc(false, b, d)))
+	for _, network := range []string{"tcp", "udp"} {
+		for name, from := range map[string]struct{ ns, ip string }{
+			"pod": {aNS, a.String()}, "pod on the other node": {dNS, d.String()}, "node": {c.nodes[1].NetNS, "10.41.0.12"},
+		} {
+			seen := map[string]int{}
+			for range 40 {
+				got := ask(from.ns, network, at)
+				seen[got]++
+			}
+			// d sees itself by the node's address: see hairpin below.
+			if seen["b "+from.ip] == 0 || len(seen) != 2 {
+				t.Errorf("%s by %s: %v", name, network, seen)
+			}
+		}
+	}
+	if got := ask(aNS, "tcp", netip.MustParseAddrPort("10.43.0.1:443")); got != "api "+a.String() {
+		t.Errorf("kubernetes: %q", got)
+	}
+
+	// Affinity: one endpoint a client.
+	apply(state(svc(true, b, d)))
+	seen := map[string]bool{}
+	for range 20 {
+		seen[ask(aNS, "tcp", at)] = true
+	}
+	if len(seen) != 1 {
+		t.Errorf("affinity: %v", seen)
+	}
+
+	// Hairpin: a pod that is its own endpoint.
+	apply(state(svc(false, a)))
+	for _, network := range []string{"tcp", "udp"} {
+		if got := ask(aNS, network, at); got != "a 10.41.0.11" {
+			t.Errorf("hairpin by %s: %q", network, got)
+		}
+	}
+
+	// No endpoints, and a service that nobody has: refused at once.
+	apply(state(svc(false)))
+	began := time.Now()
+	for _, to := range []netip.AddrPort{at, netip.MustParseAddrPort("10.43.77.77:80"), netip.AddrPortFrom(vip, 81)} {
+		for _, ns := range []string{aNS, c.nodes[0].NetNS} {
+			for _, network := range []string{"tcp", "udp"} {
+				// A node's own datagram is refused by its send already: EPERM.
+				if got := ask(ns, network, to); !strings.Contains(got, "refused") && !strings.Contains(got, "not permitted") {
+					t.Errorf("%s to %s: %q", network, to, got)
+				}
+			}
+		}
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("refusals took %v", took)
+	}
+	apply(State{})
+	if got := ask(aNS, "tcp", netip.MustParseAddrPort("10.43.0.1:443")); !strings.Contains(got, "refused") {
+		t.Errorf("removed service: %q", got)
+	}
+}
+
+// TestFlowsFollowEndpoints: a client that keeps its UDP socket leaves an endpoint
+// that is gone; a TCP connection under way is left alone by changes.
+func TestFlowsFollowEndpoints(t *testing.T) {
+	c := newCluster(t)
+	aNS, _ := c.pod(1, "a")
+	_, b := c.pod(1, "b")
+	_, d := c.pod(2, "d")
+	apply := c.proxies()
+	vip := netip.MustParseAddr("10.43.6.6")
+	state := func(e ...netip.Addr) State {
+		s := Service{IP: vip, Port: 53, Proto: UDP}
+		for _, x := range e {
+			s.Endpoints = append(s.Endpoints, netip.AddrPortFrom(x, 8080))
+		}
+		return State{Services: []Service{s}}
+	}
+	apply(state(b))
+	conn, err := DialIn(aNS)(context.Background(), "udp", netip.AddrPortFrom(vip, 53).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if got := exchange(conn); !strings.HasPrefix(got, "b ") {
+		t.Fatalf("first: %q", got)
+	}
+	apply(state(d))
+	if got := exchange(conn); !strings.HasPrefix(got, "d ") {
+		t.Errorf("after the change: %q", got)
+	}
+	apply(state())
+	if got := exchange(conn); !strings.Contains(got, "refused") {
+		t.Errorf("without endpoints: %q", got)
+	}
+	apply(state(b))
+	if got := exchange(conn); !strings.HasPrefix(got, "b ") {
+		t.Errorf("with endpoints again: %q", got)
+	}
+}
+
+func TestProxyTakesOver(t *testing.T) {
+	c := newCluster(t)
+	aNS, _ := c.pod(1, "a")
+	_, b := c.pod(1, "b")
+	apply := c.proxies()
+	s := State{Services: []Service{{IP: netip.MustParseAddr("10.43.1.1"), Port: 80, Proto: TCP, Endpoints: []netip.AddrPort{netip.AddrPortFrom(b, 8080)}}}}
+	apply(s)
+	second, err := NewProxy(c.nodes[0].NetNS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	s.Services[0].IP = netip.MustParseAddr("10.43.1.2")
+	if err := second.Apply(s); err != nil {
+		t.Fatal(err)
+	}
+	if got := ask(aNS, "tcp", netip.MustParseAddrPort("10.43.1.2:80")); !strings.HasPrefix(got, "b ") {
+		t.Errorf("new service: %q", got)
+	}
+	if got := ask(aNS, "tcp", netip.MustParseAddrPort("10.43.1.1:80")); !strings.Contains(got, "refused") {
+		t.Errorf("old proxy's service: %q", got)
+	}
+}
+
+// BenchmarkPod reports connecting and disconnecting one pod.
+func BenchmarkPod(tb *testing.B) {
+	c := newCluster(tb)
+	for i := 0; tb.Loop(); i++ {
+		uid := fmt.Sprint("bench-", i)
+		if _, _, err := c.pods[0].Setup(context.Background(), uid, "default/bench"); err != nil {
+			tb.Fatal(err)
+		}
+		tb.StopTimer()
+		if err := c.pods[0].Teardown(uid); err != nil {
+			tb.Fatal(err)
+		}
+		tb.StartTimer()
+	}
+}
+
+func largeState(services int, shift byte) State {
+	var s State
+	for i := range services {
+		svc := Service{IP: netip.AddrFrom4([4]byte{10, 43, byte(i >> 8), byte(i)}), Port: 80, Proto: TCP}
+		for e := range 3 {
+			svc.Endpoints = append(svc.Endpoints, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 42, byte(i), byte(e) + shift}), 8080))
+		}
+		s.Services = append(s.Services, svc)
+	}
+	return s
+}
+
+// BenchmarkProxy reports the first Apply of 1,000 services and the change of one.
+func BenchmarkProxy(tb *testing.B) {
+	c := newCluster(tb)
+	p, err := NewProxy(c.nodes[0].NetNS)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer p.Close()
+	s := largeState(1000, 1)
+	tb.Run("all-1000", func(tb *testing.B) {
+		for tb.Loop() {
+			p.installed = nil
+			if err := p.Apply(s); err != nil {
+				tb.Fatal(err)
+			}
+		}
+	})
+	tb.Run("one-endpoint", func(tb *testing.B) {
+		for i := 0; tb.Loop(); i++ {
+			s.Services[0].Endpoints[0] = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 42, 200, byte(i)}), 8080)
+			if err := p.Apply(s); err != nil {
+				tb.Fatal(err)
+			}
+		}
+	})
+}

@@ -1,0 +1,237 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"strconv"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	bridgeName = "gitk8s0"
+	uplinkName = "eth0"
+)
+
+var validName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$`)
+
+// HubNetNS is the path of the namespace that holds the bridge.
+func HubNetNS(id string) string { return filepath.Join(netnsDir, "gitk8s-"+id+"-hub") }
+
+// NodeNetNS is the path of a worker's namespace.
+func NodeNetNS(id, node string) string { return filepath.Join(netnsDir, "gitk8s-"+id+"-"+node) }
+
+// EnsureHub makes the hub's namespace with its bridge and address.
+func EnsureHub(id string) error {
+	if !validName.MatchString(id) {
+		return fmt.Errorf("make hub network: bad id %q", id)
+	}
+	ns := HubNetNS(id)
+	if err := createNetNS(ns); err != nil {
+		return err
+	}
+	h, err := handle(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	bridge, err := h.LinkByName(bridgeName)
+	if isMissingLink(err) {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = bridgeName
+		if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+			return fmt.Errorf("make bridge in %s: %w", ns, err)
+		}
+		bridge, err = h.LinkByName(bridgeName)
+	}
+	if err != nil {
+		return fmt.Errorf("find bridge in %s: %w", ns, err)
+	}
+	return upWithAddr(h, bridge, netip.PrefixFrom(HubIP, NodeCIDR.Bits()))
+}
+
+// Node says where a worker's network is.
+type Node struct {
+	// NetNS is the path of its namespace.
+	NetNS string
+	// IP is its address.
+	IP netip.Addr
+}
+
+// EnsureNode makes the namespace of worker number n, counted from 1, and its link
+// to the hub. The hub must exist.
+func EnsureNode(id, node string, n int) (Node, error) {
+	if !validName.MatchString(id) || !validName.MatchString(node) || node == "hub" {
+		return Node{}, fmt.Errorf("make node network: bad id %q or node name %q", id, node)
+	}
+	if n < 1 || n > 200 {
+		return Node{}, fmt.Errorf("make network of node %s: number %d is not between 1 and 200", node, n)
+	}
+	out := Node{NetNS: NodeNetNS(id, node), IP: NodeIP(n)}
+	if err := createNetNS(out.NetNS); err != nil {
+		return Node{}, err
+	}
+	// Before there are links: they inherit what is set.
+	if err := prepareForwarding(out.NetNS); err != nil {
+		return Node{}, fmt.Errorf("prepare node %s: %w", node, err)
+	}
+	if err := linkNode(HubNetNS(id), out, n); err != nil {
+		return Node{}, fmt.Errorf("connect node %s with the hub: %w", node, err)
+	}
+	return out, nil
+}
+
+// prepareForwarding makes a namespace forward between its links. Redirects are off:
+// a pod has no other way to go, and one that was sent counts against the rate at
+// which refusals are told to the pod.
+func prepareForwarding(ns string) error {
+	return inNetNS(ns, func() error {
+		return setSysctls(map[string]string{
+			"net.ipv4.ip_forward":                  "1",
+			"net.ipv4.conf.all.rp_filter":          "0",
+			"net.ipv4.conf.default.rp_filter":      "0",
+			"net.ipv4.conf.all.send_redirects":     "0",
+			"net.ipv4.conf.default.send_redirects": "0",
+		})
+	})
+}
+
+func linkNode(hubNS string, node Node, n int) error {
+	hub, err := handle(hubNS, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer hub.Close()
+	bridge, err := hub.LinkByName(bridgeName)
+	if err != nil {
+		return fmt.Errorf("find bridge: %w", err)
+	}
+	inside, err := handle(node.NetNS, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer inside.Close()
+	port := "node" + strconv.Itoa(n)
+	uplink, err := inside.LinkByName(uplinkName)
+	if isMissingLink(err) {
+		// A port whose other end is gone can only be a left-over of another namespace.
+		if old, err := hub.LinkByName(port); err == nil {
+			if err := hub.LinkDel(old); err != nil {
+				return fmt.Errorf("remove old link: %w", err)
+			}
+		}
+		if err := addVeth(hub, port, nil, node.NetNS, uplinkName); err != nil {
+			return err
+		}
+		uplink, err = inside.LinkByName(uplinkName)
+	}
+	if err != nil {
+		return fmt.Errorf("find %s: %w", uplinkName, err)
+	}
+	portLink, err := hub.LinkByName(port)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", port, err)
+	}
+	if err := hub.LinkSetMaster(portLink, bridge); err != nil {
+		return fmt.Errorf("add %s to the bridge: %w", port, err)
+	}
+	if err := hub.LinkSetUp(portLink); err != nil {
+		return fmt.Errorf("set %s up: %w", port, err)
+	}
+	return upWithAddr(inside, uplink, netip.PrefixFrom(node.IP, NodeCIDR.Bits()))
+}
+
+// addVeth makes a pair of links, the peer in another namespace.
+func addVeth(h *netlink.Handle, name string, mac net.HardwareAddr, peerNS, peerName string) error {
+	ns, err := netns.GetFromPath(peerNS)
+	if err != nil {
+		return fmt.Errorf("open network namespace %s: %w", peerNS, err)
+	}
+	defer ns.Close()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.HardwareAddr = name, mac
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: peerName, PeerNamespace: netlink.NsFd(ns)}
+	if err := h.LinkAdd(veth); err != nil {
+		return fmt.Errorf("make link %s to %s in %s: %w", name, peerName, peerNS, err)
+	}
+	return nil
+}
+
+func upWithAddr(h *netlink.Handle, link netlink.Link, prefix netip.Prefix) error {
+	addr := &netlink.Addr{IPNet: ipNet(prefix)}
+	if err := h.AddrReplace(link, addr); err != nil {
+		return fmt.Errorf("give %s to %s: %w", prefix, link.Attrs().Name, err)
+	}
+	if err := h.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set %s up: %w", link.Attrs().Name, err)
+	}
+	return nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func isMissingLink(err error) bool {
+	var missing netlink.LinkNotFoundError
+	return errors.As(err, &missing)
+}
+
+// DeleteNode removes a worker's namespace with its links.
+func DeleteNode(id, node string) error {
+	if err := emptyAndDelete(NodeNetNS(id, node)); err != nil {
+		return fmt.Errorf("delete network of node %s: %w", node, err)
+	}
+	return nil
+}
+
+// DeleteTopology removes the hub and all nodes, also those that a killed process
+// left behind.
+func DeleteTopology(id string) error {
+	if !validName.MatchString(id) {
+		return fmt.Errorf("delete network: bad id %q", id)
+	}
+	found, err := filepath.Glob(NodeNetNS(id, "*"))
+	if err != nil {
+		return fmt.Errorf("delete network: %w", err)
+	}
+	var errs []error
+	for _, ns := range found {
+		errs = append(errs, emptyAndDelete(ns))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("delete network %s: %w", id, err)
+	}
+	return nil
+}
+
+// emptyAndDelete removes the links first: a process that lingers would keep the
+// namespace, and with it the other ends of its links.
+func emptyAndDelete(ns string) error {
+	if isNetNS(ns) {
+		h, err := handle(ns, unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		links, err := h.LinkList()
+		if err != nil {
+			return fmt.Errorf("list links in %s: %w", ns, err)
+		}
+		for _, l := range links {
+			if l.Type() != "veth" && l.Type() != "bridge" {
+				continue
+			}
+			if err := h.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) && !isMissingLink(err) {
+				return fmt.Errorf("delete link %s in %s: %w", l.Attrs().Name, ns, err)
+			}
+		}
+	}
+	return deleteNetNS(ns)
+}
