@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/url"
 	"reflect"
+	"slices"
 
 	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -29,6 +30,17 @@ type types struct {
 	scheme     *runtime.Scheme
 	codecs     serializer.CodecFactory
 	parameters runtime.ParameterCodec
+}
+
+// withoutProtobuf negotiates for kinds that have no protobuf form: a client that
+// would rather have protobuf and can do with JSON gets JSON.
+type withoutProtobuf struct{ serializer.CodecFactory }
+
+// SupportedMediaTypes implements runtime.NegotiatedSerializer.
+func (w withoutProtobuf) SupportedMediaTypes() []runtime.SerializerInfo {
+	return slices.DeleteFunc(slices.Clone(w.CodecFactory.SupportedMediaTypes()), func(i runtime.SerializerInfo) bool {
+		return i.MediaType == runtime.ContentTypeProtobuf
+	})
 }
 
 // servedGroups are the API groups in the order of discovery, each with the one

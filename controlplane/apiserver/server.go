@@ -26,6 +26,7 @@ import (
 	"k8s.io/apiserver/pkg/util/compatibility"
 	restclient "k8s.io/client-go/rest"
 
+	"gitk8s.dev/gitk8s/api/v1alpha1"
 	"gitk8s.dev/gitk8s/controlplane/apiserver/authz"
 	"gitk8s.dev/gitk8s/controlplane/apiserver/openapi"
 )
@@ -189,6 +190,9 @@ func (s *Server) installGroups(storage map[schema.GroupVersion]map[string]rest.S
 		info := genericapiserver.NewDefaultAPIGroupInfo(g.gv.Group, s.types.scheme, s.types.parameters, s.types.codecs)
 		info.PrioritizedVersions = []schema.GroupVersion{g.gv}
 		info.VersionedResourcesStorageMap[g.gv.Version] = storage[g.gv]
+		if g.gv.Group == v1alpha1.GroupName {
+			info.NegotiatedSerializer = withoutProtobuf{s.types.codecs}
+		}
 		if g.gv.Group == "" {
 			if err := s.generic.InstallLegacyAPIGroup(genericapiserver.DefaultLegacyAPIPrefix, &info); err != nil {
 				return fmt.Errorf("apiserver: install the core group: %w", err)

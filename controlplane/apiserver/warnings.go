@@ -1,8 +1,74 @@
 package apiserver
 
-import "k8s.io/apimachinery/pkg/runtime"
+import (
+	"fmt"
 
-func podWarnings(o runtime.Object) []string        { return nil }
-func serviceWarnings(o runtime.Object) []string    { return nil }
-func deploymentWarnings(o runtime.Object) []string { return nil }
-func replicaSetWarnings(o runtime.Object) []string { return nil }
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+)
+
+// A field that is accepted and not acted on is named in an HTTP Warning header,
+// which kubectl prints: nobody should believe that it works.
+
+const notActedOn = "not acted on yet"
+
+func warn(p *field.Path, set bool) []string {
+	if !set {
+		return nil
+	}
+	return []string{p.String() + ": " + notActedOn}
+}
+
+func podWarnings(obj runtime.Object) []string {
+	return podSpecWarnings(&obj.(*corev1.Pod).Spec, field.NewPath("spec"))
+}
+
+func deploymentWarnings(obj runtime.Object) []string {
+	return podSpecWarnings(&obj.(*appsv1.Deployment).Spec.Template.Spec, field.NewPath("spec", "template", "spec"))
+}
+
+func replicaSetWarnings(obj runtime.Object) []string {
+	return podSpecWarnings(&obj.(*appsv1.ReplicaSet).Spec.Template.Spec, field.NewPath("spec", "template", "spec"))
+}
+
+func podSpecWarnings(s *corev1.PodSpec, p *field.Path) []string {
+	var out []string
+	out = append(out, warn(p.Child("priorityClassName"), s.PriorityClassName != "")...)
+	out = append(out, warn(p.Child("runtimeClassName"), s.RuntimeClassName != nil)...)
+	out = append(out, warn(p.Child("overhead"), len(s.Overhead) > 0)...)
+	out = append(out, warn(p.Child("resourceClaims"), len(s.ResourceClaims) > 0)...)
+	out = append(out, warn(p.Child("ephemeralContainers"), len(s.EphemeralContainers) > 0)...)
+	for i := range s.Volumes {
+		v := &s.Volumes[i]
+		if !supportedVolume(v) {
+			out = append(out, fmt.Sprintf("%s: a volume of this type is %s", p.Child("volumes").Index(i), notActedOn))
+		}
+		if v.Projected == nil {
+			continue
+		}
+		for j := range v.Projected.Sources {
+			out = append(out, warn(p.Child("volumes").Index(i).Child("projected", "sources").Index(j).Child("serviceAccountToken"),
+				v.Projected.Sources[j].ServiceAccountToken != nil)...)
+		}
+	}
+	return out
+}
+
+func supportedVolume(v *corev1.Volume) bool {
+	return v.EmptyDir != nil || v.ConfigMap != nil || v.Secret != nil || v.DownwardAPI != nil || v.Projected != nil || v.HostPath != nil
+}
+
+func serviceWarnings(obj runtime.Object) []string {
+	s, p := obj.(*corev1.Service), field.NewPath("spec")
+	var out []string
+	if s.Spec.Type != corev1.ServiceTypeClusterIP {
+		out = append(out, fmt.Sprintf("%s: %s is %s", p.Child("type"), s.Spec.Type, notActedOn))
+	}
+	out = append(out, warn(p.Child("externalIPs"), len(s.Spec.ExternalIPs) > 0)...)
+	out = append(out, warn(p.Child("loadBalancerIP"), s.Spec.LoadBalancerIP != "")...)
+	out = append(out, warn(p.Child("loadBalancerSourceRanges"), len(s.Spec.LoadBalancerSourceRanges) > 0)...)
+	out = append(out, warn(p.Child("trafficDistribution"), s.Spec.TrafficDistribution != nil)...)
+	return out
+}
