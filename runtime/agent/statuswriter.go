@@ -9,6 +9,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
@@ -88,12 +89,14 @@ func (sw *statusWriter) loop() {
 			return
 		}
 		sw.mu.Unlock()
-		err := sw.write(sw.w.ctx, *want)
-		if err == nil || isGone(err) {
+		err := sw.write(sw.w.a.ctx, *want)
+		if err == nil || isGone(err) && !apierrors.IsForbidden(err) {
 			written, pause = want, 50*time.Millisecond
 			continue
 		}
-		if sw.w.ctx.Err() == nil {
+		// Forbidden: the pod is gone, which the watch will tell, or the API server does
+		// not know yet that it is bound to this node.
+		if sw.w.ctx.Err() == nil && !apierrors.IsForbidden(err) {
 			sw.w.log.Warn("write pod status", "error", err)
 		}
 		t := time.NewTimer(pause)
