@@ -127,3 +127,22 @@ func pinImages(ctx context.Context, r Resolver, objects []render.Object) ([]v1al
 	}
 	return pins, nil
 }
+
+// KeepPins gives the containers of a manifest the digests of the live object,
+// where both have the same tag. It is for comparing manifests with a cluster
+// without asking any registry.
+func KeepPins(manifest, live *unstructured.Unstructured) {
+	pins := map[string]string{}
+	containers(live, func(c map[string]any) {
+		image, _ := c["image"].(string)
+		if tag, _, ok := strings.Cut(image, "@"); ok {
+			pins[tag] = image
+		}
+	})
+	containers(manifest, func(c map[string]any) {
+		image, _ := c["image"].(string)
+		if pinned, ok := pins[image]; ok {
+			c["image"] = pinned
+		}
+	})
+}

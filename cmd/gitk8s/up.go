@@ -1,0 +1,406 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/vishvananda/netns"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	apiruntime "k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	watchtools "k8s.io/client-go/tools/watch"
+
+	"gitk8s.dev/gitk8s/controlplane/pki"
+	"gitk8s.dev/gitk8s/runtime/network"
+	"gitk8s.dev/gitk8s/runtime/network/follow"
+)
+
+// stopTimeout bounds how long `up` waits for workloads to stop.
+const stopTimeout = 90 * time.Second
+
+func newUp(e *env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "up [DIR|URL]",
+		Short: "Run the control plane and two workers on this machine, in the foreground",
+		Long: `Run the control plane and two workers on this machine, in the foreground.
+
+With DIR (a Git repository here) or URL (a remote one) the first application is
+made from it and kept equal to its branch.
+
+Ctrl-C stops the workloads and removes every process, mount, network namespace
+and cgroup. After a crash the next start goes on with the running containers;
+` + "`gitk8s down`" + ` cleans up without starting.`,
+		Args: maxArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			source := ""
+			if len(args) == 1 {
+				source = args[0]
+			}
+			return e.up(cmd.Context(), source)
+		},
+	}
+	serverFlags(cmd)
+	cmd.Flags().Int("workers", 2, "how many workers to run")
+	return cmd
+}
+
+func newServer(e *env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "server",
+		Short: "Run the control plane alone, for workers on other machines",
+		Args:  exactArgs(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := e.config()
+			if err != nil {
+				return err
+			}
+			lock, err := lockDataDir(cfg.DataDir)
+			if err != nil {
+				return err
+			}
+			defer lock.Close()
+			ctx, cancel := context.WithCancel(cmd.Context())
+			c, err := startControlPlane(ctx, cfg, "")
+			if err != nil {
+				cancel()
+				return err
+			}
+			e.say("API ready at %s, kubeconfig %s", c.info.API, c.info.Kubeconfig)
+			err = c.wait(ctx)
+			cancel()
+			c.close()
+			return err
+		},
+	}
+	serverFlags(cmd)
+	return cmd
+}
+
+// topologyID names the network namespaces of a data directory.
+func topologyID(dataDir string) string {
+	abs, err := filepath.Abs(dataDir)
+	if err != nil {
+		abs = dataDir
+	}
+	sum := sha256.Sum256([]byte(abs))
+	return hex.EncodeToString(sum[:4])
+}
+
+func (e *env) up(ctx context.Context, source string) error {
+	started := time.Now()
+	cfg, err := e.config()
+	if err != nil {
+		return err
+	}
+	if missing := checkMachine(cfg.DataDir); len(missing) > 0 {
+		for _, m := range missing {
+			e.say("missing: %s", m)
+		}
+		return fmt.Errorf("this machine cannot run workers; `gitk8s check` tells more")
+	}
+	lock, err := lockDataDir(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	id := topologyID(cfg.DataDir)
+	if err := network.EnsureHub(id); err != nil {
+		return err
+	}
+	// Parts outlive the signal that ends us: workloads are stopped through them.
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	c, err := startControlPlane(run, cfg, id)
+	if err != nil {
+		return errors.Join(err, network.DeleteTopology(id))
+	}
+	e.say("API ready after %s: %s", round(time.Since(started)), c.info.API)
+	crew, err := c.startWorkers(run, e, cfg.Workers)
+	if err == nil {
+		err = e.settle(ctx, c, cfg, started, source)
+	}
+	if err == nil {
+		err = e.attend(ctx, c, crew)
+	}
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		err = nil
+	}
+	e.say("stopping workloads")
+	err = errors.Join(err, crew.stop())
+	cancel()
+	c.close()
+	return errors.Join(err, network.DeleteTopology(id), cleanNodes(cfg.DataDir))
+}
+
+// settle waits for the nodes and makes the first application.
+func (e *env) settle(ctx context.Context, c *controlPlane, cfg Config, started time.Time, source string) error {
+	k, d, err := client(c.api.ClientConfig(pki.UserAdmin, pki.GroupMasters))
+	if err != nil {
+		return err
+	}
+	if err := waitForNodes(ctx, k, cfg.Workers); err != nil {
+		return err
+	}
+	e.say("%d nodes Ready after %s", cfg.Workers, round(time.Since(started)))
+	e.say("")
+	e.say("  export KUBECONFIG=%s", c.info.Kubeconfig)
+	e.say("  kubectl get nodes                  or: gitk8s kubectl get nodes")
+	e.say("  git server %s    registry %s", c.info.Git, c.info.Registry)
+	if source == "" {
+		e.say("  gitk8s remote shop --add           makes an application to push to")
+		return nil
+	}
+	app, err := applicationFrom(source)
+	if err != nil {
+		return err
+	}
+	if err := createApplication(ctx, d, app, true); err != nil {
+		return err
+	}
+	e.say("  application %s follows %s at %s", app.Name, app.Spec.Source.RepoURL, app.Spec.Source.Ref)
+	return nil
+}
+
+func round(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
+
+// attend waits until something ends that should not, or ctx does.
+func (e *env) attend(ctx context.Context, c *controlPlane, crew *crew) error {
+	over, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case err := <-crew.lost:
+			cancel(err)
+		case <-over.Done():
+		}
+	}()
+	if err := c.wait(over); err != nil {
+		return err
+	}
+	if err := context.Cause(over); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+func waitForNodes(ctx context.Context, k kubernetes.Interface, n int) error {
+	if n == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	ready := map[string]bool{}
+	lw := cache.NewListWatchFromClient(k.CoreV1().RESTClient(), "nodes", "", fields.Everything())
+	_, err := watchtools.UntilWithSync(ctx, lw, &corev1.Node{}, nil, func(ev watch.Event) (bool, error) {
+		node, ok := ev.Object.(*corev1.Node)
+		if !ok {
+			return false, nil
+		}
+		ready[node.Name] = ev.Type != watch.Deleted && nodeReady(node)
+		count := 0
+		for _, r := range ready {
+			if r {
+				count++
+			}
+		}
+		return count >= n, nil
+	})
+	if err != nil {
+		return fmt.Errorf("the nodes did not become Ready: %w; the workers' logs are in the data directory under nodes/*/worker.log", err)
+	}
+	return nil
+}
+
+func nodeReady(n *corev1.Node) bool {
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// crew are the workers that `up` runs.
+type crew struct {
+	members []*member
+	lost    chan error
+}
+
+type member struct {
+	name  string
+	cmd   *exec.Cmd
+	stdin io.WriteCloser
+	done  chan error
+}
+
+func (c *controlPlane) followHubRoutes(f informers.SharedInformerFactory) error {
+	return follow.Routes(context.Background(), f, network.HubNetNS(c.hub))
+}
+
+// startWorkers starts n workers, each in a network namespace of its own.
+func (c *controlPlane) startWorkers(ctx context.Context, e *env, n int) (*crew, error) {
+	crew := &crew{lost: make(chan error, n)}
+	for i := 1; i <= n; i++ {
+		m, err := c.startWorker(i)
+		if err != nil {
+			return crew, fmt.Errorf("worker %d: %w", i, err)
+		}
+		crew.members = append(crew.members, m)
+		go func() {
+			err := m.cmd.Wait()
+			m.done <- err
+			if ctx.Err() == nil {
+				crew.lost <- fmt.Errorf("%s ended by itself (%v); its log is %s", m.name, err, c.workerLog(m.name))
+			}
+		}()
+	}
+	return crew, nil
+}
+
+func (c *controlPlane) nodeDir(name string) string {
+	return filepath.Join(c.cfg.DataDir, "nodes", name)
+}
+
+func (c *controlPlane) workerLog(name string) string {
+	return filepath.Join(c.nodeDir(name), "worker.log")
+}
+
+func (c *controlPlane) startWorker(i int) (*member, error) {
+	name := fmt.Sprintf("worker-%d", i)
+	node, err := network.EnsureNode(c.hub, name, i)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.enroll(name, node.IP.String()); err != nil {
+		return nil, err
+	}
+	log, err := os.OpenFile(c.workerLog(name), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	args := []string{
+		"agent", "--attached", "--name", name, "--node-dir", c.nodeDir(name), "--node-ip", node.IP.String(),
+		"--registry", fmt.Sprintf("%s:%d", network.HubIP, registryHubPort),
+		"--registry-token-file", filepath.Join(c.cfg.DataDir, "token"),
+		"--egress-netns", fmt.Sprintf("/proc/%d/ns/net", os.Getpid()), "--log-level", "info",
+	}
+	if c.cfg.DockerConfig != "" {
+		args = append(args, "--docker-config", c.cfg.DockerConfig)
+	}
+	m := &member{name: name, cmd: exec.Command(self, args...), done: make(chan error, 1)}
+	m.cmd.Stdout, m.cmd.Stderr = log, log
+	// A session of its own: Ctrl-C in a terminal is for us, who stop it in order.
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if m.stdin, err = m.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	return m, inNetNS(node.NetNS, m.cmd.Start)
+}
+
+// inNetNS calls f on a thread in the namespace; a process that it starts is born
+// there.
+func inNetNS(path string, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		// Never unlocked: the thread ends with the goroutine instead of going back
+		// to work in the wrong namespace.
+		runtime.LockOSThread()
+		ns, err := netns.GetFromPath(path)
+		if err != nil {
+			done <- fmt.Errorf("network namespace %s: %w", path, err)
+			return
+		}
+		defer ns.Close()
+		if err := netns.Set(ns); err != nil {
+			done <- fmt.Errorf("enter network namespace %s: %w", path, err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// enroll writes the files with which a worker calls and is called.
+func (c *controlPlane) enroll(name, ip string) error {
+	dir := c.nodeDir(name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	identity, err := c.ca.Ensure(pki.NodeClient(name))
+	if err != nil {
+		return err
+	}
+	serving, err := c.ca.Ensure(pki.NodeServer(name, ip))
+	if err != nil {
+		return err
+	}
+	server := fmt.Sprintf("https://%s:6443", network.HubIP)
+	return errors.Join(
+		c.ca.WriteKubeconfig(filepath.Join(dir, workerKubeconfig), server, pki.UserNodePrefix+name, identity),
+		pki.WriteFile(filepath.Join(dir, workerCert), serving.CertPEM),
+		pki.WriteFile(filepath.Join(dir, workerKey), serving.KeyPEM),
+		pki.WriteFile(filepath.Join(dir, workerCA), c.ca.CertPEM()),
+	)
+}
+
+// stop makes every worker stop its pods and waits for it.
+func (c *crew) stop() error {
+	if c == nil {
+		return nil
+	}
+	for _, m := range c.members {
+		// A worker that is gone already cannot be told; down's cleaning finds its pods.
+		_, _ = io.WriteString(m.stdin, stopWorkloads+"\n")
+		_ = m.stdin.Close()
+	}
+	var errs []error
+	limit := time.NewTimer(stopTimeout)
+	defer limit.Stop()
+	for _, m := range c.members {
+		select {
+		case err := <-m.done:
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", m.name, err))
+			}
+		case <-limit.C:
+			limit.Reset(0)
+			_ = m.cmd.Process.Kill()
+			errs = append(errs, fmt.Errorf("%s did not stop its pods within %s and was killed", m.name, stopTimeout))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// createApplication makes an Application, or with mayExist leaves one that exists.
+func createApplication(ctx context.Context, d dynamicClient, app *application, mayExist bool) error {
+	m, err := apiruntime.DefaultUnstructuredConverter.ToUnstructured(app)
+	if err != nil {
+		return err
+	}
+	_, err = d.Resource(applications).Namespace(app.Namespace).Create(ctx, unstructuredOf(m), metav1.CreateOptions{FieldValidation: metav1.FieldValidationStrict})
+	if mayExist && isAlreadyExists(err) {
+		return nil
+	}
+	return err
+}
