@@ -306,6 +306,11 @@ func TestResources(t *testing.T) {
 	if _, st := b.run(sb, cfg); st.ExitCode != 137 || !st.OOMKilled {
 		t.Errorf("oom: %+v", st)
 	}
+	cfg = b.config("small", "print", "x")
+	cfg.Resources.MemoryLimit = 8 << 20
+	if log, st := b.run(sb, cfg); log != "stdout F x\n" {
+		t.Errorf("a small limit: %q %+v", log, st)
+	}
 	cfg = b.config("score", "files", "/proc/self/oom_score_adj")
 	cfg.Resources = container.Resources{OOMScoreAdj: -998, CPUShares: 512, CPUQuota: 20000, CPUPeriod: 100000, PidsLimit: 50}
 	if log, st := b.run(sb, cfg); st.ExitCode != 0 {
