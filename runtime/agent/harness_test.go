@@ -23,6 +23,9 @@ import (
 	"gitk8s.dev/gitk8s/runtime/container"
 )
 
+// innerNodeIP is the node's address in tests that have a network of their own.
+const innerNodeIP = "10.41.0.11"
+
 // waitLimit bounds every wait of the tests, on a busy machine.
 const waitLimit = 60 * time.Second
 
@@ -62,7 +65,7 @@ func newTestNode(t testing.TB, plane *apiservertest.ControlPlane, name string, r
 		DataDir: t.TempDir(), ClientCA: plane.CA.Pool(),
 		Logger: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
-	serving, err := plane.CA.Issue(pki.NodeServer(name, "127.0.0.1"))
+	serving, err := plane.CA.Issue(pki.NodeServer(name, "127.0.0.1", innerNodeIP))
 	n.must(err)
 	n.cfg.ServingCert, err = serving.TLS()
 	n.must(err)
@@ -79,7 +82,7 @@ func (w testWriter) Write(p []byte) (int, error) {
 // start runs an agent until the test ends or n.stop is called.
 func (n *testNode) start() {
 	n.t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", net.JoinHostPort(n.cfg.NodeIP.String(), "0"))
 	n.must(err)
 	n.cfg.Listener = l
 	a, err := New(n.cfg)

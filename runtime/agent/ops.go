@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"sync"
 	"time"
@@ -29,10 +30,15 @@ func (w *worker) makeSandbox(ctx context.Context, pod *v1.Pod) func() {
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
 	var volumes error
-	var wg sync.WaitGroup
-	wg.Go(func() { volumes = w.a.volumes.SetUp(ctx, pod) })
-	ip, err := w.makeNetworkAndSandbox(ctx, pod)
-	wg.Wait()
+	var ip netip.Addr
+	// First of all the directory: by it a later agent finds what this one leaves.
+	err := os.MkdirAll(w.a.podDir(w.uid), 0o750)
+	if err == nil {
+		var wg sync.WaitGroup
+		wg.Go(func() { volumes = w.a.volumes.SetUp(ctx, pod) })
+		ip, err = w.makeNetworkAndSandbox(ctx, pod)
+		wg.Wait()
+	}
 	if ctx.Err() != nil && w.ctx.Err() != nil {
 		return nil
 	}

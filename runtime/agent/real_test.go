@@ -493,6 +493,8 @@ func (r *realNode) testPortForward(ns string) {
 		p.Spec.Containers[0].Env = []v1.EnvVar{{Name: "VERSION", Value: "7"}}
 	})
 	r.untilReady(ns, "pf")
+	// client-go ends a port-forward at the first connection that is refused.
+	eventually(r.t, "the program listens", func() bool { return r.logs(ns, "pf", v1.PodLogOptions{}) == "listening\n" })
 	transport, upgrader, err := spdy.RoundTripperFor(r.config)
 	r.must(err)
 	u := r.admin.CoreV1().RESTClient().Post().Resource("pods").Namespace(ns).Name("pf").SubResource("portforward").URL()
@@ -511,16 +513,12 @@ func (r *realNode) testPortForward(ns string) {
 	}
 	ports, err := fw.GetPorts()
 	r.must(err)
-	// The program may listen a moment after its container runs.
-	eventually(r.t, "an answer through the port-forward", func() bool {
-		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/", ports[0].Local))
-		if err != nil {
-			return false
-		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		return err == nil && string(body) == "version 7\n"
-	})
+	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/", ports[0].Local))
+	r.must(err)
+	defer resp.Body.Close()
+	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "version 7\n" {
+		r.t.Errorf("through the port-forward: %q, %v", body, err)
+	}
 	close(stop)
 	<-done
 	r.deletePod(ns, "pf", 5)

@@ -138,18 +138,7 @@ func (sw *statusWriter) write(ctx context.Context, status v1.PodStatus) error {
 func statusPatch(base *v1.Pod, want v1.PodStatus) ([]byte, error) {
 	old := v1.Pod{Status: base.Status}
 	fresh := v1.Pod{Status: *want.DeepCopy()}
-	conds := fresh.Status.Conditions[:0:0]
-	for _, c := range fresh.Status.Conditions {
-		if isOwnCondition(c.Type) {
-			conds = append(conds, c)
-		}
-	}
-	for _, c := range base.Status.Conditions {
-		if !isOwnCondition(c.Type) {
-			conds = append(conds, c)
-		}
-	}
-	fresh.Status.Conditions = conds
+	fresh.Status.Conditions = mergeConditions(base.Status.Conditions, fresh.Status.Conditions)
 	fresh.Status.NominatedNodeName = base.Status.NominatedNodeName
 	if equality.Semantic.DeepEqual(old.Status, fresh.Status) {
 		return nil, nil
@@ -168,6 +157,25 @@ func statusPatch(base *v1.Pod, want v1.PodStatus) ([]byte, error) {
 		return nil, fmt.Errorf("compute status patch: %w", err)
 	}
 	return patch, nil
+}
+
+// mergeConditions takes the node's own conditions from want and all others from
+// base, in base's order, so that a mere order is never written.
+func mergeConditions(base, want []v1.PodCondition) []v1.PodCondition {
+	var out []v1.PodCondition
+	for _, c := range base {
+		if !isOwnCondition(c.Type) {
+			out = append(out, c)
+		} else if w := findCondition(want, c.Type); w != nil {
+			out = append(out, *w)
+		}
+	}
+	for _, c := range want {
+		if isOwnCondition(c.Type) && findCondition(base, c.Type) == nil {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // computeStatus is the pod's status now.

@@ -1,0 +1,88 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"sync"
+
+	"gitk8s.dev/gitk8s/runtime/network"
+)
+
+// NodeNetwork is the PodNetwork of package network in the caller's own network
+// namespace. It opens when the node gets its podCIDR: give Assign to
+// Config.PodCIDRAssigned.
+type NodeNetwork struct {
+	dir    string
+	nodeIP netip.Addr
+
+	mu   sync.Mutex
+	pods *network.PodNetwork
+}
+
+var _ PodNetwork = (*NodeNetwork)(nil)
+
+// NewNodeNetwork returns a network that keeps its records in dir.
+func NewNodeNetwork(dir string, nodeIP netip.Addr) *NodeNetwork {
+	return &NodeNetwork{dir: dir, nodeIP: nodeIP}
+}
+
+// Assign opens the network with the first IPv4 podCIDR.
+func (n *NodeNetwork) Assign(_ context.Context, cidrs []netip.Prefix) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.pods != nil {
+		return nil
+	}
+	for _, c := range cidrs {
+		if !c.Addr().Is4() {
+			continue
+		}
+		pods, err := network.NewPodNetwork(network.PodConfig{Dir: n.dir, PodCIDR: c, NodeIP: n.nodeIP})
+		if err != nil {
+			return err
+		}
+		n.pods = pods
+		return nil
+	}
+	return fmt.Errorf("pod network: no IPv4 range among the podCIDRs %v", cidrs)
+}
+
+func (n *NodeNetwork) open() *network.PodNetwork {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.pods
+}
+
+// Setup implements PodNetwork.
+func (n *NodeNetwork) Setup(ctx context.Context, podUID, namespace, name string) (string, netip.Addr, error) {
+	pods := n.open()
+	if pods == nil {
+		return "", netip.Addr{}, errors.New("the node has no podCIDR yet")
+	}
+	return pods.Setup(ctx, podUID, namespace+"/"+name)
+}
+
+// Teardown implements PodNetwork.
+func (n *NodeNetwork) Teardown(_ context.Context, podUID string) error {
+	if pods := n.open(); pods != nil {
+		return pods.Teardown(podUID)
+	}
+	// Not open yet: what an earlier process made has to wait, but most pods that are
+	// removed now never had a network.
+	left, err := filepath.Glob(filepath.Join(n.dir, podUID+".*"))
+	if err == nil && len(left) > 0 {
+		err = errors.New("the node has no podCIDR yet")
+	}
+	return err
+}
+
+// Close lets go of the kernel; pods stay connected.
+func (n *NodeNetwork) Close() error {
+	if pods := n.open(); pods != nil {
+		return pods.Close()
+	}
+	return nil
+}
