@@ -294,8 +294,11 @@ func (c *content) repositories() ([]string, error) {
 		}
 		if d.Name() == "_manifests" {
 			name, err := filepath.Rel(root, filepath.Dir(p))
+			if err != nil {
+				return err
+			}
 			out = append(out, filepath.ToSlash(name))
-			return errors.Join(err, fs.SkipDir)
+			return fs.SkipDir
 		}
 		if d.Name() == "_tags" {
 			return fs.SkipDir

@@ -274,8 +274,8 @@ func (c *controlPlane) startLoops(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	loops["garbage collector"] = garbagecollector.New(k.Discovery(), meta)
-	loops["namespace controller"] = namespace.New(k, meta, f)
+	loops["garbage collector"] = garbagecollector.New(k.Discovery(), meta, slog.Default())
+	loops["namespace controller"] = namespace.New(k, meta, slog.Default())
 	scfg := c.api.ClientConfig("system:kube-scheduler")
 	sk, _, err := client(scfg)
 	if err != nil {
@@ -283,7 +283,9 @@ func (c *controlPlane) startLoops(ctx context.Context) error {
 	}
 	loops["scheduler"] = scheduler.New(sk, f, c.events(ctx, sk, "default-scheduler"))
 	if c.hub != "" {
-		c.followHubRoutes(f)
+		if err := c.followHubRoutes(ctx, f); err != nil {
+			return err
+		}
 	}
 	for name, l := range loops {
 		c.run(name, func() error { return l.Run(ctx) })

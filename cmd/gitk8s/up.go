@@ -249,8 +249,8 @@ type member struct {
 	done  chan error
 }
 
-func (c *controlPlane) followHubRoutes(f informers.SharedInformerFactory) error {
-	return follow.Routes(context.Background(), f, network.HubNetNS(c.hub))
+func (c *controlPlane) followHubRoutes(ctx context.Context, f informers.SharedInformerFactory) error {
+	return follow.Routes(ctx, f, network.HubNetNS(c.hub))
 }
 
 // startWorkers starts n workers, each in a network namespace of its own.
