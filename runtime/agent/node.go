@@ -27,6 +27,8 @@ const (
 	heartbeat = 5 * time.Minute
 	// pressureEvery is how often memory, disk and processes are looked at.
 	pressureEvery = 30 * time.Second
+	// networkRetry is the time between attempts to set up the pod network.
+	networkRetry = 2 * time.Second
 )
 
 // nodeState keeps the Node object.
@@ -187,8 +189,8 @@ func (n *nodeState) startNetwork(ctx context.Context, node *v1.Node) {
 
 // keep writes the node's status when it changes, and every five minutes.
 func (n *nodeState) keep(ctx context.Context) {
-	tick := time.NewTicker(pressureEvery)
-	defer tick.Stop()
+	timer := time.NewTimer(pressureEvery)
+	defer timer.Stop()
 	retry := 100 * time.Millisecond
 	for {
 		err := n.write(ctx)
@@ -201,15 +203,19 @@ func (n *nodeState) keep(ctx context.Context) {
 			continue
 		}
 		retry = 100 * time.Millisecond
+		n.mu.Lock()
+		node, failed := n.node, n.netErr != nil
+		n.mu.Unlock()
+		timer.Reset(pressureEvery)
+		if failed {
+			timer.Reset(networkRetry)
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-n.changed:
-		case <-tick.C:
-			n.mu.Lock()
-			node := n.node
-			n.mu.Unlock()
-			if !n.ready.Load() && node != nil && node.Spec.PodCIDR != "" {
+		case <-timer.C:
+			if failed && node.Spec.PodCIDR != "" {
 				n.startNetwork(ctx, node)
 			}
 		}

@@ -198,7 +198,7 @@ func (w *worker) setPod(pod *v1.Pod) {
 		old := w.s.pod
 		w.s.setPod(pod)
 		w.status.observe(pod)
-		if w.s.terminal == "" && (pod.Status.Phase == v1.PodFailed || pod.Status.Phase == v1.PodSucceeded) {
+		if !w.s.ending() && (pod.Status.Phase == v1.PodFailed || pod.Status.Phase == v1.PodSucceeded) {
 			// Somebody else ended it: an eviction.
 			w.s.terminal = pod.Status.Phase
 			w.s.failure = &podFailure{pod.Status.Reason, pod.Status.Message}
