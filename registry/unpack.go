@@ -103,6 +103,7 @@ type unpacker struct {
 	limits Limits
 
 	entries int
+	written int64 // by the sizes that the headers declare
 
 	parent     int // cache: the directory of the last entry
 	parentName string
@@ -325,6 +326,10 @@ func (u *unpacker) create(parent int, base string, h *tar.Header, body io.Reader
 	}
 	switch h.Typeflag {
 	case tar.TypeReg, tar.TypeGNUSparse:
+		// A sparse file writes far more than the stream has.
+		if u.written += h.Size; h.Size > u.limits.LayerBytes || u.written > u.limits.LayerBytes {
+			return errTooBig
+		}
 		if err := u.file(parent, base, body); err != nil {
 			return err
 		}

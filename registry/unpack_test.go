@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -53,7 +54,7 @@ func hardlink(name, to string) tar.Header {
 }
 
 func unpackBytes(dir string, layer []byte) error {
-	limits := Limits{LayerEntries: 1000, LayerBytes: 64 << 20}.withDefaults()
+	limits := Limits{LayerEntries: 1000, LayerBytes: 1 << 20}.withDefaults()
 	return unpack(dir, &meter{r: bytes.NewReader(layer), limits: limits, packed: func() int64 { return int64(len(layer)) }}, limits)
 }
 
@@ -209,7 +210,7 @@ func TestUnpackLimits(t *testing.T) {
 	if err := unpackBytes(t.TempDir(), makeTar(t, many...)); !errors.Is(err, errEntries) {
 		t.Errorf("many entries: %v", err)
 	}
-	if err := unpackBytes(t.TempDir(), makeTar(t, file("big", string(make([]byte, 65<<20))))); !errors.Is(err, errTooBig) {
+	if err := unpackBytes(t.TempDir(), makeTar(t, file("big", string(make([]byte, 2<<20))))); !errors.Is(err, errTooBig) {
 		t.Errorf("large: %v", err)
 	}
 	limits := Limits{}.withDefaults()
@@ -224,6 +225,39 @@ func TestUnpackLimits(t *testing.T) {
 	}
 }
 
+// sparseHeader declares a file of 1 TiB that is one hole, in old GNU format.
+func sparseHeader() []byte {
+	b := make([]byte, 512)
+	copy(b, "hole")
+	copy(b[100:], "0000644\x00")
+	copy(b[108:], "0000000\x00")
+	copy(b[116:], "0000000\x00")
+	copy(b[124:], "00000000000\x00")
+	copy(b[136:], "00000000000\x00")
+	b[156] = 'S'
+	copy(b[257:], "ustar  \x00")
+	size := append([]byte{0x80}, make([]byte, 11)...) // base 256
+	size[6] = 1
+	copy(b[386:], size)
+	copy(b[398:], "00000000000\x00")
+	copy(b[483:], size)
+	for i := 148; i < 156; i++ {
+		b[i] = ' '
+	}
+	sum := 0
+	for _, c := range b {
+		sum += int(c)
+	}
+	copy(b[148:], fmt.Sprintf("%06o\x00 ", sum))
+	return append(b, make([]byte, 1024)...)
+}
+
+func TestUnpackSparseBomb(t *testing.T) {
+	if err := unpackBytes(t.TempDir(), sparseHeader()); !errors.Is(err, errTooBig) {
+		t.Errorf("sparse file: %v", err)
+	}
+}
+
 type zeroReader struct{}
 
 func (zeroReader) Read(p []byte) (int, error) { return len(p), nil }
@@ -234,6 +268,7 @@ func FuzzUnpack(f *testing.F) {
 	f.Add(makeTar(f, file("a/.wh..wh..opq", ""), file(".wh.a", "")))
 	f.Add(makeTar(f, file("../x", "")))
 	f.Add([]byte("not a tar"))
+	f.Add(sparseHeader())
 	f.Fuzz(func(t *testing.T, layer []byte) {
 		base := t.TempDir()
 		target := filepath.Join(base, "layer")

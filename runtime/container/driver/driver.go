@@ -30,7 +30,7 @@ type Config struct {
 	// layer.
 	StateDir string
 	// Executable that imports the shim package, linked statically; empty means the
-	// running one.
+	// embedded gitk8s-shim, or the running one where the build embedded none.
 	Executable string
 	// Log is for what has no caller to go to; nil means slog.Default().
 	Log *slog.Logger
@@ -59,9 +59,6 @@ func New(cfg Config) (*Driver, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	if cfg.Executable == "" {
-		cfg.Executable = "/proc/self/exe"
-	}
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("container state: %w", err)
 	}
@@ -73,6 +70,11 @@ func New(cfg Config) (*Driver, error) {
 		return nil, fmt.Errorf("container state: %w", err)
 	}
 	cfg.StateDir = dir
+	if cfg.Executable == "" {
+		if cfg.Executable, err = shimExecutable(embedded, dir); err != nil {
+			return nil, fmt.Errorf("container state: %w", err)
+		}
+	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("container state: %w", err)

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"gitk8s.dev/gitk8s/runtime/container"
@@ -306,6 +307,11 @@ func TestResources(t *testing.T) {
 	if _, st := b.run(sb, cfg); st.ExitCode != 137 || !st.OOMKilled {
 		t.Errorf("oom: %+v", st)
 	}
+	cfg = b.config("small", "print", "x")
+	cfg.Resources.MemoryLimit = 8 << 20
+	if log, st := b.run(sb, cfg); log != "stdout F x\n" {
+		t.Errorf("a small limit: %q %+v", log, st)
+	}
 	cfg = b.config("score", "files", "/proc/self/oom_score_adj")
 	cfg.Resources = container.Resources{OOMScoreAdj: -998, CPUShares: 512, CPUQuota: 20000, CPUPeriod: 100000, PidsLimit: 50}
 	if log, st := b.run(sb, cfg); st.ExitCode != 0 {
@@ -486,5 +492,44 @@ func TestContainerTTYAndStdin(t *testing.T) {
 	}
 	if st := b.ended("stdin"); st.ExitCode != 143 {
 		t.Errorf("stdin: %+v", st)
+	}
+}
+
+func TestEmbeddedShim(t *testing.T) {
+	dir := t.TempDir()
+	if got, err := shimExecutable(fstest.MapFS{}, dir); err != nil || got != "/proc/self/exe" {
+		t.Errorf("nothing embedded: %q %v", got, err)
+	}
+	shim := func(version string) fstest.MapFS {
+		return fstest.MapFS{"embedded/gitk8s-shim": {Data: []byte(version)}}
+	}
+	first, err := shimExecutable(shim("one"), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := shimExecutable(shim("one"), dir)
+	if err != nil || again != first {
+		t.Errorf("%q %q %v", first, again, err)
+	}
+	second, err := shimExecutable(shim("two"), dir)
+	if err != nil || second == first {
+		t.Errorf("%q %v", second, err)
+	}
+	if b, err := os.ReadFile(second); err != nil || string(b) != "two" {
+		t.Errorf("%q %v", b, err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 {
+		t.Errorf("left: %v %v", entries, err)
+	}
+	// A broken one, of the right name, is replaced.
+	if err := os.WriteFile(second, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := shimExecutable(shim("two"), dir); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(second); err != nil || string(b) != "two" {
+		t.Errorf("%q %v", b, err)
 	}
 }

@@ -51,6 +51,7 @@ type facts struct {
 	oomScoreAdj  int      // lowest score that can be given
 	recursiveRO  bool     // the kernel has mount_setattr
 	unified      bool     // pure cgroup v2
+	swap         bool     // cgroups count swap
 }
 
 func readFacts() facts {
@@ -68,6 +69,8 @@ func readFacts() facts {
 			f.oomScoreAdj, _ = strconv.Atoi(strings.TrimSpace(string(b)))
 		}
 	}
+	_, err := os.Stat("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
+	f.swap = f.unified || err == nil
 	f.recursiveRO = unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{}) != unix.ENOSYS
 	return f
 }
@@ -175,7 +178,7 @@ func buildConfig(s container.SandboxConfig, c container.ContainerConfig, at path
 	resources.CPUQuota = 0 // see launch
 	config.Cgroups = &cgroups.Cgroup{
 		Path:      cgroupPath(s, c.ID),
-		Resources: cgroupResources(resources, deviceRules, f.unified),
+		Resources: cgroupResources(resources, deviceRules, f),
 	}
 	config.Mounts, config.RootPropagation = mountList(c, at, f)
 	if !c.Security.Privileged && !c.Security.SeccompUnconfined {
@@ -265,18 +268,18 @@ func capabilitySet(sec container.Security, available []string) []string {
 	return out
 }
 
-func cgroupResources(r container.Resources, rules []*devicesconfig.Rule, unified bool) *cgroups.Resources {
+func cgroupResources(r container.Resources, rules []*devicesconfig.Rule, f facts) *cgroups.Resources {
 	out := &cgroups.Resources{
 		Devices:   rules,
 		Memory:    r.MemoryLimit,
 		CpuQuota:  r.CPUQuota,
 		CpuPeriod: r.CPUPeriod,
 	}
-	if r.MemoryLimit > 0 {
+	if r.MemoryLimit > 0 && f.swap {
 		out.MemorySwap = r.MemoryLimit // no swap beside it
 	}
 	if r.CPUShares > 0 {
-		if unified {
+		if f.unified {
 			out.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(r.CPUShares)
 		} else {
 			out.CpuShares = r.CPUShares
@@ -356,7 +359,7 @@ func (s *shim) makeSandboxCgroup() error {
 	if r == (container.Resources{}) {
 		return nil
 	}
-	res := cgroupResources(r, nil, cgroups.IsCgroup2UnifiedMode())
+	res := cgroupResources(r, nil, s.facts)
 	res.SkipDevices = true
 	m, err := manager.New(&cgroups.Cgroup{Path: cgroupPath(s.cfg), Resources: res})
 	if err != nil {
@@ -374,7 +377,7 @@ func (s *shim) makeSandboxCgroup() error {
 func (s *shim) applyQuota(p *proc) error {
 	cfg := p.container.Config()
 	cgroup := *cfg.Cgroups
-	cgroup.Resources = cgroupResources(p.cfg.Resources, cgroup.Resources.Devices, s.facts.unified)
+	cgroup.Resources = cgroupResources(p.cfg.Resources, cgroup.Resources.Devices, s.facts)
 	cfg.Cgroups = &cgroup
 	if err := p.container.Set(cfg); err != nil && !errors.Is(err, libcontainer.ErrNotRunning) && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("set CPU quota: %w", err)

@@ -106,10 +106,10 @@ func (s *shim) setup() (*net.UnixListener, error) {
 	if err := unix.Mount("shm", shm, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=1777,size=65536k"); err != nil {
 		return nil, fmt.Errorf("mount /dev/shm of the sandbox: %w", err)
 	}
+	s.facts = readFacts()
 	if err := s.makeSandboxCgroup(); err != nil {
 		return nil, err
 	}
-	s.facts = readFacts()
 	if err := s.save(); err != nil {
 		return nil, err
 	}
@@ -295,7 +295,7 @@ func (s *shim) update(id string, r container.Resources) error {
 	}
 	cfg := p.container.Config()
 	cgroup := *cfg.Cgroups
-	cgroup.Resources = cgroupResources(r, cgroup.Resources.Devices, s.facts.unified)
+	cgroup.Resources = cgroupResources(r, cgroup.Resources.Devices, s.facts)
 	cfg.Cgroups = &cgroup
 	if err := p.container.Set(cfg); err != nil {
 		return fmt.Errorf("update limits of container %s: %w", id, err)
