@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/kubernetes"
+	restclient "k8s.io/client-go/rest"
 	"k8s.io/utils/ptr"
 )
 
@@ -31,7 +32,10 @@ const (
 func (s *Server) bootstrap(hook genericapiserver.PostStartHookContext) error {
 	ctx, cancel := context.WithTimeout(hook.Context, bootstrapLimit)
 	defer cancel()
-	client, err := kubernetes.NewForConfig(s.LoopbackConfig())
+	config := s.LoopbackConfig()
+	// That Endpoints are deprecated is known: old clients read them.
+	config.WarningHandler = restclient.NoWarnings{}
+	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return fmt.Errorf("make a client: %w", err)
 	}

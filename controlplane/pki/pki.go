@@ -145,6 +145,9 @@ func openCA(dir string, now func() time.Time) (*CA, error) {
 	ca := &CA{dir: dir, now: now}
 	pair, err := readPair(dir, "ca")
 	if errors.Is(err, fs.ErrNotExist) {
+		if err := unused(dir); err != nil {
+			return nil, err
+		}
 		if pair, err = ca.create(); err != nil {
 			return nil, err
 		}
@@ -168,6 +171,19 @@ func openCA(dir string, now func() time.Time) (*CA, error) {
 	}
 	ca.certPEM, ca.key = pair.CertPEM, signer
 	return ca, nil
+}
+
+// unused makes sure that nothing trusts an authority whose key is not there: the
+// folder has no certificates, but for one that a crash left at the very start.
+func unused(dir string) error {
+	certs, err := filepath.Glob(filepath.Join(dir, "*.crt"))
+	if err != nil {
+		return fmt.Errorf("pki: look into %s: %w", dir, err)
+	}
+	if len(certs) > 1 {
+		return fmt.Errorf("pki: %s has certificates and no ca.key; restore it, or remove the folder to start anew", dir)
+	}
+	return nil
 }
 
 // CertPEM is the authority's certificate.
