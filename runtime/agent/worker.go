@@ -168,9 +168,9 @@ func (w *worker) do(act action, now time.Time) {
 	case stopCtr:
 		w.stop(act, now)
 	case removeSandbox:
-		lost := w.s.sandbox == sandboxLost
+		again := w.s.sandbox == sandboxLost && !w.s.ending()
 		w.s.sandbox = sandboxRemoving
-		w.async(func(ctx context.Context) func() { return w.removeSandbox(ctx, lost && !w.s.ending()) })
+		w.async(func(ctx context.Context) func() { return w.removeSandbox(ctx, again) })
 	case deleteObject:
 		w.s.deleting = true
 		pod := w.s.pod
