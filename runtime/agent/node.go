@@ -39,7 +39,9 @@ type nodeState struct {
 	info        v1.NodeSystemInfo
 
 	ready atomic.Bool
-	uid   atomic.Pointer[types.UID]
+	// networkUp is closed when ready becomes true.
+	networkUp chan struct{}
+	uid       atomic.Pointer[types.UID]
 	// registered is closed when the Node exists.
 	registered chan struct{}
 	once       sync.Once
@@ -53,7 +55,7 @@ type nodeState struct {
 func newNodeState(a *Agent, capacity v1.ResourceList) *nodeState {
 	return &nodeState{
 		a: a, capacity: capacity, allocatable: allocatable(capacity, a.cfg.SystemReserved),
-		info: nodeInfo(), registered: make(chan struct{}), changed: make(chan struct{}, 1),
+		info: nodeInfo(), registered: make(chan struct{}), networkUp: make(chan struct{}), changed: make(chan struct{}, 1),
 	}
 }
 
@@ -183,6 +185,7 @@ func (n *nodeState) startNetwork(ctx context.Context, node *v1.Node) {
 		return
 	}
 	if n.ready.CompareAndSwap(false, true) {
+		close(n.networkUp)
 		n.a.setNetworkReady()
 	}
 }
