@@ -110,11 +110,10 @@ type worker struct {
 	driver *driver.Driver
 	proxy  *network.Proxy
 	agent  *agent.Agent
-	pods   *podNetwork
 }
 
 func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) {
-	w = &worker{name: name, dir: dir, ip: ip, pods: &podNetwork{dir: filepath.Join(dir, "network"), ip: ip}}
+	w = &worker{name: name, dir: dir, ip: ip}
 	defer func() {
 		if err != nil {
 			w.close()
@@ -159,10 +158,11 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 	if err != nil {
 		return nil, fmt.Errorf("listen on the node's address: %w", err)
 	}
+	pods := agent.NewNodeNetwork(filepath.Join(dir, "network"), ip)
 	w.agent, err = agent.New(agent.Config{
 		NodeName: name, NodeIP: ip, Client: w.client, Runtime: w.driver, Images: w.images,
-		Network: w.pods, PodCIDRAssigned: w.pods.assign, DataDir: dir,
-		Listener: l, ServingCert: cert, ClientCA: pool, DockerConfig: e.v.GetString("docker-config"),
+		Network: pods, PodCIDRAssigned: pods.Assign, DataDir: dir,
+		CgroupParent: cgroupParent(dir), Listener: l, ServingCert: cert, ClientCA: pool, DockerConfig: e.v.GetString("docker-config"),
 	})
 	return w, err
 }
@@ -258,62 +258,5 @@ func (w *worker) close() {
 	}
 	if w.images != nil {
 		w.images.Close()
-	}
-	w.pods.close()
-}
-
-// podNetwork is the network of the worker's pods, opened when the control plane
-// has said which addresses are the node's.
-type podNetwork struct {
-	dir string
-	ip  netip.Addr
-
-	mu  sync.Mutex
-	net *network.PodNetwork
-}
-
-func (p *podNetwork) assign(_ context.Context, cidrs []netip.Prefix) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.net != nil || len(cidrs) == 0 {
-		return nil
-	}
-	n, err := network.NewPodNetwork(network.PodConfig{Dir: p.dir, PodCIDR: cidrs[0], NodeIP: p.ip})
-	p.net = n
-	return err
-}
-
-func (p *podNetwork) get() (*network.PodNetwork, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.net == nil {
-		return nil, errors.New("the node has no pod network yet")
-	}
-	return p.net, nil
-}
-
-// Setup implements agent.PodNetwork.
-func (p *podNetwork) Setup(ctx context.Context, uid, namespace, name string) (string, netip.Addr, error) {
-	n, err := p.get()
-	if err != nil {
-		return "", netip.Addr{}, err
-	}
-	return n.Setup(ctx, uid, namespace+"/"+name)
-}
-
-// Teardown implements agent.PodNetwork.
-func (p *podNetwork) Teardown(_ context.Context, uid string) error {
-	n, err := p.get()
-	if err != nil {
-		return err
-	}
-	return n.Teardown(uid)
-}
-
-func (p *podNetwork) close() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.net != nil {
-		p.net.Close()
 	}
 }

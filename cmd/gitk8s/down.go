@@ -16,6 +16,7 @@ import (
 
 	"gitk8s.dev/gitk8s/runtime/container/driver"
 	"gitk8s.dev/gitk8s/runtime/network"
+	"gitk8s.dev/gitk8s/runtime/volume"
 )
 
 func newDown(e *env) *cobra.Command {
@@ -149,35 +150,10 @@ func cleanNode(dir string) error {
 			errs = append(errs, d.RemoveSandbox(context.Background(), s.Config.ID))
 		}
 	}
-	errs = append(errs, network.DeletePods(filepath.Join(dir, "network")), unmountBelow(dir))
+	errs = append(errs, network.DeletePods(filepath.Join(dir, "network")), volume.UnmountBelow(dir), removeCgroups(dir))
 	for _, sub := range []string{"pods", "logs"} {
 		if errors.Join(errs...) == nil {
 			errs = append(errs, os.RemoveAll(filepath.Join(dir, sub)))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// unmountBelow unmounts everything that is mounted below a directory.
-func unmountBelow(dir string) error {
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return err
-	}
-	abs, err := filepath.Abs(dir)
-	if err != nil {
-		return err
-	}
-	var points []string
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], abs+"/") {
-			points = append(points, f[4])
-		}
-	}
-	var errs []error
-	for i := len(points) - 1; i >= 0; i-- { // the newest first
-		if err := unix.Unmount(points[i], unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", points[i], err))
 		}
 	}
 	return errors.Join(errs...)

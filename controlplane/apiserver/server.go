@@ -13,7 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc/test/bufconn"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/admission"
@@ -31,9 +30,6 @@ import (
 	"gitk8s.dev/gitk8s/controlplane/apiserver/openapi"
 )
 
-// memoryBuffer is the buffer of an in-process connection, in each direction.
-const memoryBuffer = 256 << 10
-
 // Server is the API server. New makes it ready to serve, Run serves.
 type Server struct {
 	config          Config
@@ -43,7 +39,7 @@ type Server struct {
 	addresses       *addresses
 	authz           *authz.Authorizer
 	tokens          *tokens
-	memory          *bufconn.Listener
+	memory          *pairListener
 	generic         *genericapiserver.GenericAPIServer
 	workerTransport *http.Transport
 	directTransport *http.Transport
@@ -70,7 +66,7 @@ func New(cfg Config) (*Server, error) {
 		config: cfg,
 		types:  t,
 		stores: map[schema.GroupResource]*store{},
-		memory: bufconn.Listen(memoryBuffer),
+		memory: newPairListener(),
 		tokens: newTokens(),
 		ready:  make(chan struct{}),
 	}

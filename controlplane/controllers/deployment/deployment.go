@@ -267,12 +267,11 @@ func (c *Controller) updateStatus(ctx context.Context, d *appsv1.Deployment, s a
 	if reflect.DeepEqual(s, d.Status) {
 		return nil
 	}
-	body, err := statusPatch(d, s)
+	body, err := controller.StatusPatch(d, s, "replicas", "updatedReplicas", "readyReplicas", "availableReplicas",
+		"unavailableReplicas", "terminatingReplicas", "conditions")
 	if err != nil {
 		return err
 	}
-	// A merge patch with the resource version: the annotation above may have moved
-	// it, but a status computed from an older spec says so in observedGeneration.
 	_, err = c.client.AppsV1().Deployments(d.Namespace).Patch(ctx, d.Name, types.MergePatchType, body, metav1.PatchOptions{}, "status")
 	if apierrors.IsNotFound(err) {
 		return nil

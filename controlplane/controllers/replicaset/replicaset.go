@@ -272,9 +272,12 @@ func (c *Controller) updateStatus(ctx context.Context, rs *appsv1.ReplicaSet, s 
 	if reflect.DeepEqual(s, rs.Status) {
 		return nil
 	}
-	next := rs.DeepCopy()
-	next.Status = s
-	_, err := c.client.AppsV1().ReplicaSets(rs.Namespace).UpdateStatus(ctx, next, metav1.UpdateOptions{})
+	body, err := controller.StatusPatch(rs, s, "replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas",
+		"terminatingReplicas", "conditions")
+	if err != nil {
+		return err
+	}
+	_, err = c.client.AppsV1().ReplicaSets(rs.Namespace).Patch(ctx, rs.Name, types.MergePatchType, body, metav1.PatchOptions{}, "status")
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
