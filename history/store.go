@@ -180,14 +180,12 @@ func (s *Store) Started(ctx context.Context, r *v1alpha1.Revision, trigger strin
 	})
 }
 
-// Ended notes the outcome of the deploy that began last.
-func (s *Store) Ended(ctx context.Context, r *v1alpha1.Revision, outcome v1alpha1.Outcome, message string, at time.Time) error {
+// Ended notes the outcome of the deploy that began last and how long it took.
+func (s *Store) Ended(ctx context.Context, r *v1alpha1.Revision, outcome v1alpha1.Outcome, message string, took time.Duration) error {
 	st := r.Status
 	st.Outcome, st.Message = outcome, message
 	st.Succeeded = st.Succeeded || outcome == v1alpha1.OutcomeSucceeded
-	if st.DeployedAt != nil {
-		st.Duration = &metav1.Duration{Duration: at.Sub(st.DeployedAt.Time).Round(time.Millisecond)}
-	}
+	st.Duration = &metav1.Duration{Duration: took.Round(time.Millisecond)}
 	return s.setStatus(ctx, r, st)
 }
 

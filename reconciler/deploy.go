@@ -91,6 +91,7 @@ func (w *work) begin(ctx context.Context, rev *v1alpha1.Revision, objects []rend
 		op.Commit = rev.Spec.Commit
 	}
 	w.setDeployed(rev.Name, objects)
+	w.st.began = started
 	clear(w.st.reported)
 	clear(w.st.applied)
 	if err := w.save(ctx); err != nil {
@@ -243,8 +244,7 @@ func unwrap(objects []render.Object) []*unstructured.Unstructured {
 
 // succeed ends a deploy that became Ready.
 func (w *work) succeed(ctx context.Context) error {
-	took := time.Since(w.status().LastSync.StartedAt.Time).Round(10 * time.Millisecond)
-	if err := w.end(ctx, v1alpha1.OutcomeSucceeded, fmt.Sprintf("Ready after %s", took), true); err != nil {
+	if err := w.end(ctx, v1alpha1.OutcomeSucceeded, fmt.Sprintf("Ready after %s", w.took().Round(10*time.Millisecond)), true); err != nil {
 		return err
 	}
 	limit := int32(50)
@@ -252,6 +252,14 @@ func (w *work) succeed(ctx context.Context) error {
 		limit = *l
 	}
 	return w.history.Expire(ctx, w.app.Namespace, w.app.Name, w.status().DeployedCommit, int(limit))
+}
+
+// took is how long the deploy under way has taken so far.
+func (w *work) took() time.Duration {
+	if !w.st.began.IsZero() {
+		return time.Since(w.st.began)
+	}
+	return time.Since(w.status().LastSync.StartedAt.Time)
 }
 
 // end notes the outcome of the deploy under way in the status, the Revision, the
@@ -265,7 +273,7 @@ func (w *work) end(ctx context.Context, outcome v1alpha1.Outcome, message string
 	}
 	for _, rev := range all {
 		if rev.Spec.Commit == ls.Commit && rev.Status.Outcome == v1alpha1.OutcomeDeploying {
-			if err := w.history.Ended(ctx, rev, outcome, message, now); err != nil {
+			if err := w.history.Ended(ctx, rev, outcome, message, w.took()); err != nil {
 				return err
 			}
 		}

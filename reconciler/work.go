@@ -201,6 +201,7 @@ func (w *work) snapshot(ctx context.Context, force bool) (Snapshot, error) {
 		return s, err
 	}
 	s.Health = w.health()
+	w.report()
 	return s, nil
 }
 
@@ -242,19 +243,13 @@ func wrap(objects []*unstructured.Unstructured) []render.Object {
 	return out
 }
 
-// health sums up the deployed objects and tells listeners what moved.
+// health sums up the deployed objects.
 func (w *work) health() Health {
 	h := Health{Total: len(w.st.deployed)}
 	worst := health.Current
 	for _, o := range w.st.deployed {
 		id := render.IDOf(o.Unstructured)
-		res := health.Result{Status: health.InProgress, Message: "does not exist"}
-		if live := w.cluster.Cached(o.Unstructured); live != nil {
-			res = health.Of(live)
-			if v, ok := w.st.applied[id]; ok && v.uid == live.GetUID() && live.GetGeneration() < v.generation {
-				res = health.Result{Status: health.InProgress, Message: "has just been changed"}
-			}
-		}
+		res := w.statusOf(o)
 		if res.Status == health.Current {
 			h.Ready++
 		}
@@ -265,16 +260,35 @@ func (w *work) health() Health {
 			worst = res.Status
 			h.Message = fmt.Sprintf("%s: %s", id, res.Message)
 		}
-		if res.Total > 0 {
-			if line := fmt.Sprintf("%s: %s", id, res.Message); w.st.reported[id] != line {
-				w.st.reported[id] = line
-				if ls := w.status().LastSync; ls != nil && ls.FinishedAt == nil {
-					w.say(ls.Commit, "%s", line)
-				}
-			}
-		}
 	}
 	return h
+}
+
+// statusOf is how far one deployed object has come.
+func (w *work) statusOf(o render.Object) health.Result {
+	live := w.cluster.Cached(o.Unstructured)
+	if live == nil {
+		return health.Result{Status: health.InProgress, Message: "does not exist"}
+	}
+	if v, ok := w.st.applied[render.IDOf(o.Unstructured)]; ok && v.uid == live.GetUID() && live.GetGeneration() < v.generation {
+		return health.Result{Status: health.InProgress, Message: "has just been changed"}
+	}
+	return health.Of(live)
+}
+
+// report tells listeners what moved in the deploy under way.
+func (w *work) report() {
+	ls := w.status().LastSync
+	if ls == nil || ls.FinishedAt != nil {
+		return
+	}
+	for _, o := range w.st.deployed {
+		id, res := render.IDOf(o.Unstructured), w.statusOf(o)
+		if line := fmt.Sprintf("%s: %s", id, res.Message); res.Total > 0 && w.st.reported[id] != line {
+			w.st.reported[id] = line
+			w.say(ls.Commit, "%s", line)
+		}
+	}
 }
 
 func (w *work) say(commit, format string, args ...any) {
