@@ -190,7 +190,16 @@ func (s *Store) Ended(ctx context.Context, r *v1alpha1.Revision, outcome v1alpha
 }
 
 func (s *Store) setStatus(ctx context.Context, r *v1alpha1.Revision, st v1alpha1.RevisionStatus) error {
-	body, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": r.UID}, "status": st})
+	status, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&st)
+	if err != nil {
+		return err
+	}
+	for _, field := range []string{"message", "duration"} { // a merge patch keeps what it does not name
+		if _, ok := status[field]; !ok {
+			status[field] = nil
+		}
+	}
+	body, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": r.UID}, "status": status})
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"time"
 
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -152,9 +153,9 @@ func (w *work) answerLook(s Snapshot) {
 	case s.Observed != "" && s.Observed == w.status().DeployedCommit:
 		p.Line, p.Succeeded = "commit "+history.Short(s.Observed)+" is deployed already", true
 	case w.status().HeldAt != nil:
-		p.Line = fmt.Sprintf("not deployed, held: %s; `gitk8s resume` lets it through", w.status().HeldAt.Message)
+		p.Line = "held: " + w.status().HeldAt.Message
 	case w.status().LastSync != nil:
-		p.Line = "not deployed: " + w.status().LastSync.Message
+		p.Line = w.status().LastSync.Message
 	}
 	w.feed.send(p)
 }
@@ -310,24 +311,7 @@ func (w *work) save(ctx context.Context) error {
 	if reflect.DeepEqual(st, w.was) {
 		return nil
 	}
-	status, err := toMap(st)
-	if err != nil {
-		return err
-	}
-	// A merge patch keeps what it does not name: null what is no longer there.
-	for _, field := range []string{"heldAt", "lastOperation", "message", "revision", "deployedCommit"} {
-		if _, ok := status[field]; !ok {
-			status[field] = nil
-		}
-	}
-	if ls, ok := status["lastSync"].(map[string]any); ok {
-		for _, field := range []string{"finishedAt", "message", "failures", "retryAt", "trigger", "commit"} {
-			if _, ok := ls[field]; !ok {
-				ls[field] = nil
-			}
-		}
-	}
-	body, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": w.app.UID}, "status": status})
+	body, err := statusPatch(w.app, w.was, st)
 	if err != nil {
 		return err
 	}
@@ -342,13 +326,22 @@ func (w *work) save(ctx context.Context) error {
 	return nil
 }
 
-func toMap(v any) (map[string]any, error) {
-	b, err := json.Marshal(v)
+// statusPatch is the merge patch from one status to another. What is no longer
+// there becomes null: a merge patch keeps what it does not name.
+func statusPatch(app *v1alpha1.Application, was, is *v1alpha1.ApplicationStatus) ([]byte, error) {
+	type object struct {
+		Metadata map[string]types.UID        `json:"metadata"`
+		Status   *v1alpha1.ApplicationStatus `json:"status"`
+	}
+	before, err := json.Marshal(object{Status: was})
 	if err != nil {
 		return nil, err
 	}
-	out := map[string]any{}
-	return out, json.Unmarshal(b, &out)
+	after, err := json.Marshal(object{map[string]types.UID{"uid": app.UID}, is})
+	if err != nil {
+		return nil, err
+	}
+	return jsonpatch.CreateMergePatch(before, after)
 }
 
 func secretData(u *unstructured.Unstructured) (map[string][]byte, error) {
