@@ -204,7 +204,7 @@ func (w *work) refuse(commit, trigger string, started time.Time, why error) {
 	for line := range strings.Lines(ls.Message) {
 		w.say(commit, "error: %s", strings.TrimSpace(line))
 	}
-	w.feed.send(Progress{Key: w.key, Commit: commit, Line: "not deployed; what ran before runs on" + note, Done: true})
+	w.last = append(w.last, Progress{Key: w.key, Commit: commit, Line: "not deployed; what ran before runs on" + note, Done: true})
 	w.endOperation(false, ls.Message)
 }
 
@@ -288,7 +288,7 @@ func (w *work) end(ctx context.Context, outcome v1alpha1.Outcome, message string
 		kind = corev1.EventTypeWarning
 	}
 	w.event(kind, string(outcome), "commit %s: %s", history.Short(ls.Commit), message)
-	w.feed.send(Progress{Key: w.key, Commit: ls.Commit, Line: message, Done: true, Succeeded: ok})
+	w.last = append(w.last, Progress{Key: w.key, Commit: ls.Commit, Line: message, Done: true, Succeeded: ok})
 	w.endOperation(ok, message)
 	return nil
 }

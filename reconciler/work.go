@@ -34,6 +34,8 @@ type work struct {
 	app   *v1alpha1.Application
 	was   *v1alpha1.ApplicationStatus // as read
 	st    *state
+	// last are the last lines about a commit, sent when the status says so too.
+	last []Progress
 }
 
 func (w *work) status() *v1alpha1.ApplicationStatus { return &w.app.Status }
@@ -82,7 +84,13 @@ func (w *work) step(ctx context.Context) error {
 	if !next.IsZero() {
 		w.queue.AddAfter(w.key, max(time.Until(next), time.Millisecond))
 	}
-	return w.save(ctx)
+	if err := w.save(ctx); err != nil {
+		return err
+	}
+	for _, p := range w.last {
+		w.feed.send(p)
+	}
+	return nil
 }
 
 // location is where the Application's commits come from.
@@ -157,7 +165,7 @@ func (w *work) answerLook(s Snapshot) {
 	case w.status().LastSync != nil:
 		p.Line = w.status().LastSync.Message
 	}
-	w.feed.send(p)
+	w.last = append(w.last, p)
 }
 
 func (w *work) fetch(ctx context.Context, trigger string) {
