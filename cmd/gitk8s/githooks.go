@@ -20,7 +20,6 @@ import (
 	"gitk8s.dev/gitk8s/api/v1alpha1"
 	"gitk8s.dev/gitk8s/gitsource"
 	"gitk8s.dev/gitk8s/reconciler"
-	"gitk8s.dev/gitk8s/reconciler/plan"
 )
 
 var (
@@ -80,17 +79,11 @@ func (h *gitHooks) Check(ctx context.Context, p gitsource.Push, out io.Writer) e
 	case p.New == "":
 		return fmt.Errorf("%s is what application %s is deployed from; point spec.source.ref elsewhere before deleting it", p.Ref, p.Key)
 	}
-	pl, err := h.recon.Preview(ctx, p.Key, p.New, p.Files)
+	_, err = h.recon.Preview(ctx, p.Key, p.New, p.Files)
 	if err != nil {
 		fmt.Fprintf(out, "%v\n", err)
 		return errors.New("the manifests can't be deployed, see above")
 	}
-	for _, a := range pl.Actions {
-		if a.Verb != plan.Unchanged {
-			fmt.Fprintf(out, "  %-9s %s\n", a.Verb, a.ID)
-		}
-	}
-	fmt.Fprintf(out, "plan: %s\n", pl.Summary())
 	return nil
 }
 

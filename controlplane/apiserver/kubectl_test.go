@@ -8,18 +8,45 @@ import (
 	"strings"
 	"testing"
 
+	kubectlcmd "k8s.io/kubectl/pkg/cmd"
+
 	"gitk8s.dev/gitk8s/controlplane/apiserver/apiservertest"
 )
 
-// kubectlPath finds the machine's own kubectl. Where there is none the tests of
-// the whole binary do the same with the kubectl that it contains.
-func kubectlPath(t *testing.T) string {
-	t.Helper()
-	path, err := exec.LookPath("kubectl")
-	if err != nil {
-		t.Skip("this machine has no kubectl of its own; test/e2e runs these commands with `gitk8s kubectl`")
+// asKubectl makes this test binary the kubectl that gitk8s contains.
+const asKubectl = "GITK8S_TEST_KUBECTL"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asKubectl) != "" {
+		command := kubectlcmd.NewDefaultKubectlCommand()
+		if err := command.Execute(); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
-	return path
+	os.Exit(m.Run())
+}
+
+// kubectl runs a kubectl and returns what it prints.
+type kubectl func(ctx context.Context, stdin string, args ...string) ([]byte, error)
+
+// kubectls are the kubectl of the module, and the machine's own where it has one.
+func kubectls(t *testing.T, kubeconfig string) map[string]kubectl {
+	t.Helper()
+	home := t.TempDir()
+	run := func(path string, env ...string) kubectl {
+		return func(ctx context.Context, stdin string, args ...string) ([]byte, error) {
+			cmd := exec.CommandContext(ctx, path, append([]string{"--kubeconfig", kubeconfig}, args...)...)
+			cmd.Env = append(append(os.Environ(), "HOME="+home), env...)
+			cmd.Stdin = strings.NewReader(stdin)
+			return cmd.CombinedOutput()
+		}
+	}
+	out := map[string]kubectl{"own": run(os.Args[0], asKubectl+"=1")}
+	if path, err := exec.LookPath("kubectl"); err == nil {
+		out["installed"] = run(path)
+	}
+	return out
 }
 
 const manifests = `
@@ -52,8 +79,13 @@ spec: {source: {path: deploy}}
 
 // TestKubectl runs an ordinary kubectl against the server.
 func TestKubectl(t *testing.T) {
-	kubectl := kubectlPath(t)
 	cp := apiservertest.StartWith(t, nil)
+	for name, run := range kubectls(t, cp.Kubeconfig) {
+		t.Run(name, func(t *testing.T) { testKubectl(t, run) })
+	}
+}
+
+func testKubectl(t *testing.T, run kubectl) {
 	file := filepath.Join(t.TempDir(), "all.yaml")
 	if err := os.WriteFile(file, []byte(manifests), 0o600); err != nil {
 		t.Fatal(err)
@@ -91,12 +123,9 @@ func TestKubectl(t *testing.T) {
 	}
 	for _, step := range steps {
 		t.Run(step.args, func(t *testing.T) {
-			args := append([]string{"--kubeconfig", cp.Kubeconfig}, strings.Fields(strings.ReplaceAll(step.args, "FILE", file))...)
 			ctx, cancel := context.WithTimeout(t.Context(), limit)
 			defer cancel()
-			cmd := exec.CommandContext(ctx, kubectl, args...)
-			cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
-			out, err := cmd.CombinedOutput()
+			out, err := run(ctx, "", strings.Fields(strings.ReplaceAll(step.args, "FILE", file))...)
 			if (err != nil) != step.fail {
 				t.Fatalf("%v: %s", err, out)
 			}

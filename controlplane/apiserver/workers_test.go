@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -117,12 +116,11 @@ func TestWorkers(t *testing.T) {
 		}
 	})
 	t.Run("kubectl", func(t *testing.T) {
-		kubectl := kubectlPath(t)
-		cmd := exec.CommandContext(t.Context(), kubectl, "--kubeconfig", cp.Kubeconfig, "exec", "-i", "streams", "--", "cat")
-		cmd.Stdin = strings.NewReader("from kubectl")
-		out, err := cmd.CombinedOutput()
-		if err != nil || string(out) != "streams/web [cat]: from kubectl" {
-			t.Errorf("%q %v", out, err)
+		for name, run := range kubectls(t, cp.Kubeconfig) {
+			out, err := run(t.Context(), "from kubectl", "exec", "-i", "streams", "--", "cat")
+			if err != nil || string(out) != "streams/web [cat]: from kubectl" {
+				t.Errorf("%s: %q %v", name, out, err)
+			}
 		}
 	})
 }

@@ -167,10 +167,9 @@ func startEmbedded(ctx context.Context, cfg Config) (*Server, error) {
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("etcd: make the data directory: %w", err)
 	}
-	// A socket path is limited to 107 bytes and a data directory is not.
-	sockets, err := os.MkdirTemp("", "gitk8s-etcd-")
+	sockets, err := socketDir(cfg.DataDir)
 	if err != nil {
-		return nil, fmt.Errorf("etcd: make a directory for its sockets: %w", err)
+		return nil, err
 	}
 	e, err := embed.StartEtcd(embedConfig(cfg, sockets))
 	if err != nil {
@@ -206,6 +205,24 @@ func startEmbedded(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	go s.watch()
 	return s, nil
+}
+
+// maxSocketDir leaves room for the sockets' names in the 107 bytes of a path.
+const maxSocketDir = 90
+
+// socketDir makes the folder of the sockets. It is in the data directory, where
+// what a killed process left is replaced, unless that has too long a name.
+func socketDir(dataDir string) (string, error) {
+	dir, err := filepath.Abs(filepath.Join(dataDir, "sockets"))
+	if err == nil && len(dir) <= maxSocketDir {
+		err = os.MkdirAll(dir, 0o700)
+	} else if err == nil {
+		dir, err = os.MkdirTemp("", "gitk8s-etcd-")
+	}
+	if err != nil {
+		return "", fmt.Errorf("etcd: make a directory for its sockets: %w", err)
+	}
+	return dir, nil
 }
 
 // watch hands on the error of a server that ends without having been closed.

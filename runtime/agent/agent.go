@@ -45,6 +45,8 @@ type Agent struct {
 	running  bool
 	synced   bool
 	draining bool
+	// firstList is closed when the pods of the node are known.
+	firstList chan struct{}
 	// idle is closed when draining and no worker is left.
 	idle chan struct{}
 }
@@ -60,7 +62,8 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Logger.With("node", cfg.NodeName),
-		services: newServiceCache(), workers: map[string]*worker{}, idle: make(chan struct{}),
+		services: newServiceCache(), workers: map[string]*worker{},
+		firstList: make(chan struct{}), idle: make(chan struct{}),
 	}
 	a.node = newNodeState(a, capacity)
 	return a, nil
@@ -113,6 +116,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.renewLease(ctx) })
 	wg.Go(func() { a.followServices(ctx) })
 	wg.Go(func() { a.followPods(ctx) })
+	wg.Go(func() { a.sweep(ctx) })
 	wg.Wait()
 
 	a.mu.Lock()
@@ -272,7 +276,7 @@ func (a *Agent) replacePods(list []any) {
 	for id, s := range orphans {
 		a.adoptOrphan(id, s)
 	}
-	a.sweep()
+	close(a.firstList)
 	a.mu.Lock()
 	a.checkIdle()
 	a.mu.Unlock()
@@ -342,8 +346,21 @@ func (a *Agent) adoptOrphan(id string, s container.SandboxStatus) {
 }
 
 // sweep removes directories of pods that are neither in the API nor in the runtime,
-// with what is mounted in them.
-func (a *Agent) sweep() {
+// with their networks and what is mounted in them, once both pods and network are
+// known.
+func (a *Agent) sweep(ctx context.Context) {
+	for _, known := range []<-chan struct{}{a.firstList, a.node.networkUp} {
+		select {
+		case <-known:
+		case <-ctx.Done():
+			return
+		}
+	}
+	// Directories are listed before workers: a worker exists before its directory.
+	logs, err := os.ReadDir(a.logsDir())
+	if err != nil {
+		a.log.Warn("list log directories", "error", err)
+	}
 	entries, err := os.ReadDir(a.podsDir())
 	if err != nil {
 		a.log.Warn("list pod directories", "error", err)
@@ -357,8 +374,9 @@ func (a *Agent) sweep() {
 			a.log.Warn("remove volumes of a pod that is gone", "uid", e.Name(), "error", err)
 			continue
 		}
-		if err := a.cfg.Network.Teardown(a.ctx, e.Name()); err != nil {
+		if err := a.cfg.Network.Teardown(ctx, e.Name()); err != nil {
 			a.log.Warn("remove network of a pod that is gone", "uid", e.Name(), "error", err)
+			continue
 		}
 		if err := os.RemoveAll(a.podDir(e.Name())); err != nil {
 			a.log.Warn("remove directory of a pod that is gone", "uid", e.Name(), "error", err)
@@ -366,10 +384,6 @@ func (a *Agent) sweep() {
 	}
 	known := map[string]bool{}
 	a.eachWorker(func(w *worker) { known[w.logDirName] = true })
-	logs, err := os.ReadDir(a.logsDir())
-	if err != nil {
-		return
-	}
 	for _, e := range logs {
 		if !known[e.Name()] {
 			os.RemoveAll(filepath.Join(a.logsDir(), e.Name()))

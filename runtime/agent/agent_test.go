@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"syscall"
 	"testing"
@@ -182,6 +184,9 @@ func TestAgentWithFakeRuntime(t *testing.T) {
 		n.untilReady(ns, "orphan")
 		root := n.root
 		root.stop()
+		for _, left := range []string{"pods/lost-uid/volumes/v", "logs/pods/ns_lost_lost-uid"} {
+			n.must(os.MkdirAll(filepath.Join(root.cfg.DataDir, left), 0o755))
+		}
 		n.deletePod(ns, "orphan", 0)
 		n.until(ns, "orphan", "gone", gone)
 		started := len(rt.configs("main-0"))
@@ -190,6 +195,13 @@ func TestAgentWithFakeRuntime(t *testing.T) {
 			rt.mu.Lock()
 			defer rt.mu.Unlock()
 			return rt.sandboxes[string(orphan.UID)] == nil
+		})
+		eventually(t, "directories of pods that are gone are removed", func() bool {
+			pods, err := filepath.Glob(filepath.Join(root.cfg.DataDir, "pods", "lost-uid"))
+			n.must(err)
+			logs, err := filepath.Glob(filepath.Join(root.cfg.DataDir, "logs", "pods", "ns_lost_*"))
+			n.must(err)
+			return len(pods)+len(logs) == 0
 		})
 		rt.exit(string(p.UID), "main-0", 1)
 		after := n.until(ns, "stays", "restarted once", func(p *v1.Pod) bool { return p.Status.ContainerStatuses[0].RestartCount == 1 && podReady(p) })

@@ -152,39 +152,75 @@ func (lw *logWriter) write(line []byte) error {
 	return err
 }
 
-// openLogs opens a log's files, oldest first: path.4 … path.1, path. A file that is
-// renamed meanwhile is opened once.
+// openLogs opens a log's files, oldest first: path.4 … path.1, path. A rotation
+// renames them one by one; what is seen in the midst of it is looked at again.
 func openLogs(path string) ([]*os.File, error) {
-	names, err := filepath.Glob(path + ".[0-9]*")
+	for range 1000 {
+		names, err := logNames(path)
+		if err != nil {
+			return nil, err
+		}
+		files := make([]*os.File, 0, len(names))
+		for _, name := range names {
+			f, err := os.Open(name)
+			if errors.Is(err, os.ErrNotExist) {
+				break
+			}
+			if err != nil {
+				closeAll(files)
+				return nil, fmt.Errorf("open log: %w", err)
+			}
+			files = append(files, f)
+		}
+		again, err := logNames(path)
+		if err != nil {
+			closeAll(files)
+			return nil, err
+		}
+		if slices.Equal(names, again) && stillNamed(files, names) {
+			return files, nil
+		}
+		closeAll(files)
+	}
+	return nil, fmt.Errorf("open log %s: its files are renamed faster than they can be opened", path)
+}
+
+// logNames lists a log's files, oldest first.
+func logNames(path string) ([]string, error) {
+	entries, err := os.ReadDir(filepath.Dir(path))
 	if err != nil {
 		return nil, fmt.Errorf("list logs: %w", err)
 	}
-	number := func(p string) int {
-		n, err := strconv.Atoi(strings.TrimPrefix(p, path+"."))
-		if err != nil {
-			return 0
+	age := map[string]int{}
+	var names []string
+	for _, e := range entries {
+		name := filepath.Join(filepath.Dir(path), e.Name())
+		n, err := strconv.Atoi(strings.TrimPrefix(name, path+"."))
+		if name == path || err == nil {
+			age[name] = n
+			names = append(names, name)
 		}
-		return n
 	}
-	sort.Slice(names, func(i, j int) bool { return number(names[i]) < number(names[j]) })
-	var files []*os.File
-	for _, name := range append([]string{path}, names...) {
-		f, err := os.Open(name)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			closeAll(files)
-			return nil, fmt.Errorf("open log: %w", err)
-		}
-		if slices.ContainsFunc(files, func(g *os.File) bool { return sameFile(f, g) }) {
-			f.Close()
-			continue
-		}
-		files = append(files, f)
+	sort.Slice(names, func(i, j int) bool { return age[names[i]] > age[names[j]] })
+	return names, nil
+}
+
+// stillNamed says whether each file is the one that its name leads to.
+func stillNamed(files []*os.File, names []string) bool {
+	if len(files) != len(names) {
+		return false
 	}
-	slices.Reverse(files)
-	return files, nil
+	for i, f := range files {
+		opened, err := f.Stat()
+		if err != nil {
+			return false
+		}
+		named, err := os.Stat(names[i])
+		if err != nil || !os.SameFile(opened, named) {
+			return false
+		}
+	}
+	return true
 }
 
 func closeAll(files []*os.File) {
@@ -318,6 +354,7 @@ func (r *logReader) next() (*os.File, error) {
 	if err != nil || len(files) == 0 {
 		return nil, err
 	}
+	// A file that is not there any more was older than all that are.
 	at := -1
 	if r.f != nil {
 		at = slices.IndexFunc(files, func(f *os.File) bool { return sameFile(f, r.f) })
@@ -347,6 +384,7 @@ func readLog(ctx context.Context, path string, opts logOptions, w, errW io.Write
 
 func copyLog(ctx context.Context, path string, opts logOptions, out *logWriter, flush func(), ended <-chan struct{}) error {
 	var events chan fsnotify.Event
+	var failures chan error
 	if opts.follow {
 		// Before the first read, so that nothing falls between reading and watching.
 		watcher, err := fsnotify.NewWatcher()
@@ -357,7 +395,7 @@ func copyLog(ctx context.Context, path string, opts logOptions, out *logWriter, 
 		if err := watcher.Add(filepath.Dir(path)); err != nil {
 			return fmt.Errorf("watch log directory: %w", err)
 		}
-		events = watcher.Events
+		events, failures = watcher.Events, watcher.Errors
 	}
 	files, err := openLogs(path)
 	if err != nil {
@@ -392,6 +430,7 @@ func copyLog(ctx context.Context, path string, opts logOptions, out *logWriter, 
 			return nil
 		case <-ended:
 			return r.advance()
+		case <-failures: // events were lost: look
 		case ev := <-events:
 			if !strings.HasPrefix(ev.Name, path) {
 				continue

@@ -27,6 +27,8 @@ const (
 	heartbeat = 5 * time.Minute
 	// pressureEvery is how often memory, disk and processes are looked at.
 	pressureEvery = 30 * time.Second
+	// networkRetry is the time between attempts to set up the pod network.
+	networkRetry = 2 * time.Second
 )
 
 // nodeState keeps the Node object.
@@ -37,7 +39,9 @@ type nodeState struct {
 	info        v1.NodeSystemInfo
 
 	ready atomic.Bool
-	uid   atomic.Pointer[types.UID]
+	// networkUp is closed when ready becomes true.
+	networkUp chan struct{}
+	uid       atomic.Pointer[types.UID]
 	// registered is closed when the Node exists.
 	registered chan struct{}
 	once       sync.Once
@@ -51,7 +55,7 @@ type nodeState struct {
 func newNodeState(a *Agent, capacity v1.ResourceList) *nodeState {
 	return &nodeState{
 		a: a, capacity: capacity, allocatable: allocatable(capacity, a.cfg.SystemReserved),
-		info: nodeInfo(), registered: make(chan struct{}), changed: make(chan struct{}, 1),
+		info: nodeInfo(), registered: make(chan struct{}), networkUp: make(chan struct{}), changed: make(chan struct{}, 1),
 	}
 }
 
@@ -181,14 +185,15 @@ func (n *nodeState) startNetwork(ctx context.Context, node *v1.Node) {
 		return
 	}
 	if n.ready.CompareAndSwap(false, true) {
+		close(n.networkUp)
 		n.a.setNetworkReady()
 	}
 }
 
 // keep writes the node's status when it changes, and every five minutes.
 func (n *nodeState) keep(ctx context.Context) {
-	tick := time.NewTicker(pressureEvery)
-	defer tick.Stop()
+	timer := time.NewTimer(pressureEvery)
+	defer timer.Stop()
 	retry := 100 * time.Millisecond
 	for {
 		err := n.write(ctx)
@@ -201,15 +206,19 @@ func (n *nodeState) keep(ctx context.Context) {
 			continue
 		}
 		retry = 100 * time.Millisecond
+		n.mu.Lock()
+		node, failed := n.node, n.netErr != nil
+		n.mu.Unlock()
+		timer.Reset(pressureEvery)
+		if failed {
+			timer.Reset(networkRetry)
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-n.changed:
-		case <-tick.C:
-			n.mu.Lock()
-			node := n.node
-			n.mu.Unlock()
-			if !n.ready.Load() && node != nil && node.Spec.PodCIDR != "" {
+		case <-timer.C:
+			if failed && node.Spec.PodCIDR != "" {
 				n.startNetwork(ctx, node)
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -65,6 +66,9 @@ func (w *worker) makeSandbox(ctx context.Context, pod *v1.Pod) func() {
 		}
 		s.sandbox, s.sandboxRetry, s.sandboxWait = sandboxReady, retry{}, waiting{}
 		w.writeMeta()
+		if fields := unsupported(pod); len(fields) > 0 {
+			w.event(v1.EventTypeWarning, "Unsupported", "This node does not act on: "+strings.Join(fields, ", "))
+		}
 	}
 }
 

@@ -240,6 +240,10 @@ func conditions(s *podState, st *v1.PodStatus, last v1.PodStatus, now time.Time)
 	set(v1.PodReady, podReady, podReason, podMessage)
 	set(v1.ContainersReady, ready, reason, message)
 
+	if findCondition(s.pod.Status.Conditions, v1.PodScheduled) == nil {
+		// Nobody but the node says it of a pod that was made with a nodeName.
+		set(v1.PodScheduled, true, "", "")
+	}
 	for _, c := range s.pod.Status.Conditions {
 		if !isOwnCondition(c.Type) {
 			out = append(out, c)

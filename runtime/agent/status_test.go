@@ -42,6 +42,9 @@ func statusText(st v1.PodStatus) string {
 		parts = append(parts, state(cs))
 	}
 	for _, c := range st.Conditions {
+		if c.Type == v1.PodScheduled {
+			continue
+		}
 		if c.Status == v1.ConditionTrue {
 			parts = append(parts, string(c.Type))
 		} else if c.Type == v1.PodReady {

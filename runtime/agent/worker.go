@@ -168,9 +168,9 @@ func (w *worker) do(act action, now time.Time) {
 	case stopCtr:
 		w.stop(act, now)
 	case removeSandbox:
-		lost := w.s.sandbox == sandboxLost
+		again := w.s.sandbox == sandboxLost && !w.s.ending()
 		w.s.sandbox = sandboxRemoving
-		w.async(func(ctx context.Context) func() { return w.removeSandbox(ctx, lost && !w.s.ending()) })
+		w.async(func(ctx context.Context) func() { return w.removeSandbox(ctx, again) })
 	case deleteObject:
 		w.s.deleting = true
 		pod := w.s.pod
@@ -198,7 +198,7 @@ func (w *worker) setPod(pod *v1.Pod) {
 		old := w.s.pod
 		w.s.setPod(pod)
 		w.status.observe(pod)
-		if w.s.terminal == "" && (pod.Status.Phase == v1.PodFailed || pod.Status.Phase == v1.PodSucceeded) {
+		if !w.s.ending() && (pod.Status.Phase == v1.PodFailed || pod.Status.Phase == v1.PodSucceeded) {
 			// Somebody else ended it: an eviction.
 			w.s.terminal = pod.Status.Phase
 			w.s.failure = &podFailure{pod.Status.Reason, pod.Status.Message}

@@ -193,6 +193,9 @@ func (c *Controller) empty(ctx context.Context, ns *corev1.Namespace) (remaining
 	}
 	var errs []error
 	for _, gvr := range resources {
+		if ctx.Err() != nil {
+			return left, ctx.Err()
+		}
 		if err := c.emptyOf(ctx, gvr, ns.Name, &left); err != nil {
 			errs = append(errs, err)
 		}
@@ -295,7 +298,8 @@ func (c *Controller) finalize(ctx context.Context, ns *corev1.Namespace) error {
 	ns = ns.DeepCopy()
 	ns.Spec.Finalizers = slices.DeleteFunc(ns.Spec.Finalizers, func(f corev1.FinalizerName) bool { return f == corev1.FinalizerKubernetes })
 	_, err := c.client.CoreV1().Namespaces().Finalize(ctx, ns, metav1.UpdateOptions{})
-	if apierrors.IsNotFound(err) {
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		// It is gone, or the change that was not seen yet brings it here again.
 		return nil
 	}
 	if err != nil {

@@ -1,0 +1,49 @@
+package agent
+
+import (
+	v1 "k8s.io/api/core/v1"
+)
+
+// unsupported names the fields that a pod sets and that this node does not act on,
+// so that the pod's events say it.
+func unsupported(pod *v1.Pod) []string {
+	var out []string
+	add := func(set bool, field string) {
+		if set {
+			out = append(out, field)
+		}
+	}
+	spec := &pod.Spec
+	add(spec.HostPID, "hostPID")
+	add(spec.HostIPC, "hostIPC")
+	add(isTrue(spec.ShareProcessNamespace), "shareProcessNamespace")
+	add(isTrue(spec.SetHostnameAsFQDN), "setHostnameAsFQDN")
+	add(spec.HostUsers != nil && !*spec.HostUsers, "hostUsers: false")
+	add(spec.RuntimeClassName != nil && *spec.RuntimeClassName != "", "runtimeClassName")
+	add(len(spec.EphemeralContainers) > 0, "ephemeralContainers")
+	if sc := spec.SecurityContext; sc != nil {
+		add(len(sc.Sysctls) > 0, "securityContext.sysctls")
+		add(sc.SELinuxOptions != nil, "securityContext.seLinuxOptions")
+		add(localProfile(sc.SeccompProfile), "securityContext.seccompProfile of type Localhost")
+	}
+	for _, list := range [][]v1.Container{spec.InitContainers, spec.Containers} {
+		for i := range list {
+			c, at := &list[i], list[i].Name+": "
+			for _, p := range c.Ports {
+				add(p.HostPort != 0 && !spec.HostNetwork, at+"hostPort without hostNetwork")
+			}
+			add(len(c.VolumeDevices) > 0, at+"volumeDevices")
+			if sc := c.SecurityContext; sc != nil {
+				add(sc.SELinuxOptions != nil, at+"securityContext.seLinuxOptions")
+				add(sc.AppArmorProfile != nil && sc.AppArmorProfile.Type == v1.AppArmorProfileTypeLocalhost, at+"securityContext.appArmorProfile of type Localhost")
+				add(sc.ProcMount != nil && *sc.ProcMount == v1.UnmaskedProcMount, at+"securityContext.procMount")
+				add(localProfile(sc.SeccompProfile), at+"securityContext.seccompProfile of type Localhost")
+			}
+		}
+	}
+	return out
+}
+
+func localProfile(p *v1.SeccompProfile) bool {
+	return p != nil && p.Type == v1.SeccompProfileTypeLocalhost
+}
