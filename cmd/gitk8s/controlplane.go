@@ -346,6 +346,10 @@ func (c *controlPlane) startReconciler(ctx context.Context) error {
 		return err
 	}
 	c.serveHTTP(ctx, "registry", reg, regListeners...)
+	c.run("registry sweep", func() error {
+		sweepRegistry(ctx, reg, d)
+		return nil
+	})
 	c.serveHTTP(ctx, "metrics", metricsHandler(c.token), metricsListener)
 	c.info = Info{
 		Git: "http://" + gitListeners.Addr().String(), Registry: regAddr, Metrics: "http://" + metricsListener.Addr().String() + "/metrics",

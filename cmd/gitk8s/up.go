@@ -91,6 +91,7 @@ func newServer(e *env) *cobra.Command {
 		},
 	}
 	serverFlags(cmd)
+	cmd.AddCommand(newEnroll(e))
 	return cmd
 }
 
@@ -344,7 +345,8 @@ func (c *controlPlane) startWorker(i int) (*member, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.enroll(name, node.IP.String()); err != nil {
+	server := fmt.Sprintf("https://%s:6443", network.HubIP)
+	if err := writeWorkerFiles(c.ca, c.nodeDir(name), name, node.IP.String(), server); err != nil {
 		return nil, err
 	}
 	log, err := os.OpenFile(c.workerLog(name), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -396,29 +398,6 @@ func inNetNS(path string, f func() error) error {
 		done <- f()
 	}()
 	return <-done
-}
-
-// enroll writes the files with which a worker calls and is called.
-func (c *controlPlane) enroll(name, ip string) error {
-	dir := c.nodeDir(name)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	identity, err := c.ca.Ensure(pki.NodeClient(name))
-	if err != nil {
-		return err
-	}
-	serving, err := c.ca.Ensure(pki.NodeServer(name, ip))
-	if err != nil {
-		return err
-	}
-	server := fmt.Sprintf("https://%s:6443", network.HubIP)
-	return errors.Join(
-		c.ca.WriteKubeconfig(filepath.Join(dir, workerKubeconfig), server, pki.UserNodePrefix+name, identity),
-		pki.WriteFile(filepath.Join(dir, workerCert), serving.CertPEM),
-		pki.WriteFile(filepath.Join(dir, workerKey), serving.KeyPEM),
-		pki.WriteFile(filepath.Join(dir, workerCA), c.ca.CertPEM()),
-	)
 }
 
 // stop makes every worker stop its pods and waits for it.
