@@ -315,7 +315,7 @@ func (c *cluster) dump(w io.Writer) {
 		return
 	}
 	for _, p := range append(slices.Clone(c.old), c.up) {
-		fmt.Fprintf(w, "--- up of %s, process %d\n%s\n", c.name, p.cmd.Process.Pid, tail(p.out.String(), 60))
+		fmt.Fprintf(w, "--- up of %s, process %d\n%s\n", c.name, p.cmd.Process.Pid, tail(p.out.String(), 80))
 	}
 	logs, _ := filepath.Glob(filepath.Join(c.dataDir, "nodes", "*", "worker.log"))
 	for _, l := range logs {

@@ -67,10 +67,7 @@ func TestStory(t *testing.T) {
 	c.answers(t, ns, "web", "v2 from web-")
 
 	t.Run("history", func(t *testing.T) {
-		var revs []v1alpha1.Revision
-		if err := json.Unmarshal([]byte(c.ok(t, "history", "shop", "-n", ns, "-o", "json")), &revs); err != nil {
-			t.Fatal(err)
-		}
+		revs := c.revisions(t, ns, "shop")
 		if len(revs) != 3 {
 			t.Fatalf("%d revisions, want 3", len(revs))
 		}
@@ -123,7 +120,7 @@ func TestRollbackWalk(t *testing.T) {
 	r := newRepo(t, c)
 	r.add(ns, "shop")
 	cm := func(i int) map[string]string {
-		return map[string]string{"cm.yaml": fmt.Sprintf("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: cfg}\ndata: {n: '%d'}\n", i)}
+		return map[string]string{"cm.yaml": fmt.Sprintf("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: cfg}\ndata: {count: '%d'}\n", i)}
 	}
 	var shas []string
 	for i := range 4 {
@@ -135,7 +132,7 @@ func TestRollbackWalk(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return m.Data["n"]
+		return m.Data["count"]
 	}
 	for _, want := range []int{2, 1, 0} {
 		c.ok(t, "rollback", "shop", "-n", ns)
@@ -261,4 +258,14 @@ func (c *cluster) runningImages(t *testing.T, ns string) []string {
 		}
 	}
 	return out
+}
+
+// revisions reads `gitk8s history`, the newest first.
+func (c *cluster) revisions(t *testing.T, ns, app string) []v1alpha1.Revision {
+	t.Helper()
+	var revs []v1alpha1.Revision
+	if err := json.Unmarshal([]byte(c.ok(t, "history", app, "-n", ns, "-o", "json")), &revs); err != nil {
+		t.Fatal(err)
+	}
+	return revs
 }
