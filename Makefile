@@ -1,0 +1,80 @@
+# gitk8s: `make demo` shows it, `make test` proves it. Both work on a fresh Debian
+# or Ubuntu machine with Go, as root.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+# Targets share the build cache and the two cores: one after the other.
+.NOTPARALLEL:
+
+# The same for every build and test: another value of one of these would compile
+# all dependencies once more.
+export CGO_ENABLED := 1
+export GOFLAGS := -buildvcs=false -tags=seccomp,netgo,osusergo
+
+VERSION ?= 0.1.0
+# The Kubernetes release whose API this is, as in go.mod; clients compare with it.
+KUBERNETES := 1.37.2
+COMMIT = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+# The commit's own date, so that one commit makes one binary.
+DATE = $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null || echo 1970-01-01T00:00:00Z)
+TREE = $(shell test -z "$$(git status --porcelain 2>/dev/null)" && echo clean || echo dirty)
+version = $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,\
+	-X $(p).gitVersion=v$(KUBERNETES)+gitk8s-$(VERSION) \
+	-X $(p).gitMajor=$(word 1,$(subst ., ,$(KUBERNETES))) -X $(p).gitMinor=$(word 2,$(subst ., ,$(KUBERNETES))) \
+	-X $(p).gitCommit=$(COMMIT) -X $(p).gitTreeState=$(TREE) -X $(p).buildDate=$(DATE))
+# One static file. Its linker warns that plugins, which kustomize could load and we
+# never do, would need a shared libc; newer linkers can be told that we know.
+comma := ,
+static = -s -w -linkmode external -extldflags "-static $(shell ld --help | grep -q -- --no-warnings && echo -Wl$(comma)--no-warnings)"
+
+SHIM := runtime/container/driver/embedded/gitk8s-shim
+PACKAGES = $(shell go list ./... | grep -v '/cmd/')
+
+.PHONY: build deps test vet unit e2e demo clean help
+
+help: ## Say what can be made
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+deps: ## Install what is missing to build, after saying what and why
+	@need=(); \
+	want() { echo "missing: $$1, needed $$2"; need+=("$$1"); }; \
+	command -v gcc >/dev/null || want gcc "to compile the part of the container runtime that is C"; \
+	[ -e "$$(gcc -print-file-name=libc.a 2>/dev/null)" ] || want libc6-dev "to link one static binary"; \
+	command -v pkg-config >/dev/null || want pkg-config "to find libseccomp"; \
+	compgen -G '/usr/lib/*/libseccomp.a' >/dev/null && [ -e /usr/include/seccomp.h ] || want libseccomp-dev "for the system call filter of containers"; \
+	command -v git >/dev/null || want git "to push to the embedded Git server, and for the version"; \
+	[ -e /etc/ssl/certs/ca-certificates.crt ] || want ca-certificates "to download Go modules"; \
+	if [ $${#need[@]} -gt 0 ]; then \
+		echo "installing: $${need[*]}"; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get update -q && apt-get install -y -q --no-install-recommends "$${need[@]}"; \
+	fi
+
+build: deps ## Build bin/gitk8s
+	@go build -ldflags='$(static)' -o $(SHIM) ./runtime/container/gitk8s-shim
+	@go build -ldflags='$(static) $(version)' -o bin/gitk8s ./cmd/gitk8s
+
+test: deps build vet ## Everything that CI runs
+	@status=0; \
+	$(MAKE) --no-print-directory unit || status=1; \
+	$(MAKE) --no-print-directory e2e || status=1; \
+	exit $$status
+
+vet: deps
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "not formatted by gofmt: $$unformatted"; exit 1; fi
+	go vet ./...
+
+unit: build ## Tests of the packages, with the race detector
+	go test -race -timeout 10m $(PACKAGES)
+
+e2e: build ## Tests of the whole: bin/gitk8s, real containers, git and kubectl
+	GITK8S_BIN=$(CURDIR)/bin/gitk8s go test -timeout 15m ./cmd/...
+
+demo: build ## Show the story; KEEP=1 leaves it running
+	@go build -o bin/demo ./cmd/demo
+	@bin/demo $(if $(filter-out 0,$(KEEP)),--keep)
+
+clean: ## Remove what was built
+	rm -rf bin $(SHIM)
