@@ -18,12 +18,12 @@ import (
 	"gitk8s.dev/gitk8s/runtime/network"
 )
 
-// floor measures how long the containers of one push take to start when nothing
-// else has to happen: network, sandbox and process, straight through the packages
-// that a worker uses, in network namespaces and cgroups of our own.
-func (b *bench) floor(ctx context.Context) (took sample, err error) {
+// floor measures how long n containers take to start together when nothing else has
+// to happen: network, sandbox and process, straight through the packages that a
+// worker uses, in network namespaces and cgroups of our own.
+func (b *bench) floor(ctx context.Context, n, runs int) (took sample, err error) {
 	id := fmt.Sprintf("bench%d", os.Getpid())
-	dir := filepath.Join(b.dir, "floor")
+	dir := filepath.Join(b.dir, fmt.Sprintf("floor-%d", n))
 	cgroup := "/gitk8s-" + id
 	defer func() {
 		err = errors.Join(err, network.DeletePods(filepath.Join(dir, "network")), network.DeleteTopology(id), removeCgroup(cgroup))
@@ -52,8 +52,8 @@ func (b *bench) floor(ctx context.Context) (took sample, err error) {
 		return nil, err
 	}
 	defer d.Close()
-	for i := range b.runs + 1 {
-		one, err := startTogether(ctx, d, pods, func(n int) floorPod {
+	for i := range runs + 1 {
+		one, err := startTogether(ctx, d, pods, n, func(n int) floorPod {
 			return floorPod{id: fmt.Sprintf("floor-%d-%d", i, n), layer: layer, cgroup: cgroup, log: filepath.Join(dir, "logs", fmt.Sprintf("%d-%d", i, n))}
 		})
 		if err != nil {
@@ -71,17 +71,17 @@ var floorCIDR = netip.MustParsePrefix("10.42.1.0/24")
 
 type floorPod struct{ id, layer, cgroup, log string }
 
-// startTogether starts as many pods as a push does, and removes them again.
-func startTogether(ctx context.Context, d *driver.Driver, n *network.PodNetwork, pod func(int) floorPod) (time.Duration, error) {
-	errs := make([]error, pushReplicas)
+// startTogether starts count pods at once, and removes them again.
+func startTogether(ctx context.Context, d *driver.Driver, n *network.PodNetwork, count int, pod func(int) floorPod) (time.Duration, error) {
+	errs := make([]error, count)
 	var wg sync.WaitGroup
 	began := time.Now()
-	for i := range pushReplicas {
+	for i := range count {
 		wg.Go(func() { errs[i] = pod(i).start(ctx, d, n) })
 	}
 	wg.Wait()
 	took := time.Since(began)
-	for i := range pushReplicas {
+	for i := range count {
 		// What was made is removed also when we have been told to stop.
 		errs = append(errs, d.RemoveSandbox(context.WithoutCancel(ctx), pod(i).id), n.Teardown(pod(i).id))
 	}

@@ -85,6 +85,10 @@ func (c *cluster) onePod(ctx context.Context, name, node, version string) (podTi
 
 // singlePods measures pods that come one after the other.
 func (b *bench) singlePods(ctx context.Context, c *cluster) error {
+	floor, err := b.floor(ctx, 1, b.pods)
+	if err != nil {
+		return fmt.Errorf("floor: %w", err)
+	}
 	var scheduled, ready, gone sample
 	for i := range b.pods {
 		t, err := c.onePod(ctx, fmt.Sprintf("one-%d", i), "", "v1")
@@ -93,6 +97,7 @@ func (b *bench) singlePods(ctx context.Context, c *cluster) error {
 		}
 		scheduled, ready, gone = append(scheduled, t.scheduled), append(ready, t.ready), append(gone, t.gone)
 	}
+	b.add(row{what: "one container started directly (floor)", figure: floor.tail()})
 	b.add(row{what: "one pod: created → scheduled", figure: scheduled.tail(), kubernetes: "17 ms"})
 	b.add(row{what: "one pod: created → Ready", figure: ready.tail(), aim: "0.25 s", kubernetes: "1.40 s"})
 	b.add(row{what: "one pod: deleted → gone", figure: gone.tail(), kubernetes: "2.04 s"})

@@ -6,10 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
@@ -110,7 +108,7 @@ const pushReplicas = 3
 // pushes measures a commit with a new Deployment, from the start of `git push` to
 // the moment when all its pods are Ready, and the floor for it.
 func (b *bench) pushes(ctx context.Context, c *cluster) error {
-	floor, err := b.floor(ctx)
+	floor, err := b.floor(ctx, pushReplicas, b.runs)
 	if err != nil {
 		return fmt.Errorf("floor: %w", err)
 	}
@@ -187,61 +185,4 @@ func (c *cluster) prune(ctx context.Context, r *repo, name string) error {
 		return gone == pushReplicas
 	})
 	return err
-}
-
-const rolloutReplicas = 10
-
-// rollouts measures a commit with a new tag, from the start of `git push` to a
-// Deployment that is complete.
-func (b *bench) rollouts(ctx context.Context, c *cluster) error {
-	r, err := b.newRepo(ctx, c, "roll")
-	if err != nil {
-		return err
-	}
-	var took sample
-	for i := range b.runs + 1 {
-		v := versions[i%len(versions)]
-		if err := r.commit(ctx, fmt.Sprintf("update %d to %s", i, v), map[string]string{"web.yaml": deployment("roll", v, rolloutReplicas, true)}); err != nil {
-			return err
-		}
-		d, err := c.rollOut(ctx, r, v)
-		if err != nil {
-			return err
-		}
-		if i > 0 { // the first makes the Deployment
-			took = append(took, d)
-		}
-	}
-	b.add(row{what: "rolling update of 10 replicas, surge 1, unavailable 0, readiness period 1 s: `git push` → complete", figure: took.spread(), aim: "4 s", kubernetes: "14.3 s"})
-	return nil
-}
-
-func (c *cluster) rollOut(ctx context.Context, r *repo, version string) (time.Duration, error) {
-	w, err := c.AppsV1().Deployments(namespace).Watch(ctx, metav1.ListOptions{FieldSelector: "metadata.name=roll"})
-	if err != nil {
-		return 0, err
-	}
-	defer w.Stop()
-	began := time.Now()
-	pushed := r.push(ctx)
-	at, err := until(ctx, w, "the update to "+version+" is complete", func(ev watch.Event) bool {
-		d, ok := ev.Object.(*appsv1.Deployment)
-		return ok && d.Annotations["kubernetes.io/change-cause"] != "" && complete(d) && runs(d, version)
-	})
-	if err != nil {
-		return 0, err
-	}
-	return at.Sub(began), <-pushed
-}
-
-// complete is what `kubectl rollout status` waits for.
-func complete(d *appsv1.Deployment) bool {
-	s := d.Status
-	return s.ObservedGeneration >= d.Generation && s.UpdatedReplicas == *d.Spec.Replicas && s.Replicas == s.UpdatedReplicas && s.AvailableReplicas == s.UpdatedReplicas
-}
-
-// runs tells whether the template asks for a version: the reference is pinned to a
-// digest when it is applied, and may or may not keep the tag.
-func runs(d *appsv1.Deployment, version string) bool {
-	return strings.Contains(d.Spec.Template.Spec.Containers[0].Image, ":"+version)
 }
