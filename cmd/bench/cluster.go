@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -82,6 +83,8 @@ func (c *cluster) start(ctx context.Context) error {
 				said = append(said, line)
 			}
 		}
+		// A line too long for the scanner must not make `up` wait for a reader.
+		_, _ = io.Copy(io.Discard, r)
 		_ = c.cmd.Wait()
 	}()
 	ctx, cancel := context.WithTimeout(ctx, patience)

@@ -31,7 +31,7 @@ type options struct {
 }
 
 // sections in the order in which they run.
-var sections = []string{"startup", "resources", "pods", "push", "rollout", "store"}
+var sections = []string{"startup", "resources", "pods", "push", "rollout", "scale", "store"}
 
 func (o options) wants(section string) bool {
 	return o.only == "" || slices.Contains(strings.Split(o.only, ","), section)
@@ -94,6 +94,7 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 		{"push", b.pushes},
 		{"rollout", b.rollouts},
 		{"resources", b.withPods},
+		{"scale", b.scale},
 		{"store", b.store},
 	} {
 		if s.name != "" && !o.wants(s.name) {

@@ -122,7 +122,7 @@ func (b *bench) pushes(ctx context.Context, c *cluster) error {
 		if err := r.commit(ctx, "add "+name, map[string]string{"keep.yaml": configMap, "web.yaml": deployment(name, "v1", pushReplicas, false)}); err != nil {
 			return err
 		}
-		readyAfter, returnedAfter, err := c.pushAndWait(ctx, r, name)
+		readyAfter, returnedAfter, err := c.pushAndWait(ctx, r, name, pushReplicas)
 		if err != nil {
 			return err
 		}
@@ -140,7 +140,7 @@ func (b *bench) pushes(ctx context.Context, c *cluster) error {
 
 // pushAndWait pushes, and returns after what time the Deployment's pods were Ready
 // and `git push` had returned.
-func (c *cluster) pushAndWait(ctx context.Context, r *repo, name string) (ready, returned time.Duration, err error) {
+func (c *cluster) pushAndWait(ctx context.Context, r *repo, name string, replicas int) (ready, returned time.Duration, err error) {
 	w, err := c.CoreV1().Pods(namespace).Watch(ctx, metav1.ListOptions{LabelSelector: "app=" + name})
 	if err != nil {
 		return 0, 0, err
@@ -153,7 +153,7 @@ func (c *cluster) pushAndWait(ctx context.Context, r *repo, name string) (ready,
 		if p, ok := ev.Object.(*corev1.Pod); ok && isReady(p) {
 			up[p.Name] = true
 		}
-		return len(up) == pushReplicas
+		return len(up) == replicas
 	})
 	if err != nil {
 		return 0, 0, err

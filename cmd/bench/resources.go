@@ -16,7 +16,8 @@ import (
 type process struct {
 	pid, parent int
 	name        string
-	rss, pss    int64         // bytes
+	rss, pss    int64 // bytes
+	anonymous   int64
 	cpu         time.Duration // since its start
 }
 
@@ -107,6 +108,8 @@ func readProcess(dir string) (process, bool) {
 			p.rss = kb << 10
 		case "Pss:":
 			p.pss = kb << 10
+		case "Anonymous:":
+			p.anonymous = kb << 10
 		}
 	}
 	return p, true
@@ -152,64 +155,94 @@ func (b *bench) atRest(ctx context.Context, c *cluster) error {
 	if err != nil {
 		return err
 	}
-	b.addUse("idle, no pods", u, "677 MiB (one node)", "6.4–6.8 % (one node)", true)
+	b.addUse("idle, no pods", u, row{aim: "250 MB", kubernetes: "677 MiB, 303 MiB anonymous (one node)"}, row{aim: "3 %", kubernetes: "6.4–6.8 % (one node)"})
 	return nil
 }
 
 // withPods measures a cluster whose pods only answer their probes.
 func (b *bench) withPods(ctx context.Context, c *cluster) error {
-	r, err := b.newRepo(ctx, c, "rest")
-	if err != nil {
-		return err
-	}
-	if err := r.commit(ctx, "add rest", map[string]string{"web.yaml": deployment("rest", "v1", pushReplicas, false)}); err != nil {
-		return err
-	}
-	if _, _, err := c.pushAndWait(ctx, r, "rest"); err != nil {
+	if _, err := b.pushAnother(ctx, c, "rest", pushReplicas); err != nil {
 		return err
 	}
 	u, err := b.observe(ctx, c)
 	if err != nil {
 		return err
 	}
-	b.addUse("with the pods of these runs", u, "", "", false)
+	b.addUse(fmt.Sprintf("with %d pods", u.pods()), u, row{}, row{})
 	return nil
 }
 
-func (b *bench) addUse(when string, u use, kubernetesMemory, kubernetesCPU string, aimed bool) {
-	memoryAim, cpuAim := "", ""
-	if aimed {
-		memoryAim, cpuAim = "250 MB", "3 %"
+const scaleReplicas = 100
+
+// scale measures a Deployment of many pods at once, and then the cluster with them.
+func (b *bench) scale(ctx context.Context, c *cluster) error {
+	took, err := b.pushAnother(ctx, c, "scale", scaleReplicas)
+	if err != nil {
+		return err
 	}
-	type group struct {
-		n        int
-		rss, pss int64
+	b.add(row{what: fmt.Sprintf("`git push` → %d pods of a new Deployment Ready, one run", scaleReplicas), figure: show(took), kubernetes: "31.9 s (one node)"})
+	u, err := b.observe(ctx, c)
+	if err != nil {
+		return err
 	}
-	var names []string
-	groups := map[string]*group{}
-	var all group
-	for _, p := range u.memory {
-		g := groups[p.name]
-		if g == nil {
-			g = &group{}
-			groups[p.name], names = g, append(names, p.name)
-		}
-		for _, g := range []*group{g, &all} {
-			g.n, g.rss, g.pss = g.n+1, g.rss+p.rss, g.pss+p.pss
-		}
-	}
-	for _, name := range names {
-		g := groups[name]
-		what := name
-		if name == "shim" || name == "init" {
-			what = fmt.Sprintf("%d × %s", g.n, name)
-		}
-		b.add(row{what: fmt.Sprintf("memory %s: %s", when, what), figure: megabytes(g.rss, g.pss)})
-	}
-	b.add(row{what: "memory " + when + ": all", figure: megabytes(all.rss, all.pss), aim: memoryAim, kubernetes: kubernetesMemory})
-	b.add(row{what: fmt.Sprintf("processor %s, over %s", when, b.idle), figure: fmt.Sprintf("%.1f %% of one core", u.cpu), aim: cpuAim, kubernetes: kubernetesCPU})
+	b.addUse(fmt.Sprintf("with %d pods", u.pods()), u, row{kubernetes: "942 MiB and the shims (100 pods, one node)"}, row{kubernetes: "16.8 % (100 pods, one node)"})
+	return nil
 }
 
-func megabytes(rss, pss int64) string {
-	return fmt.Sprintf("%.0f MB RSS, %.0f MB PSS", float64(rss)/1e6, float64(pss)/1e6)
+// pushAnother pushes an application with one Deployment and returns after what time
+// its pods were Ready.
+func (b *bench) pushAnother(ctx context.Context, c *cluster, name string, replicas int) (time.Duration, error) {
+	r, err := b.newRepo(ctx, c, name)
+	if err != nil {
+		return 0, err
+	}
+	if err := r.commit(ctx, "add "+name, map[string]string{"web.yaml": deployment(name, "v1", replicas, false)}); err != nil {
+		return 0, err
+	}
+	ready, _, err := c.pushAndWait(ctx, r, name, replicas)
+	return ready, err
+}
+
+// pods counts the pods by their shims.
+func (u use) pods() (n int) {
+	for _, p := range u.memory {
+		if p.name == "shim" {
+			n++
+		}
+	}
+	return n
+}
+
+// addUse adds the rows of one observation; memory and cpu bring what stands beside
+// the sums.
+func (b *bench) addUse(when string, u use, memory, cpu row) {
+	var names []string
+	groups := map[string][]process{}
+	for _, p := range u.memory {
+		if groups[p.name] == nil {
+			names = append(names, p.name)
+		}
+		groups[p.name] = append(groups[p.name], p)
+	}
+	for _, name := range names {
+		what := name
+		if name == "shim" || name == "init" {
+			what = fmt.Sprintf("%d × %s", len(groups[name]), name)
+		}
+		b.add(row{what: fmt.Sprintf("memory %s: %s", when, what), figure: megabytes(groups[name])})
+	}
+	memory.what, memory.figure = "memory "+when+": all", megabytes(u.memory)
+	b.add(memory)
+	cpu.what, cpu.figure = fmt.Sprintf("processor %s, over %s", when, b.idle), fmt.Sprintf("%.1f %% of one core", u.cpu)
+	b.add(cpu)
+}
+
+// megabytes writes the sums. RSS counts the pages of the binary once for each
+// process that maps them, PSS once in all.
+func megabytes(all []process) string {
+	var rss, pss, anonymous int64
+	for _, p := range all {
+		rss, pss, anonymous = rss+p.rss, pss+p.pss, anonymous+p.anonymous
+	}
+	return fmt.Sprintf("%.0f MB PSS, %.0f MB of it anonymous (RSS %.0f MB)", float64(pss)/1e6, float64(anonymous)/1e6, float64(rss)/1e6)
 }
