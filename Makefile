@@ -31,7 +31,7 @@ static = -s -w -linkmode external -extldflags "-static $(shell ld --help | grep 
 SHIM := runtime/container/driver/embedded/gitk8s-shim
 PACKAGES = $(shell go list ./... | grep -v '/cmd/')
 
-.PHONY: build deps test vet unit e2e demo clean help
+.PHONY: build deps test vet unit e2e demo bench clean help
 
 help: ## Say what can be made
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -73,8 +73,14 @@ e2e: build ## Tests of the whole: bin/gitk8s, real containers, git and kubectl
 	GITK8S_BIN=$(CURDIR)/bin/gitk8s go test -timeout 15m ./cmd/...
 
 demo: build ## Show the story; KEEP=1 leaves it running
+	@go build -ldflags='-s -w' -o bin/demo-server ./cmd/demo-server
 	@go build -o bin/demo ./cmd/demo
 	@bin/demo $(if $(filter-out 0,$(KEEP)),--keep)
+
+bench: build ## Measure; the table goes to stdout (about 5 minutes)
+	@go build -ldflags='-s -w' -o bin/demo-server ./cmd/demo-server
+	@go build -o bin/bench ./cmd/bench
+	@bin/bench
 
 clean: ## Remove what was built
 	rm -rf bin $(SHIM)

@@ -108,6 +108,7 @@ func lockDataDir(dir string) (*os.File, error) {
 // startControlPlane starts everything and returns when the API is ready. With a
 // hub the API and the registry are served in its network namespace too.
 func startControlPlane(ctx context.Context, cfg Config, hub string) (*controlPlane, error) {
+	thrifty()
 	c := &controlPlane{cfg: cfg, hub: hub, failed: make(chan error, 8)}
 	storeReady := make(chan error, 1)
 	go func() {
