@@ -298,10 +298,11 @@ func (c *controlPlane) startWorkers(ctx context.Context, e *env, n int) (*crew, 
 }
 
 // keepRunning starts a worker again when it ends by itself: its containers have
-// run on and are taken up by the next one. Starts are a second apart, then two,
-// four, at most thirty.
+// run on and are taken up by the next one. The first start is at once, since a node
+// without its worker sends requests to pods that are gone; the next are a second
+// apart, then two, four, at most thirty.
 func (c *controlPlane) keepRunning(ctx context.Context, e *env, i int, m *member) {
-	pause := time.Second
+	pause := time.Duration(0)
 	for {
 		started := time.Now()
 		err := m.process().Wait()
@@ -311,7 +312,7 @@ func (c *controlPlane) keepRunning(ctx context.Context, e *env, i int, m *member
 		}
 		e.say("%s ended by itself (%v), starting it again; its log is %s", m.name, err, c.workerLog(m.name))
 		if time.Since(started) > time.Minute {
-			pause = time.Second
+			pause = 0
 		}
 		for {
 			select {
@@ -320,7 +321,7 @@ func (c *controlPlane) keepRunning(ctx context.Context, e *env, i int, m *member
 				return
 			case <-time.After(pause):
 			}
-			pause = min(2*pause, 30*time.Second)
+			pause = min(max(2*pause, time.Second), 30*time.Second)
 			next, err := c.startWorker(i)
 			if err == nil {
 				m.replace(next)

@@ -239,11 +239,9 @@ func (c *cluster) destroy() error {
 	return c.leftovers()
 }
 
-// id names the cluster's network namespaces (docs/contracts.md).
-func (c *cluster) id() string { return shortHash(c.dataDir) }
-
-func shortHash(s string) string {
-	sum := sha256.Sum256([]byte(s))
+// id names the cluster's network namespaces and cgroups (docs/contracts.md).
+func (c *cluster) id() string {
+	sum := sha256.Sum256([]byte(c.dataDir))
 	return hex.EncodeToString(sum[:4])
 }
 
@@ -269,19 +267,13 @@ func (c *cluster) leftovers() error {
 	for _, pid := range c.processes() {
 		found = append(found, fmt.Sprintf("process %d: %s", pid, cmdline(pid)))
 	}
-	for _, node := range []string{"worker-1", "worker-2"} {
-		dirs, err := filepath.Glob("/sys/fs/cgroup/*/gitk8s/" + shortHash(filepath.Join(c.dataDir, "nodes", node)) + "/*")
+	for _, pattern := range []string{"/sys/fs/cgroup/*/gitk8s/", "/sys/fs/cgroup/gitk8s/"} {
+		dirs, err := filepath.Glob(pattern + c.id())
 		if err != nil {
 			return err
 		}
-		two, err := filepath.Glob("/sys/fs/cgroup/gitk8s/" + shortHash(filepath.Join(c.dataDir, "nodes", node)) + "/*")
-		if err != nil {
-			return err
-		}
-		for _, d := range append(dirs, two...) {
-			if st, err := os.Stat(d); err == nil && st.IsDir() {
-				found = append(found, "cgroup "+d)
-			}
+		for _, d := range dirs {
+			found = append(found, "cgroup "+d)
 		}
 	}
 	if len(found) > 0 {
