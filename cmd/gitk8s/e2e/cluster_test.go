@@ -129,9 +129,10 @@ func (o *output) await(ctx context.Context, text string) error {
 	}
 }
 
+// launch starts a program beside the tests.
 func (c *cluster) launch(args ...string) (*process, error) {
 	p := &process{out: newOutput(), done: make(chan struct{})}
-	p.cmd = exec.Command(suite.bin, args...)
+	p.cmd = exec.Command(args[0], args[1:]...)
 	p.cmd.Env = c.env()
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
 	// A grandchild that keeps our pipe open is a fault: it would make who started
@@ -151,7 +152,7 @@ func (c *cluster) launch(args ...string) (*process, error) {
 
 // start runs `up` until both nodes are Ready.
 func (c *cluster) start(args ...string) error {
-	flags := append([]string{"up", "--data-dir", c.dataDir, "--api-port", "0", "--git-port", "0", "--registry-port", "0", "--log-level", "info"}, c.flags...)
+	flags := append([]string{suite.bin, "up", "--data-dir", c.dataDir, "--api-port", "0", "--git-port", "0", "--registry-port", "0", "--log-level", "info"}, c.flags...)
 	p, err := c.launch(append(flags, args...)...)
 	if err != nil {
 		return err

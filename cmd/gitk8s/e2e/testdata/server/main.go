@@ -36,6 +36,8 @@ func main() {
 		err = sleep(args[1])
 	case "exit":
 		err = exit(args[1])
+	case "stdin":
+		_, err = io.Copy(os.Stdout, os.Stdin)
 	case "write":
 		err = os.WriteFile(args[1], []byte(args[2]), 0o644)
 	case "exists":
