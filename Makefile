@@ -73,6 +73,7 @@ e2e: build ## Tests of the whole: bin/gitk8s, real containers, git and kubectl
 	GITK8S_BIN=$(CURDIR)/bin/gitk8s go test -timeout 15m ./cmd/...
 
 demo: build ## Show the story; KEEP=1 leaves it running
+	@go build -ldflags='-s -w' -o bin/demo-server ./cmd/demo-server
 	@go build -o bin/demo ./cmd/demo
 	@bin/demo $(if $(filter-out 0,$(KEEP)),--keep)
 

@@ -180,19 +180,26 @@ func (s *Store) Started(ctx context.Context, r *v1alpha1.Revision, trigger strin
 	})
 }
 
-// Ended notes the outcome of the deploy that began last.
-func (s *Store) Ended(ctx context.Context, r *v1alpha1.Revision, outcome v1alpha1.Outcome, message string, at time.Time) error {
+// Ended notes the outcome of the deploy that began last and how long it took.
+func (s *Store) Ended(ctx context.Context, r *v1alpha1.Revision, outcome v1alpha1.Outcome, message string, took time.Duration) error {
 	st := r.Status
 	st.Outcome, st.Message = outcome, message
 	st.Succeeded = st.Succeeded || outcome == v1alpha1.OutcomeSucceeded
-	if st.DeployedAt != nil {
-		st.Duration = &metav1.Duration{Duration: at.Sub(st.DeployedAt.Time).Round(time.Millisecond)}
-	}
+	st.Duration = &metav1.Duration{Duration: took.Round(time.Millisecond)}
 	return s.setStatus(ctx, r, st)
 }
 
 func (s *Store) setStatus(ctx context.Context, r *v1alpha1.Revision, st v1alpha1.RevisionStatus) error {
-	body, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": r.UID}, "status": st})
+	status, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&st)
+	if err != nil {
+		return err
+	}
+	for _, field := range []string{"message", "duration"} { // a merge patch keeps what it does not name
+		if _, ok := status[field]; !ok {
+			status[field] = nil
+		}
+	}
+	body, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": r.UID}, "status": status})
 	if err != nil {
 		return err
 	}

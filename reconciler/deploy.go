@@ -91,6 +91,7 @@ func (w *work) begin(ctx context.Context, rev *v1alpha1.Revision, objects []rend
 		op.Commit = rev.Spec.Commit
 	}
 	w.setDeployed(rev.Name, objects)
+	w.st.began = started
 	clear(w.st.reported)
 	clear(w.st.applied)
 	if err := w.save(ctx); err != nil {
@@ -203,7 +204,7 @@ func (w *work) refuse(commit, trigger string, started time.Time, why error) {
 	for line := range strings.Lines(ls.Message) {
 		w.say(commit, "error: %s", strings.TrimSpace(line))
 	}
-	w.feed.send(Progress{Key: w.key, Commit: commit, Line: "not deployed; what ran before runs on" + note, Done: true})
+	w.last = append(w.last, Progress{Key: w.key, Commit: commit, Line: "not deployed; what ran before runs on" + note, Done: true})
 	w.endOperation(false, ls.Message)
 }
 
@@ -243,8 +244,7 @@ func unwrap(objects []render.Object) []*unstructured.Unstructured {
 
 // succeed ends a deploy that became Ready.
 func (w *work) succeed(ctx context.Context) error {
-	took := time.Since(w.status().LastSync.StartedAt.Time).Round(10 * time.Millisecond)
-	if err := w.end(ctx, v1alpha1.OutcomeSucceeded, fmt.Sprintf("Ready after %s", took), true); err != nil {
+	if err := w.end(ctx, v1alpha1.OutcomeSucceeded, fmt.Sprintf("Ready after %s", w.took().Round(10*time.Millisecond)), true); err != nil {
 		return err
 	}
 	limit := int32(50)
@@ -252,6 +252,14 @@ func (w *work) succeed(ctx context.Context) error {
 		limit = *l
 	}
 	return w.history.Expire(ctx, w.app.Namespace, w.app.Name, w.status().DeployedCommit, int(limit))
+}
+
+// took is how long the deploy under way has taken so far.
+func (w *work) took() time.Duration {
+	if !w.st.began.IsZero() {
+		return time.Since(w.st.began)
+	}
+	return time.Since(w.status().LastSync.StartedAt.Time)
 }
 
 // end notes the outcome of the deploy under way in the status, the Revision, the
@@ -265,7 +273,7 @@ func (w *work) end(ctx context.Context, outcome v1alpha1.Outcome, message string
 	}
 	for _, rev := range all {
 		if rev.Spec.Commit == ls.Commit && rev.Status.Outcome == v1alpha1.OutcomeDeploying {
-			if err := w.history.Ended(ctx, rev, outcome, message, now); err != nil {
+			if err := w.history.Ended(ctx, rev, outcome, message, w.took()); err != nil {
 				return err
 			}
 		}
@@ -280,7 +288,7 @@ func (w *work) end(ctx context.Context, outcome v1alpha1.Outcome, message string
 		kind = corev1.EventTypeWarning
 	}
 	w.event(kind, string(outcome), "commit %s: %s", history.Short(ls.Commit), message)
-	w.feed.send(Progress{Key: w.key, Commit: ls.Commit, Line: message, Done: true, Succeeded: ok})
+	w.last = append(w.last, Progress{Key: w.key, Commit: ls.Commit, Line: message, Done: true, Succeeded: ok})
 	w.endOperation(ok, message)
 	return nil
 }

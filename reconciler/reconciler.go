@@ -81,6 +81,8 @@ type state struct {
 	// applied is the newest version of each object that we wrote: until the cache
 	// shows it, the object's health is that of the version before.
 	applied map[render.ID]written
+	// began is when the deploy under way began, more exactly than the status has it.
+	began time.Time
 	// reported are the last lines sent to listeners, by object.
 	reported map[render.ID]string
 }

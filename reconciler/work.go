@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"time"
 
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -33,6 +34,8 @@ type work struct {
 	app   *v1alpha1.Application
 	was   *v1alpha1.ApplicationStatus // as read
 	st    *state
+	// last are the last lines about a commit, sent when the status says so too.
+	last []Progress
 }
 
 func (w *work) status() *v1alpha1.ApplicationStatus { return &w.app.Status }
@@ -81,7 +84,13 @@ func (w *work) step(ctx context.Context) error {
 	if !next.IsZero() {
 		w.queue.AddAfter(w.key, max(time.Until(next), time.Millisecond))
 	}
-	return w.save(ctx)
+	if err := w.save(ctx); err != nil {
+		return err
+	}
+	for _, p := range w.last {
+		w.feed.send(p)
+	}
+	return nil
 }
 
 // location is where the Application's commits come from.
@@ -152,11 +161,11 @@ func (w *work) answerLook(s Snapshot) {
 	case s.Observed != "" && s.Observed == w.status().DeployedCommit:
 		p.Line, p.Succeeded = "commit "+history.Short(s.Observed)+" is deployed already", true
 	case w.status().HeldAt != nil:
-		p.Line = fmt.Sprintf("not deployed, held: %s; `gitk8s resume` lets it through", w.status().HeldAt.Message)
+		p.Line = "held: " + w.status().HeldAt.Message
 	case w.status().LastSync != nil:
-		p.Line = "not deployed: " + w.status().LastSync.Message
+		p.Line = w.status().LastSync.Message
 	}
-	w.feed.send(p)
+	w.last = append(w.last, p)
 }
 
 func (w *work) fetch(ctx context.Context, trigger string) {
@@ -201,6 +210,7 @@ func (w *work) snapshot(ctx context.Context, force bool) (Snapshot, error) {
 		return s, err
 	}
 	s.Health = w.health()
+	w.report()
 	return s, nil
 }
 
@@ -242,19 +252,13 @@ func wrap(objects []*unstructured.Unstructured) []render.Object {
 	return out
 }
 
-// health sums up the deployed objects and tells listeners what moved.
+// health sums up the deployed objects.
 func (w *work) health() Health {
 	h := Health{Total: len(w.st.deployed)}
 	worst := health.Current
 	for _, o := range w.st.deployed {
 		id := render.IDOf(o.Unstructured)
-		res := health.Result{Status: health.InProgress, Message: "does not exist"}
-		if live := w.cluster.Cached(o.Unstructured); live != nil {
-			res = health.Of(live)
-			if v, ok := w.st.applied[id]; ok && v.uid == live.GetUID() && live.GetGeneration() < v.generation {
-				res = health.Result{Status: health.InProgress, Message: "has just been changed"}
-			}
-		}
+		res := w.statusOf(o)
 		if res.Status == health.Current {
 			h.Ready++
 		}
@@ -265,16 +269,35 @@ func (w *work) health() Health {
 			worst = res.Status
 			h.Message = fmt.Sprintf("%s: %s", id, res.Message)
 		}
-		if res.Total > 0 {
-			if line := fmt.Sprintf("%s: %s", id, res.Message); w.st.reported[id] != line {
-				w.st.reported[id] = line
-				if ls := w.status().LastSync; ls != nil && ls.FinishedAt == nil {
-					w.say(ls.Commit, "%s", line)
-				}
-			}
-		}
 	}
 	return h
+}
+
+// statusOf is how far one deployed object has come.
+func (w *work) statusOf(o render.Object) health.Result {
+	live := w.cluster.Cached(o.Unstructured)
+	if live == nil {
+		return health.Result{Status: health.InProgress, Message: "does not exist"}
+	}
+	if v, ok := w.st.applied[render.IDOf(o.Unstructured)]; ok && v.uid == live.GetUID() && live.GetGeneration() < v.generation {
+		return health.Result{Status: health.InProgress, Message: "has just been changed"}
+	}
+	return health.Of(live)
+}
+
+// report tells listeners what moved in the deploy under way.
+func (w *work) report() {
+	ls := w.status().LastSync
+	if ls == nil || ls.FinishedAt != nil {
+		return
+	}
+	for _, o := range w.st.deployed {
+		id, res := render.IDOf(o.Unstructured), w.statusOf(o)
+		if line := fmt.Sprintf("%s: %s", id, res.Message); res.Total > 0 && w.st.reported[id] != line {
+			w.st.reported[id] = line
+			w.say(ls.Commit, "%s", line)
+		}
+	}
 }
 
 func (w *work) say(commit, format string, args ...any) {
@@ -296,24 +319,7 @@ func (w *work) save(ctx context.Context) error {
 	if reflect.DeepEqual(st, w.was) {
 		return nil
 	}
-	status, err := toMap(st)
-	if err != nil {
-		return err
-	}
-	// A merge patch keeps what it does not name: null what is no longer there.
-	for _, field := range []string{"heldAt", "lastOperation", "message", "revision", "deployedCommit"} {
-		if _, ok := status[field]; !ok {
-			status[field] = nil
-		}
-	}
-	if ls, ok := status["lastSync"].(map[string]any); ok {
-		for _, field := range []string{"finishedAt", "message", "failures", "retryAt", "trigger", "commit"} {
-			if _, ok := ls[field]; !ok {
-				ls[field] = nil
-			}
-		}
-	}
-	body, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": w.app.UID}, "status": status})
+	body, err := statusPatch(w.app, w.was, st)
 	if err != nil {
 		return err
 	}
@@ -328,13 +334,22 @@ func (w *work) save(ctx context.Context) error {
 	return nil
 }
 
-func toMap(v any) (map[string]any, error) {
-	b, err := json.Marshal(v)
+// statusPatch is the merge patch from one status to another. What is no longer
+// there becomes null: a merge patch keeps what it does not name.
+func statusPatch(app *v1alpha1.Application, was, is *v1alpha1.ApplicationStatus) ([]byte, error) {
+	type object struct {
+		Metadata map[string]types.UID        `json:"metadata"`
+		Status   *v1alpha1.ApplicationStatus `json:"status"`
+	}
+	before, err := json.Marshal(object{Status: was})
 	if err != nil {
 		return nil, err
 	}
-	out := map[string]any{}
-	return out, json.Unmarshal(b, &out)
+	after, err := json.Marshal(object{map[string]types.UID{"uid": app.UID}, is})
+	if err != nil {
+		return nil, err
+	}
+	return jsonpatch.CreateMergePatch(before, after)
 }
 
 func secretData(u *unstructured.Unstructured) (map[string][]byte, error) {

@@ -21,7 +21,10 @@ import (
 	"time"
 )
 
-const greetingFile = "/etc/shop/greeting"
+const (
+	greetingFile = "/etc/shop/greeting"
+	lameDuck     = 500 * time.Millisecond
+)
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
@@ -32,7 +35,8 @@ func main() {
 	}
 }
 
-// run serves until ctx ends, and then until the requests under way are answered.
+// run serves until ctx ends, a moment longer, and then until the requests under
+// way are answered.
 func run(ctx context.Context, env func(string) string) error {
 	port := env("PORT")
 	if port == "" {
@@ -48,6 +52,9 @@ func run(ctx context.Context, env func(string) string) error {
 	case <-ctx.Done():
 	}
 	slog.Info("stopping")
+	// A pod is told to stop at the same moment as the Services are told to leave it
+	// out: go on for those requests that are still sent here.
+	<-time.After(lameDuck)
 	// Less than a pod's shortest useful grace period; what takes longer is cut off.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 4*time.Second)
 	defer cancel()

@@ -67,6 +67,7 @@ on with them. With --attached it also ends when its standard input does.`,
 }
 
 func (e *env) runAgent(ctx context.Context) error {
+	thrifty()
 	name := e.v.GetString("name")
 	if name == "" {
 		var err error

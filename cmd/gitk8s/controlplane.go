@@ -108,6 +108,7 @@ func lockDataDir(dir string) (*os.File, error) {
 // startControlPlane starts everything and returns when the API is ready. With a
 // hub the API and the registry are served in its network namespace too.
 func startControlPlane(ctx context.Context, cfg Config, hub string) (*controlPlane, error) {
+	thrifty()
 	c := &controlPlane{cfg: cfg, hub: hub, failed: make(chan error, 8)}
 	storeReady := make(chan error, 1)
 	go func() {
@@ -346,6 +347,10 @@ func (c *controlPlane) startReconciler(ctx context.Context) error {
 		return err
 	}
 	c.serveHTTP(ctx, "registry", reg, regListeners...)
+	c.run("registry sweep", func() error {
+		sweepRegistry(ctx, reg, d)
+		return nil
+	})
 	c.serveHTTP(ctx, "metrics", metricsHandler(c.token), metricsListener)
 	c.info = Info{
 		Git: "http://" + gitListeners.Addr().String(), Registry: regAddr, Metrics: "http://" + metricsListener.Addr().String() + "/metrics",

@@ -11,11 +11,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/vishvananda/netns"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -89,6 +91,7 @@ func newServer(e *env) *cobra.Command {
 		},
 	}
 	serverFlags(cmd)
+	cmd.AddCommand(newEnroll(e))
 	return cmd
 }
 
@@ -136,7 +139,7 @@ func (e *env) up(ctx context.Context, source string) error {
 		err = e.settle(ctx, c, cfg, started, source)
 	}
 	if err == nil {
-		err = e.attend(ctx, c, crew)
+		err = c.wait(ctx)
 	}
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		err = nil
@@ -154,7 +157,7 @@ func (e *env) settle(ctx context.Context, c *controlPlane, cfg Config, started t
 	if err != nil {
 		return err
 	}
-	if err := waitForNodes(ctx, k, cfg.Workers); err != nil {
+	if err := waitForNodes(ctx, k, cfg.Workers, started); err != nil {
 		return err
 	}
 	e.say("%d nodes Ready after %s", cfg.Workers, round(time.Since(started)))
@@ -179,35 +182,28 @@ func (e *env) settle(ctx context.Context, c *controlPlane, cfg Config, started t
 
 func round(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
 
-// attend waits until something ends that should not, or ctx does.
-func (e *env) attend(ctx context.Context, c *controlPlane, crew *crew) error {
-	over, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	go func() {
-		select {
-		case err := <-crew.lost:
-			cancel(err)
-		case <-over.Done():
-		}
-	}()
-	if err := c.wait(over); err != nil {
-		return err
-	}
-	if err := context.Cause(over); err != nil && !errors.Is(err, context.Canceled) {
-		return err
-	}
-	return nil
-}
-
-func waitForNodes(ctx context.Context, k kubernetes.Interface, n int) error {
+// waitForNodes returns when n nodes are Ready and have said so since the given
+// time: after a restart the API still has what they said before.
+func waitForNodes(ctx context.Context, k kubernetes.Interface, n int, since time.Time) error {
 	if n == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
+	alive := map[string]bool{}
+	leases := cache.NewListWatchFromClient(k.CoordinationV1().RESTClient(), "leases", corev1.NamespaceNodeLease, fields.Everything())
+	_, err := watchtools.UntilWithSync(ctx, leases, &coordinationv1.Lease{}, nil, func(ev watch.Event) (bool, error) {
+		if l, ok := ev.Object.(*coordinationv1.Lease); ok && l.Spec.RenewTime != nil && l.Spec.RenewTime.After(since) {
+			alive[l.Name] = true
+		}
+		return len(alive) >= n, nil
+	})
+	if err != nil {
+		return fmt.Errorf("the workers do not report: %w; their logs are in the data directory under nodes/*/worker.log", err)
+	}
 	ready := map[string]bool{}
 	lw := cache.NewListWatchFromClient(k.CoreV1().RESTClient(), "nodes", "", fields.Everything())
-	_, err := watchtools.UntilWithSync(ctx, lw, &corev1.Node{}, nil, func(ev watch.Event) (bool, error) {
+	_, err = watchtools.UntilWithSync(ctx, lw, &corev1.Node{}, nil, func(ev watch.Event) (bool, error) {
 		node, ok := ev.Object.(*corev1.Node)
 		if !ok {
 			return false, nil
@@ -239,14 +235,48 @@ func nodeReady(n *corev1.Node) bool {
 // crew are the workers that `up` runs.
 type crew struct {
 	members []*member
-	lost    chan error
 }
 
+// member is one worker: its process, which is replaced when it ends by itself.
 type member struct {
-	name  string
+	name string
+	done chan error    // how it ended, once it has for good
+	stop chan struct{} // closed when it is told to stop
+
+	mu    sync.Mutex
 	cmd   *exec.Cmd
 	stdin io.WriteCloser
-	done  chan error
+}
+
+func (m *member) process() *exec.Cmd {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.cmd
+}
+
+func (m *member) replace(next *member) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.cmd, m.stdin = next.cmd, next.stdin
+}
+
+func (m *member) stopping() bool {
+	select {
+	case <-m.stop:
+		return true
+	default:
+		return false
+	}
+}
+
+// stopWorkloads tells the worker to stop its pods and end.
+func (m *member) stopWorkloads() {
+	close(m.stop)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	// One that is gone already cannot be told: cleaning up finds its pods.
+	_, _ = io.WriteString(m.stdin, stopWorkloads+"\n")
+	_ = m.stdin.Close()
 }
 
 func (c *controlPlane) followHubRoutes(ctx context.Context, f informers.SharedInformerFactory) error {
@@ -255,22 +285,50 @@ func (c *controlPlane) followHubRoutes(ctx context.Context, f informers.SharedIn
 
 // startWorkers starts n workers, each in a network namespace of its own.
 func (c *controlPlane) startWorkers(ctx context.Context, e *env, n int) (*crew, error) {
-	crew := &crew{lost: make(chan error, n)}
+	crew := &crew{}
 	for i := 1; i <= n; i++ {
 		m, err := c.startWorker(i)
 		if err != nil {
 			return crew, fmt.Errorf("worker %d: %w", i, err)
 		}
 		crew.members = append(crew.members, m)
-		go func() {
-			err := m.cmd.Wait()
-			m.done <- err
-			if ctx.Err() == nil {
-				crew.lost <- fmt.Errorf("%s ended by itself (%v); its log is %s", m.name, err, c.workerLog(m.name))
-			}
-		}()
+		go c.keepRunning(ctx, e, i, m)
 	}
 	return crew, nil
+}
+
+// keepRunning starts a worker again when it ends by itself: its containers have
+// run on and are taken up by the next one. Starts are a second apart, then two,
+// four, at most thirty.
+func (c *controlPlane) keepRunning(ctx context.Context, e *env, i int, m *member) {
+	pause := time.Second
+	for {
+		started := time.Now()
+		err := m.process().Wait()
+		if m.stopping() || ctx.Err() != nil {
+			m.done <- err
+			return
+		}
+		e.say("%s ended by itself (%v), starting it again; its log is %s", m.name, err, c.workerLog(m.name))
+		if time.Since(started) > time.Minute {
+			pause = time.Second
+		}
+		for {
+			select {
+			case <-m.stop:
+				m.done <- nil
+				return
+			case <-time.After(pause):
+			}
+			pause = min(2*pause, 30*time.Second)
+			next, err := c.startWorker(i)
+			if err == nil {
+				m.replace(next)
+				break
+			}
+			e.say("%s could not be started: %v", m.name, err)
+		}
+	}
 }
 
 func (c *controlPlane) nodeDir(name string) string {
@@ -287,7 +345,8 @@ func (c *controlPlane) startWorker(i int) (*member, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.enroll(name, node.IP.String()); err != nil {
+	server := fmt.Sprintf("https://%s:6443", network.HubIP)
+	if err := writeWorkerFiles(c.ca, c.nodeDir(name), name, node.IP.String(), server); err != nil {
 		return nil, err
 	}
 	log, err := os.OpenFile(c.workerLog(name), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -308,7 +367,7 @@ func (c *controlPlane) startWorker(i int) (*member, error) {
 	if c.cfg.DockerConfig != "" {
 		args = append(args, "--docker-config", c.cfg.DockerConfig)
 	}
-	m := &member{name: name, cmd: exec.Command(self, args...), done: make(chan error, 1)}
+	m := &member{name: name, cmd: exec.Command(self, args...), done: make(chan error, 1), stop: make(chan struct{})}
 	m.cmd.Stdout, m.cmd.Stderr = log, log
 	// A session of its own: Ctrl-C in a terminal is for us, who stop it in order.
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -341,38 +400,13 @@ func inNetNS(path string, f func() error) error {
 	return <-done
 }
 
-// enroll writes the files with which a worker calls and is called.
-func (c *controlPlane) enroll(name, ip string) error {
-	dir := c.nodeDir(name)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	identity, err := c.ca.Ensure(pki.NodeClient(name))
-	if err != nil {
-		return err
-	}
-	serving, err := c.ca.Ensure(pki.NodeServer(name, ip))
-	if err != nil {
-		return err
-	}
-	server := fmt.Sprintf("https://%s:6443", network.HubIP)
-	return errors.Join(
-		c.ca.WriteKubeconfig(filepath.Join(dir, workerKubeconfig), server, pki.UserNodePrefix+name, identity),
-		pki.WriteFile(filepath.Join(dir, workerCert), serving.CertPEM),
-		pki.WriteFile(filepath.Join(dir, workerKey), serving.KeyPEM),
-		pki.WriteFile(filepath.Join(dir, workerCA), c.ca.CertPEM()),
-	)
-}
-
 // stop makes every worker stop its pods and waits for it.
 func (c *crew) stop() error {
 	if c == nil {
 		return nil
 	}
 	for _, m := range c.members {
-		// A worker that is gone already cannot be told; down's cleaning finds its pods.
-		_, _ = io.WriteString(m.stdin, stopWorkloads+"\n")
-		_ = m.stdin.Close()
+		m.stopWorkloads()
 	}
 	var errs []error
 	limit := time.NewTimer(stopTimeout)
@@ -385,7 +419,7 @@ func (c *crew) stop() error {
 			}
 		case <-limit.C:
 			limit.Reset(0)
-			_ = m.cmd.Process.Kill()
+			_ = m.process().Process.Kill()
 			errs = append(errs, fmt.Errorf("%s did not stop its pods within %s and was killed", m.name, stopTimeout))
 		}
 	}

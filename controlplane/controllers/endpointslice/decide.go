@@ -57,33 +57,76 @@ func Decide(svc *corev1.Service, pods []*corev1.Pod, existing []*discoveryv1.End
 		slices.SortFunc(g.endpoints, func(a, b discoveryv1.Endpoint) int { return cmp.Compare(a.TargetRef.Name, b.TargetRef.Name) })
 	}
 	if len(groups) == 0 {
-		groups[""] = &group{}
+		groups[""] = &group{} // an empty slice says that there are no endpoints
 	}
-	var d Decision
-	d.Endpoints = legacy(svc, groups)
+	d := Decision{Endpoints: legacy(svc, groups)}
+	byPorts := map[string][]*discoveryv1.EndpointSlice{}
 	slices.SortFunc(existing, func(a, b *discoveryv1.EndpointSlice) int { return cmp.Compare(a.Name, b.Name) })
-	free := existing
+	for _, s := range existing {
+		key := portsKey(s.Ports)
+		byPorts[key] = append(byPorts[key], s)
+	}
 	for _, key := range slices.Sorted(maps.Keys(groups)) {
-		g := groups[key]
-		for first := true; first || len(g.endpoints) > 0; first = false {
-			n := min(len(g.endpoints), maxEndpoints)
-			want := newSlice(svc, g.ports, g.endpoints[:n:n])
-			g.endpoints = g.endpoints[n:]
-			if len(free) == 0 {
-				d.Create = append(d.Create, want)
+		d.place(svc, groups[key], byPorts[key])
+		delete(byPorts, key)
+	}
+	for _, key := range slices.Sorted(maps.Keys(byPorts)) {
+		d.Delete = append(d.Delete, byPorts[key]...)
+	}
+	return d
+}
+
+// place puts the endpoints of a group into its slices: what is in one stays there,
+// what is new goes where there is room, and only the rest makes new slices.
+func (d *Decision) place(svc *corev1.Service, g *group, existing []*discoveryv1.EndpointSlice) {
+	want := make(map[string]discoveryv1.Endpoint, len(g.endpoints))
+	for _, e := range g.endpoints {
+		want[e.TargetRef.Name] = e
+	}
+	kept := make([][]discoveryv1.Endpoint, len(existing))
+	for i, s := range existing {
+		for _, e := range s.Endpoints {
+			if e.TargetRef == nil {
 				continue
 			}
-			have := free[0]
-			free = free[1:]
-			if !sameSlice(have, want) {
-				next := have.DeepCopy()
-				next.Endpoints, next.Ports, next.Labels = want.Endpoints, want.Ports, want.Labels
-				d.Update = append(d.Update, next)
+			if now, ok := want[e.TargetRef.Name]; ok {
+				kept[i] = append(kept[i], now)
+				delete(want, e.TargetRef.Name)
 			}
 		}
 	}
-	d.Delete = free
-	return d
+	fresh := slices.DeleteFunc(slices.Clone(g.endpoints), func(e discoveryv1.Endpoint) bool {
+		_, isNew := want[e.TargetRef.Name]
+		return !isNew
+	})
+	for i := range kept {
+		if room := min(maxEndpoints-len(kept[i]), len(fresh)); room > 0 && len(kept[i]) > 0 {
+			kept[i] = append(kept[i], fresh[:room]...)
+			fresh = fresh[room:]
+		}
+	}
+	used := false
+	for i, s := range existing {
+		if len(kept[i]) == 0 && len(fresh) > 0 { // an empty one is filled before another is made
+			n := min(maxEndpoints, len(fresh))
+			kept[i], fresh = fresh[:n:n], fresh[n:]
+		}
+		if len(kept[i]) == 0 && (used || len(g.endpoints) > 0 || i < len(existing)-1) {
+			d.Delete = append(d.Delete, s)
+			continue
+		}
+		used = true
+		if next := newSlice(svc, g.ports, kept[i]); !sameSlice(s, next) {
+			update := s.DeepCopy()
+			update.Endpoints, update.Ports, update.Labels = next.Endpoints, next.Ports, next.Labels
+			d.Update = append(d.Update, update)
+		}
+	}
+	for len(fresh) > 0 || !used {
+		n := min(maxEndpoints, len(fresh))
+		d.Create = append(d.Create, newSlice(svc, g.ports, fresh[:n:n]))
+		fresh, used = fresh[n:], true
+	}
 }
 
 // belongs says whether a pod is in its Services' endpoints at all: it has an

@@ -1,0 +1,245 @@
+// Command server is the only program in the tests' images: a web server by default,
+// and a few small commands for what the tests need to happen in a container.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+func main() {
+	args := append(os.Args[1:], "", "")
+	var err error
+	switch args[0] {
+	case "":
+		err = serve()
+	case "cat":
+		err = cat(args[1:])
+	case "env":
+		fmt.Println(strings.Join(os.Environ(), "\n"))
+	case "args":
+		fmt.Println(strings.Join(os.Args[2:], "|"))
+	case "sleep":
+		err = sleep(args[1])
+	case "exit":
+		err = exit(args[1])
+	case "write":
+		err = os.WriteFile(args[1], []byte(args[2]), 0o644)
+	case "exists":
+		_, err = os.Stat(args[1])
+	case "remove":
+		err = os.Remove(args[1])
+	case "fetch":
+		err = fetch(os.Stdout, args[1])
+	case "alloc":
+		err = alloc(args[1])
+	case "orphan":
+		// The child outlives us: it becomes the container init's to reap.
+		err = exec.Command(os.Args[0], "sleep", "10ms").Start()
+	default:
+		err = fmt.Errorf("unknown command %q", args[0])
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "error:", err)
+		os.Exit(1)
+	}
+}
+
+func serve() error {
+	load := &load{}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		host, _ := os.Hostname()
+		fmt.Fprintf(w, "%s from %s msg=%s\n", os.Getenv("VERSION"), host, os.Getenv("MESSAGE"))
+	})
+	health := func(w http.ResponseWriter, file string) {
+		if _, err := os.Stat(file); err == nil || os.Getenv("READY") == "never" {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}
+	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) { health(w, "/unready") })
+	mux.HandleFunc("/livez", func(w http.ResponseWriter, _ *http.Request) { health(w, "/dead") })
+	mux.HandleFunc("/zombies", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, zombies()) })
+	mux.HandleFunc("/fetch", func(w http.ResponseWriter, r *http.Request) {
+		if err := fetch(w, r.URL.Query().Get("url")); err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+		}
+	})
+	mux.HandleFunc("/load/start", func(w http.ResponseWriter, r *http.Request) { load.start(r.URL.Query().Get("url")) })
+	mux.HandleFunc("/load/stop", func(w http.ResponseWriter, r *http.Request) { load.stop(w) })
+	mux.HandleFunc("/load/count", func(w http.ResponseWriter, r *http.Request) { load.count(w) })
+	port := os.Getenv("PORT")
+	if port == "" {
+		port = "8080"
+	}
+	srv := &http.Server{Addr: ":" + port, Handler: mux}
+	stopped := make(chan struct{})
+	go func() {
+		c := make(chan os.Signal, 1)
+		signal.Notify(c, syscall.SIGTERM)
+		<-c
+		fmt.Println("stopping")
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		_ = srv.Shutdown(ctx)
+		close(stopped)
+	}()
+	fmt.Println("listening", os.Getenv("VERSION"))
+	if err := srv.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	<-stopped
+	fmt.Println("stopped")
+	return nil
+}
+
+func cat(files []string) error {
+	for _, f := range files {
+		if f == "" {
+			continue
+		}
+		b, err := os.ReadFile(f)
+		if err != nil {
+			return err
+		}
+		os.Stdout.Write(b)
+	}
+	return nil
+}
+
+func sleep(s string) error {
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return err
+	}
+	time.Sleep(d)
+	return nil
+}
+
+func exit(s string) error {
+	code, err := strconv.Atoi(s)
+	if err != nil {
+		return err
+	}
+	fmt.Println("exiting with", code)
+	os.Exit(code)
+	return nil
+}
+
+func alloc(s string) error {
+	mib, err := strconv.Atoi(s)
+	if err != nil {
+		return err
+	}
+	b := make([]byte, mib<<20)
+	for i := 0; i < len(b); i += 4096 {
+		b[i] = 1
+	}
+	fmt.Println("allocated", len(b))
+	return nil
+}
+
+var client = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+
+func fetch(w io.Writer, url string) error {
+	resp, err := client.Get(url)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", url, resp.Status)
+	}
+	_, err = io.Copy(w, resp.Body)
+	return err
+}
+
+// zombies counts ended processes that nobody waited for.
+func zombies() int {
+	n := 0
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, f := range stats {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue
+		}
+		s := string(b)
+		if i := strings.LastIndexByte(s, ')'); i >= 0 && strings.HasPrefix(s[i+1:], " Z") {
+			n++
+		}
+	}
+	return n
+}
+
+// load requests one URL again and again, each on a new connection, and counts.
+type load struct {
+	mu     sync.Mutex
+	cancel context.CancelFunc
+	done   chan struct{}
+	report report
+}
+
+type report struct {
+	Total  int      `json:"total"`
+	Failed int      `json:"failed"`
+	Errors []string `json:"errors,omitempty"`
+}
+
+func (l *load) start(url string) {
+	ctx, cancel := context.WithCancel(context.Background())
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cancel, l.done, l.report = cancel, make(chan struct{}), report{}
+	done := l.done
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			begun := time.Now()
+			err := fetch(io.Discard, url)
+			l.mu.Lock()
+			l.report.Total++
+			if err != nil {
+				l.report.Failed++
+				l.report.Errors = append(l.report.Errors, fmt.Sprintf("%s +%s %v", begun.Format("15:04:05.000"), time.Since(begun).Round(time.Millisecond), err))
+			}
+			l.mu.Unlock()
+		}
+	}()
+}
+
+func (l *load) stop(w io.Writer) {
+	l.mu.Lock()
+	cancel, done := l.cancel, l.done
+	l.mu.Unlock()
+	if cancel != nil {
+		cancel()
+		<-done
+	}
+	l.count(w)
+}
+
+func (l *load) count(w io.Writer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_ = json.NewEncoder(w).Encode(l.report)
+}

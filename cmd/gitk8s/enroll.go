@@ -1,0 +1,80 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"gitk8s.dev/gitk8s/controlplane/pki"
+)
+
+func newEnroll(e *env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "enroll NAME IP",
+		Short: "Write the files with which a worker on another machine joins",
+		Long: `Write the files with which a worker on another machine joins this server: its
+identity, its serving certificate and the cluster's CA. Copy the folder to the
+other machine and run there
+
+  gitk8s agent --name NAME --node-ip IP --node-dir FOLDER`,
+		Args: exactArgs(2),
+		RunE: func(_ *cobra.Command, args []string) error {
+			ip, err := netip.ParseAddr(args[1])
+			if err != nil {
+				return usageError("%q is no IP address", args[1])
+			}
+			info, err := e.info()
+			if err != nil {
+				return err
+			}
+			server := e.v.GetString("server")
+			if server == "" {
+				server = info.API
+			}
+			ca, err := pki.OpenCA(filepath.Join(info.DataDir, "pki"))
+			if err != nil {
+				return err
+			}
+			dir := e.v.GetString("out")
+			if dir == "" {
+				dir = args[0]
+			}
+			if err := writeWorkerFiles(ca, dir, args[0], ip.String(), server); err != nil {
+				return err
+			}
+			e.say("wrote %s; it holds a private key: copy it over a secure channel and delete it here", dir)
+			return nil
+		},
+	}
+	cmd.Flags().String("server", "", "URL at which the worker reaches the API (default: as in `gitk8s info`)")
+	cmd.Flags().String("out", "", "folder to write (default: NAME)")
+	return cmd
+}
+
+// writeWorkerFiles writes the files with which a worker calls and is called.
+func writeWorkerFiles(ca *pki.CA, dir, name, ip, server string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	identity, err := ca.Ensure(pki.NodeClient(name))
+	if err != nil {
+		return err
+	}
+	serving, err := ca.Ensure(pki.NodeServer(name, ip))
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(
+		ca.WriteKubeconfig(filepath.Join(dir, workerKubeconfig), server, pki.UserNodePrefix+name, identity),
+		pki.WriteFile(filepath.Join(dir, workerCert), serving.CertPEM),
+		pki.WriteFile(filepath.Join(dir, workerKey), serving.KeyPEM),
+		pki.WriteFile(filepath.Join(dir, workerCA), ca.CertPEM()),
+	); err != nil {
+		return fmt.Errorf("write the files of worker %s: %w", name, err)
+	}
+	return nil
+}

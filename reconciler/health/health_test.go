@@ -1,0 +1,46 @@
+package health
+
+import (
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/yaml"
+)
+
+func TestOf(t *testing.T) {
+	for _, c := range []struct {
+		name, object string
+		want         Status
+		message      string
+	}{
+		{"configmap", "{apiVersion: v1, kind: ConfigMap}", Current, ""},
+		{"being deleted", "{apiVersion: v1, kind: ConfigMap, metadata: {deletionTimestamp: '2026-01-01T00:00:00Z'}}", Terminating, ""},
+		{"deployment not looked at", "{apiVersion: apps/v1, kind: Deployment, spec: {replicas: 2}}", InProgress, "has not been looked at"},
+		{"deployment of an older spec", "{apiVersion: apps/v1, kind: Deployment, metadata: {generation: 2}, status: {observedGeneration: 1}}", InProgress, "newest spec"},
+		{"deployment updating", "{apiVersion: apps/v1, kind: Deployment, spec: {replicas: 2}, status: {observedGeneration: 1, replicas: 3, updatedReplicas: 1}}", InProgress, "1 of 2 pods updated"},
+		{"deployment with old pods", "{apiVersion: apps/v1, kind: Deployment, spec: {replicas: 2}, status: {observedGeneration: 1, replicas: 3, updatedReplicas: 2, readyReplicas: 3, availableReplicas: 3}}", InProgress, "1 old pods still to end"},
+		{"deployment available", "{apiVersion: apps/v1, kind: Deployment, spec: {replicas: 2}, status: {observedGeneration: 1, replicas: 2, updatedReplicas: 2, readyReplicas: 2, availableReplicas: 2}}", Current, "2 of 2"},
+		{"deployment scaled to nothing", "{apiVersion: apps/v1, kind: Deployment, spec: {replicas: 0}, status: {observedGeneration: 1}}", Current, ""},
+		{"deployment past its deadline", "{apiVersion: apps/v1, kind: Deployment, spec: {replicas: 2, progressDeadlineSeconds: 10}, status: {observedGeneration: 1, updatedReplicas: 1, conditions: [{type: Progressing, status: 'False', reason: ProgressDeadlineExceeded}]}}", Failed, "deadline of 10s"},
+		{"pod ready", "{apiVersion: v1, kind: Pod, status: {phase: Running, conditions: [{type: Ready, status: 'True'}]}}", Current, ""},
+		{"pod that fits nowhere", "{apiVersion: v1, kind: Pod, status: {phase: Pending, conditions: [{type: PodScheduled, status: 'False', message: too big}]}}", InProgress, "too big"},
+		{"pod failed", "{apiVersion: v1, kind: Pod, status: {phase: Failed, message: oops}}", Failed, "oops"},
+		{"job failed", "{apiVersion: batch/v1, kind: Job, status: {conditions: [{type: Failed, status: 'True', message: oops}]}}", Failed, "oops"},
+		{"claim", "{apiVersion: v1, kind: PersistentVolumeClaim, status: {phase: Pending}}", InProgress, "Pending"},
+		{"unknown kind, not Ready", "{apiVersion: x/v1, kind: Thing, status: {conditions: [{type: Ready, status: 'False', message: soon}]}}", InProgress, "soon"},
+		{"unknown kind, stalled", "{apiVersion: x/v1, kind: Thing, status: {conditions: [{type: Stalled, status: 'True', message: oops}]}}", Failed, "oops"},
+	} {
+		j, err := yaml.YAMLToJSON([]byte(c.object))
+		if err != nil {
+			t.Fatal(err)
+		}
+		u := &unstructured.Unstructured{}
+		if err := u.UnmarshalJSON(j); err != nil {
+			t.Fatal(err)
+		}
+		if got := Of(u); got.Status != c.want || !strings.Contains(got.Message, c.message) {
+			t.Errorf("%s: %+v, want %s %q", c.name, got, c.want, c.message)
+		}
+	}
+}
