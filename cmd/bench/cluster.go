@@ -168,6 +168,9 @@ func until(ctx context.Context, w watch.Interface, what string, done func(watch.
 	for {
 		select {
 		case ev, ok := <-w.ResultChan():
+			if ctx.Err() != nil {
+				return time.Time{}, fmt.Errorf("waiting until %s: %w", what, ctx.Err())
+			}
 			if !ok || ev.Type == watch.Error {
 				return time.Time{}, fmt.Errorf("the watch ended before %s: %v", what, ev.Object)
 			}

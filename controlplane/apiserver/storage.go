@@ -33,6 +33,7 @@ const (
 // library's own factory can only dial sockets; this one takes a client that may
 // be in-process.
 type restOptions struct {
+	clock     clock.WithTicker
 	client    *kubernetes.Client
 	compactor etcd3.Compactor
 	types     *types
@@ -58,7 +59,11 @@ func newRESTOptions(client *clientv3.Client, t *types) (*restOptions, func()) {
 	kc := &kubernetes.Client{Client: client}
 	kc.Kubernetes = kc
 	compactor := etcd3.NewCompactor(client, compactionInterval, clock.RealClock{}, nil)
-	return &restOptions{client: kc, compactor: compactor, types: t}, compactor.Stop
+	o := &restOptions{client: kc, compactor: compactor, types: t, clock: clock.RealClock{}}
+	if len(client.Endpoints()) == 0 {
+		o.clock = freshClock{}
+	}
+	return o, compactor.Stop
 }
 
 // GetRESTOptions implements generic.RESTOptionsGetter.
@@ -126,6 +131,7 @@ func (o *restOptions) open(
 		IndexerFuncs:        trigger,
 		Indexers:            indexers,
 		Codec:               config.Codec,
+		Clock:               o.clock,
 	})
 	if err != nil {
 		store.Close()

@@ -2,12 +2,9 @@ package agent
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"sort"
 	"strings"
 	"syscall"
 
@@ -80,7 +77,7 @@ func pullPolicy(spec *v1.Container) registry.PullPolicy {
 // secret that does not exist is passed over, as in Kubernetes: the image may be
 // public.
 func (w *worker) keychain(ctx context.Context, pod *v1.Pod) (authn.Keychain, error) {
-	var auths dockerAuths
+	var auths registry.Credentials
 	for _, ref := range pod.Spec.ImagePullSecrets {
 		s, err := w.a.objects.Secret(ctx, pod.Namespace, ref.Name)
 		if err != nil {
@@ -103,7 +100,7 @@ func (w *worker) keychain(ctx context.Context, pod *v1.Pod) (authn.Keychain, err
 			return nil, fmt.Errorf("read registry credentials of the node: %w", err)
 		}
 		if err == nil {
-			found, err := parseDockerConfig(data)
+			found, err := registry.ParseDockerConfig(data)
 			if err != nil {
 				return nil, fmt.Errorf("registry credentials in %s: %w", w.a.cfg.DockerConfig, err)
 			}
@@ -113,91 +110,14 @@ func (w *worker) keychain(ctx context.Context, pod *v1.Pod) (authn.Keychain, err
 	return auths, nil
 }
 
-// dockerAuths are registry credentials in the order in which they are tried.
-type dockerAuths []dockerAuth
-
-type dockerAuth struct {
-	registry string // host[:port][/path]
-	config   authn.AuthConfig
-}
-
-// Resolve implements authn.Keychain: the first credentials whose registry is that
-// of the target and whose path, if any, is a prefix of its repository.
-func (d dockerAuths) Resolve(target authn.Resource) (authn.Authenticator, error) {
-	for _, a := range d {
-		if a.registry == target.RegistryStr() || target.String() == a.registry || strings.HasPrefix(target.String(), a.registry+"/") {
-			return authn.FromConfig(a.config), nil
-		}
-	}
-	return authn.Anonymous, nil
-}
-
-func secretAuths(s *v1.Secret) (dockerAuths, error) {
+func secretAuths(s *v1.Secret) (registry.Credentials, error) {
 	switch s.Type {
 	case v1.SecretTypeDockerConfigJson:
-		return parseDockerConfig(s.Data[v1.DockerConfigJsonKey])
+		return registry.ParseDockerConfig(s.Data[v1.DockerConfigJsonKey])
 	case v1.SecretTypeDockercfg:
-		return parseAuths(s.Data[v1.DockerConfigKey])
+		return registry.ParseDockercfg(s.Data[v1.DockerConfigKey])
 	}
 	return nil, fmt.Errorf("secret is of type %q; it must be %s or %s", s.Type, v1.SecretTypeDockerConfigJson, v1.SecretTypeDockercfg)
-}
-
-func parseDockerConfig(data []byte) (dockerAuths, error) {
-	var file struct {
-		Auths json.RawMessage `json:"auths"`
-	}
-	if err := json.Unmarshal(data, &file); err != nil {
-		return nil, errors.New("not a docker config file")
-	}
-	if file.Auths == nil {
-		return nil, nil
-	}
-	return parseAuths(file.Auths)
-}
-
-func parseAuths(data []byte) (dockerAuths, error) {
-	var m map[string]struct {
-		Username      string `json:"username"`
-		Password      string `json:"password"`
-		Auth          string `json:"auth"`
-		IdentityToken string `json:"identitytoken"`
-		RegistryToken string `json:"registrytoken"`
-	}
-	// The error is not passed on: it could quote a password.
-	if err := json.Unmarshal(data, &m); err != nil {
-		return nil, errors.New("not a docker config file")
-	}
-	var out dockerAuths
-	for host, e := range m {
-		if e.Auth != "" && e.Username == "" {
-			raw, err := base64.StdEncoding.DecodeString(e.Auth)
-			if err != nil {
-				return nil, fmt.Errorf("auth of registry %s is not base64", host)
-			}
-			e.Username, e.Password, _ = strings.Cut(string(raw), ":")
-		}
-		out = append(out, dockerAuth{registryKey(host), authn.AuthConfig{
-			Username: e.Username, Password: e.Password,
-			IdentityToken: e.IdentityToken, RegistryToken: e.RegistryToken,
-		}})
-	}
-	// The most specific entry is tried first.
-	sort.Slice(out, func(i, j int) bool {
-		a, b := out[i].registry, out[j].registry
-		return len(a) > len(b) || len(a) == len(b) && a < b
-	})
-	return out, nil
-}
-
-// registryKey strips what docker puts around a registry's name.
-func registryKey(host string) string {
-	host = strings.TrimPrefix(strings.TrimPrefix(host, "https://"), "http://")
-	host = strings.TrimSuffix(host, "/")
-	host = strings.TrimSuffix(strings.TrimSuffix(host, "/v1"), "/v2")
-	if host == "docker.io" || host == "registry-1.docker.io" {
-		return name.DefaultRegistry
-	}
-	return host
 }
 
 // rememberSignal keeps an image's stop signal for when a container is stopped.

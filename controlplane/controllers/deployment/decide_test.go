@@ -401,3 +401,21 @@ func TestUndoAfterDeadline(t *testing.T) {
 		t.Fatalf("still failed after going back: %+v", p)
 	}
 }
+
+// TestLostStatus: when the write of the status fails after the new ReplicaSet was
+// made, the old rollout's clock does not run on for the new one.
+func TestLostStatus(t *testing.T) {
+	d := deployment(1, "1", "0")
+	c := newCluster(d)
+	c.finish(t)
+	c.now = c.now.Add(time.Hour)
+	c.update("v2")
+	before := *d.Status.DeepCopy()
+	c.step()
+	d.Status = before // the write was lost
+	c.settle()
+	c.step()
+	if p := find(&d.Status, appsv1.DeploymentProgressing); p.Status != corev1.ConditionTrue {
+		t.Fatalf("a new rollout failed at once: %+v", p)
+	}
+}

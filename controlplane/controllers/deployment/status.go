@@ -114,12 +114,17 @@ func (r *rollout) progress(s *appsv1.DeploymentStatus) time.Duration {
 		// Going back to an old template starts the clock again.
 		r.touch(s, corev1.ConditionTrue, reasonFoundSet, fmt.Sprintf("Found new replica set %q", name))
 		return r.deadline()
+	case r.d.Generation != r.d.Status.ObservedGeneration && !complete(r.d, *s):
+		// A changed spec starts the clock, also when the step that made its
+		// ReplicaSet could not write the status.
+		r.touch(s, corev1.ConditionTrue, reasonUpdated, fmt.Sprintf("ReplicaSet %q is progressing.", name))
+		return r.deadline()
 	case complete(r.d, *s):
 		if cond == nil || cond.Reason != reasonAvailable {
 			r.touch(s, corev1.ConditionTrue, reasonAvailable, fmt.Sprintf("ReplicaSet %q has successfully progressed.", name))
 		}
 		return 0
-	case cond != nil && cond.Reason == reasonAvailable && r.d.Status.UpdatedReplicas == s.UpdatedReplicas && r.d.Generation == r.d.Status.ObservedGeneration:
+	case cond != nil && cond.Reason == reasonAvailable && r.d.Status.UpdatedReplicas == s.UpdatedReplicas:
 		// A finished rollout that lost a pod is not progressing anew.
 		return 0
 	case cond == nil:
