@@ -143,8 +143,16 @@ func (s *story) breakIt(ctx context.Context) error {
 	if err := s.commit(ctx, "Connect to the database", map[string]string{"web:v2": "web:v3"}); err != nil {
 		return err
 	}
-	// Git's own exit code tells whether the commit was taken, and it was.
-	if err := s.run(ctx, s.repo, "git", "push", "gitk8s", "main"); err != nil {
+	watching, err := s.watchRollout(ctx)
+	if err != nil {
+		return err
+	}
+	// Git's own exit code tells whether the commit was taken, and it is.
+	err = s.each(ctx, [][]string{
+		{"git", "push", "gitk8s", "main"},
+		{"gitk8s", "kubectl", "wait", "application/shop", "--for=jsonpath={.status.phase}=Ready", "--timeout=30s"},
+	})
+	if err := errors.Join(err, watching.stop()); err != nil {
 		return err
 	}
 	status, err := s.capture(ctx, s.repo, "gitk8s", "status", "shop")
