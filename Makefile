@@ -78,7 +78,7 @@ demo: build ## Show the story; KEEP=1 leaves it running
 	@bin/demo $(if $(filter-out 0,$(KEEP)),--keep)
 
 bench: build ## Measure; the table goes to stdout (about 5 minutes)
-	@go build -ldflags='-s -w' -o bin/demo-server ./cmd/demo-server
+	@go build -ldflags='-s -w' -o bin/testserver ./cmd/bench/testserver
 	@go build -o bin/bench ./cmd/bench
 	@bin/bench
 

@@ -40,7 +40,7 @@ func (o options) wants(section string) bool {
 func main() {
 	var o options
 	flag.StringVar(&o.gitk8s, "gitk8s", "bin/gitk8s", "the binary to measure")
-	flag.StringVar(&o.server, "server", "bin/demo-server", "static web server for the images")
+	flag.StringVar(&o.server, "server", "bin/testserver", "static web server for the images")
 	flag.IntVar(&o.runs, "runs", 5, "how often each thing is measured")
 	flag.IntVar(&o.pods, "pods", 20, "how many single pods are measured")
 	flag.DurationVar(&o.idle, "idle", time.Minute, "how long the processor time at rest is counted")
