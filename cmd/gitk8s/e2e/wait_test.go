@@ -24,8 +24,9 @@ import (
 	"gitk8s.dev/gitk8s/api/v1alpha1"
 )
 
-// patience bounds waits that should take a second or two.
-const patience = 45 * time.Second
+// patience bounds waits that should take a second or two; a node that stays away
+// is noticed after 40 s.
+const patience = 90 * time.Second
 
 var (
 	applicationsGVR = v1alpha1.SchemeGroupVersion.WithResource("applications")

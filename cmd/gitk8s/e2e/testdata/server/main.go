@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -18,6 +19,11 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 )
 
 func main() {
@@ -40,6 +46,8 @@ func main() {
 		_, err = io.Copy(os.Stdout, os.Stdin)
 	case "write":
 		err = os.WriteFile(args[1], []byte(args[2]), 0o644)
+	case "fill":
+		err = fill(args[1], args[2])
 	case "exists":
 		_, err = os.Stat(args[1])
 	case "remove":
@@ -67,13 +75,13 @@ func serve() error {
 		host, _ := os.Hostname()
 		fmt.Fprintf(w, "%s from %s msg=%s\n", os.Getenv("VERSION"), host, os.Getenv("MESSAGE"))
 	})
-	health := func(w http.ResponseWriter, file string) {
+	check := func(w http.ResponseWriter, file string) {
 		if _, err := os.Stat(file); err == nil || os.Getenv("READY") == "never" {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 	}
-	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) { health(w, "/unready") })
-	mux.HandleFunc("/livez", func(w http.ResponseWriter, _ *http.Request) { health(w, "/dead") })
+	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) { check(w, "/unready") })
+	mux.HandleFunc("/livez", func(w http.ResponseWriter, _ *http.Request) { check(w, "/dead") })
 	mux.HandleFunc("/zombies", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, zombies()) })
 	mux.HandleFunc("/fetch", func(w http.ResponseWriter, r *http.Request) {
 		if err := fetch(w, r.URL.Query().Get("url")); err != nil {
@@ -99,12 +107,48 @@ func serve() error {
 		_ = srv.Shutdown(ctx)
 		close(stopped)
 	}()
+	if err := serveHealth(os.Getenv("GRPC_PORT")); err != nil {
+		return err
+	}
 	fmt.Println("listening", os.Getenv("VERSION"))
 	if err := srv.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	<-stopped
 	fmt.Println("stopped")
+	if f := os.Getenv("STOP_FILE"); f != "" {
+		return os.WriteFile(f, []byte("terminated"), 0o644)
+	}
+	return nil
+}
+
+// health answers gRPC health checks of service "shop" as /readyz does.
+type health struct {
+	healthpb.UnimplementedHealthServer
+}
+
+func (health) Check(_ context.Context, r *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
+	if r.Service != "shop" {
+		return nil, status.Error(codes.NotFound, r.Service)
+	}
+	s := healthpb.HealthCheckResponse_SERVING
+	if _, err := os.Stat("/unready"); err == nil {
+		s = healthpb.HealthCheckResponse_NOT_SERVING
+	}
+	return &healthpb.HealthCheckResponse{Status: s}, nil
+}
+
+func serveHealth(port string) error {
+	if port == "" {
+		return nil
+	}
+	l, err := net.Listen("tcp", ":"+port)
+	if err != nil {
+		return err
+	}
+	srv := grpc.NewServer()
+	healthpb.RegisterHealthServer(srv, health{})
+	go func() { _ = srv.Serve(l) }()
 	return nil
 }
 
@@ -139,6 +183,14 @@ func exit(s string) error {
 	fmt.Println("exiting with", code)
 	os.Exit(code)
 	return nil
+}
+
+func fill(file, kib string) error {
+	n, err := strconv.Atoi(kib)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, make([]byte, n<<10), 0o644)
 }
 
 func alloc(s string) error {
