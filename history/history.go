@@ -104,6 +104,18 @@ func previous(sorted []*v1alpha1.Revision, deployed string) (*v1alpha1.Revision,
 	return nil, fmt.Errorf("%w: there is no successful revision before the deployed one", ErrNoRevision)
 }
 
+// Fallback finds the revision to bring back when the deploy of failed did: the one
+// that ran before it, which after a rollback is not the one numbered before it, or
+// else the newest successful one before it.
+func Fallback(revisions []*v1alpha1.Revision, failed, ready string) (*v1alpha1.Revision, error) {
+	for _, r := range revisions {
+		if r.Spec.Commit == ready && ready != failed && r.Status.Succeeded {
+			return r, nil
+		}
+	}
+	return Choose("", revisions, failed)
+}
+
 // ancestor counts n steps back from the deployed revision along those that were
 // deployed, whatever became of them.
 func ancestor(wanted string, sorted []*v1alpha1.Revision, deployed string) (*v1alpha1.Revision, error) {
@@ -145,19 +157,19 @@ func NextNumber(revisions []*v1alpha1.Revision) (n int64) {
 	return n + 1
 }
 
-// Expired are the revisions beyond limit, the oldest first. The deployed one and
-// the newest successful one are always kept.
-func Expired(revisions []*v1alpha1.Revision, deployed string, limit int) []*v1alpha1.Revision {
+// Expired are the revisions beyond limit, the oldest first. Those of the commits to
+// keep and the newest successful one are spared.
+func Expired(revisions []*v1alpha1.Revision, limit int, keep ...string) []*v1alpha1.Revision {
 	sorted := slices.Clone(revisions)
 	Sort(sorted)
 	spared := false
 	var out []*v1alpha1.Revision
 	for i, r := range sorted {
-		keep := i < limit || r.Spec.Commit == deployed
+		kept := i < limit || slices.Contains(keep, r.Spec.Commit)
 		if r.Status.Succeeded && !spared {
-			spared, keep = true, true
+			spared, kept = true, true
 		}
-		if !keep {
+		if !kept {
 			out = append(out, r)
 		}
 	}

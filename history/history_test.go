@@ -94,9 +94,32 @@ func TestUndoWalksBack(t *testing.T) {
 	})
 }
 
+func TestFallback(t *testing.T) {
+	all := []*v1alpha1.Revision{revision(1, sha("a"), true), revision(2, sha("b"), true), revision(3, sha("c"), false), revision(4, sha("d"), false)}
+	for name, tc := range map[string]struct {
+		ready string
+		want  int64
+	}{
+		"what ran before":            {sha("b"), 2},
+		"a rollback ran before":      {sha("a"), 1},
+		"the failed one ran before":  {sha("d"), 2},
+		"it never succeeded":         {sha("c"), 2},
+		"it is not kept":             {sha("e"), 2},
+		"nothing was noted about it": {"", 2},
+	} {
+		got, err := Fallback(all, sha("d"), tc.ready)
+		if err != nil || got.Spec.Number != tc.want {
+			t.Errorf("%s: %v %v, want revision %d", name, got, err, tc.want)
+		}
+	}
+	if _, err := Fallback(all[2:], sha("d"), ""); !errors.Is(err, ErrNoRevision) {
+		t.Errorf("with no successful revision: %v", err)
+	}
+}
+
 func TestExpiredKeepsWhatIsNeeded(t *testing.T) {
 	all := []*v1alpha1.Revision{revision(1, sha("a"), true), revision(2, sha("b"), true), revision(3, sha("c"), false), revision(4, sha("d"), false)}
-	got := Expired(all, sha("a"), 1)
+	got := Expired(all, 1, sha("a"))
 	if len(got) != 1 || got[0].Spec.Number != 3 {
 		t.Fatalf("expired %v; want only 3: 1 is deployed, 2 the newest that succeeded, 4 within the limit", got)
 	}

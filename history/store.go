@@ -212,12 +212,12 @@ func (s *Store) setStatus(ctx context.Context, r *v1alpha1.Revision, st v1alpha1
 }
 
 // Expire deletes the revisions beyond limit with their content.
-func (s *Store) Expire(ctx context.Context, namespace, application, deployed string, limit int) error {
+func (s *Store) Expire(ctx context.Context, namespace, application string, limit int, keep ...string) error {
 	all, err := s.List(ctx, namespace, application)
 	if err != nil {
 		return err
 	}
-	for _, r := range Expired(all, deployed, limit) {
+	for _, r := range Expired(all, limit, keep...) {
 		err := s.client.Resource(revisionsResource).Namespace(namespace).Delete(ctx, r.Name, metav1.DeleteOptions{})
 		if err != nil && !apierrors.IsNotFound(err) {
 			return fmt.Errorf("delete revision %s/%s: %w", namespace, r.Name, err)

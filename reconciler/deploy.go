@@ -247,11 +247,12 @@ func (w *work) succeed(ctx context.Context) error {
 	if err := w.end(ctx, v1alpha1.OutcomeSucceeded, fmt.Sprintf("Ready after %s", w.took().Round(10*time.Millisecond)), true); err != nil {
 		return err
 	}
+	w.status().ReadyCommit = w.status().DeployedCommit
 	limit := int32(50)
 	if l := w.app.Spec.History.Limit; l != nil {
 		limit = *l
 	}
-	return w.history.Expire(ctx, w.app.Namespace, w.app.Name, w.status().DeployedCommit, int(limit))
+	return w.history.Expire(ctx, w.app.Namespace, w.app.Name, int(limit), w.status().ReadyCommit)
 }
 
 // took is how long the deploy under way has taken so far.
@@ -293,8 +294,8 @@ func (w *work) end(ctx context.Context, outcome v1alpha1.Outcome, message string
 	return nil
 }
 
-// fail ends a deploy that did not become Ready and, if wanted, brings the newest
-// successful revision before it back.
+// fail ends a deploy that did not become Ready and, if wanted, brings back what ran
+// before it.
 func (w *work) fail(ctx context.Context, message string) error {
 	failed := w.status().LastSync.Commit
 	auto := w.app.Spec.Rollout.AutoRollback == nil || *w.app.Spec.Rollout.AutoRollback
@@ -308,7 +309,7 @@ func (w *work) fail(ctx context.Context, message string) error {
 		if err != nil {
 			return err
 		}
-		if back, err = history.Choose("", all, failed); err != nil && !errors.Is(err, history.ErrNoRevision) {
+		if back, err = history.Fallback(all, failed, w.status().ReadyCommit); err != nil && !errors.Is(err, history.ErrNoRevision) {
 			return err
 		}
 	}

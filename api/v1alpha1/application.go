@@ -194,6 +194,9 @@ type ApplicationStatus struct {
 	ObservedCommit string `json:"observedCommit,omitempty"`
 	// DeployedCommit is the commit whose objects are applied.
 	DeployedCommit string `json:"deployedCommit,omitempty"`
+	// ReadyCommit is the deployed commit that became Ready last: what an automatic
+	// rollback brings back.
+	ReadyCommit string `json:"readyCommit,omitempty"`
 	// Revision is the name of the Revision that is deployed.
 	Revision string `json:"revision,omitempty"`
 	// Phase sums up the conditions in one word.

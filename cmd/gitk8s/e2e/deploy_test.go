@@ -109,6 +109,13 @@ func TestStory(t *testing.T) {
 		}
 		c.answers(t, ns, "web", "v2 from web-")
 	})
+	t.Run("a failure after a rollback brings back what ran", func(t *testing.T) {
+		c.ok(t, "rollback", "shop", "-n", ns, "--to-revision", first)
+		r.commit("never ready either", shop{tag: "v3", message: "again", replicas: 2, deadline: 2}.files())
+		contains(t, r.push(), "NOT deployed", "rolling back to "+first[:10])
+		c.deployed(t, ns, first)
+		c.answers(t, ns, "web", "v1 from web-")
+	})
 }
 
 // TestRollbackWalk checks which revision a rollback means: each one without a

@@ -628,6 +628,13 @@ func schema_gitk8sdev_gitk8s_api_v1alpha1_ApplicationStatus(ref common.Reference
 							Format:      "",
 						},
 					},
+					"readyCommit": {
+						SchemaProps: spec.SchemaProps{
+							Description: "ReadyCommit is the deployed commit that became Ready last: what an automatic rollback brings back.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
 					"revision": {
 						SchemaProps: spec.SchemaProps{
 							Description: "Revision is the name of the Revision that is deployed.",
