@@ -267,6 +267,7 @@ func (c *controlPlane) startLoops(ctx context.Context) error {
 	loops := map[string]interface{ Run(context.Context) error }{
 		"deployment controller":     deployment.New(k, f, rec),
 		"replicaset controller":     replicaset.New(k, f, rec),
+		"replication controller":    replicaset.NewForReplicationControllers(k, f, rec),
 		"endpointslice controller":  endpointslice.New(k, f),
 		"node lifecycle controller": lifecycle,
 		"pod network controller":    nodeipam.New(k, f, netip.MustParsePrefix(podCIDR), nodeBits),

@@ -49,6 +49,10 @@ func replicaSetFields(obj runtime.Object) fields.Set {
 	return fields.Set{"status.replicas": strconv.Itoa(int(obj.(*appsv1.ReplicaSet).Status.Replicas))}
 }
 
+func replicationControllerFields(obj runtime.Object) fields.Set {
+	return fields.Set{"status.replicas": strconv.Itoa(int(obj.(*corev1.ReplicationController).Status.Replicas))}
+}
+
 func eventFields(obj runtime.Object) fields.Set {
 	e := obj.(*corev1.Event)
 	source := e.Source.Component

@@ -79,6 +79,14 @@ func coreResources() []*resource {
 			check: checked(validation.Endpoints),
 		},
 		{
+			gv: core, kind: "ReplicationController", plural: "replicationcontrollers", singular: "replicationcontroller",
+			shortNames: []string{"rc"}, categories: []string{"all"}, namespaced: true,
+			newObject: object[corev1.ReplicationController], newList: object[corev1.ReplicationControllerList],
+			table: printers.ReplicationControllers, name: apivalidation.NameIsDNSSubdomain, status: true, generation: true,
+			check: checked(validation.ReplicationController), warnings: replicationControllerWarnings,
+			fields: replicationControllerFields, subresources: replicationControllerSubresources,
+		},
+		{
 			gv: core, kind: "ServiceAccount", plural: "serviceaccounts", singular: "serviceaccount", shortNames: []string{"sa"},
 			namespaced: true, newObject: object[corev1.ServiceAccount], newList: object[corev1.ServiceAccountList],
 			table: printers.ServiceAccounts, name: apivalidation.ValidateServiceAccountName,

@@ -6,6 +6,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -36,6 +37,16 @@ func replicaSetSubresources(_ *Server, st *store) map[string]rest.Storage {
 		replicas: func(obj runtime.Object) **int32 { return &obj.(*appsv1.ReplicaSet).Spec.Replicas },
 		status:   func(obj runtime.Object) int32 { return obj.(*appsv1.ReplicaSet).Status.Replicas },
 		selector: func(obj runtime.Object) *metav1.LabelSelector { return obj.(*appsv1.ReplicaSet).Spec.Selector },
+	}}}
+}
+
+func replicationControllerSubresources(_ *Server, st *store) map[string]rest.Storage {
+	return map[string]rest.Storage{"scale": &scaleREST{store: st, of: scalable{
+		replicas: func(obj runtime.Object) **int32 { return &obj.(*corev1.ReplicationController).Spec.Replicas },
+		status:   func(obj runtime.Object) int32 { return obj.(*corev1.ReplicationController).Status.Replicas },
+		selector: func(obj runtime.Object) *metav1.LabelSelector {
+			return metav1.SetAsLabelSelector(obj.(*corev1.ReplicationController).Spec.Selector)
+		},
 	}}}
 }
 

@@ -33,6 +33,10 @@ func replicaSetWarnings(obj runtime.Object) []string {
 	return podSpecWarnings(&obj.(*appsv1.ReplicaSet).Spec.Template.Spec, field.NewPath("spec", "template", "spec"))
 }
 
+func replicationControllerWarnings(obj runtime.Object) []string {
+	return podSpecWarnings(&obj.(*corev1.ReplicationController).Spec.Template.Spec, field.NewPath("spec", "template", "spec"))
+}
+
 func podSpecWarnings(s *corev1.PodSpec, p *field.Path) []string {
 	var out []string
 	out = append(out, warn(p.Child("priorityClassName"), s.PriorityClassName != "")...)

@@ -22,6 +22,7 @@ func Register(s *runtime.Scheme) {
 	add(s, EndpointSlice)
 	add(s, Deployment)
 	add(s, ReplicaSet)
+	add(s, ReplicationController)
 	add(s, Application)
 }
 

@@ -118,6 +118,26 @@ func ReplicaSet(rs *appsv1.ReplicaSet) {
 	missing(&rs.Spec.Replicas, 1)
 }
 
+// ReplicationController sets one replica, and takes selector and labels from the
+// template.
+func ReplicationController(rc *corev1.ReplicationController) {
+	missing(&rc.Spec.Replicas, 1)
+	if rc.Spec.Template == nil {
+		return
+	}
+	PodSpec(&rc.Spec.Template.Spec)
+	labels := rc.Spec.Template.Labels
+	if len(labels) == 0 {
+		return
+	}
+	if len(rc.Spec.Selector) == 0 {
+		rc.Spec.Selector = maps.Clone(labels)
+	}
+	if len(rc.Labels) == 0 {
+		rc.Labels = maps.Clone(labels)
+	}
+}
+
 // The defaults of an Application, as its documentation has them.
 const (
 	applicationRef      = "main"

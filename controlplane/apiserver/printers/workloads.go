@@ -67,6 +67,19 @@ var ReplicaSets = Table{
 	},
 }
 
+// ReplicationControllers prints ReplicationControllers.
+var ReplicationControllers = Table{
+	Columns: ReplicaSets.Columns,
+	Row: func(obj runtime.Object, now time.Time) []any {
+		rc := obj.(*corev1.ReplicationController)
+		cells := []any{
+			rc.Name, int64(replicas(rc.Spec.Replicas)), int64(rc.Status.Replicas), int64(rc.Status.ReadyReplicas),
+			age(rc.CreationTimestamp, now),
+		}
+		return append(cells, templateCells(rc.Spec.Template, metav1.SetAsLabelSelector(rc.Spec.Selector))...)
+	},
+}
+
 // ControllerRevisions prints ControllerRevisions.
 var ControllerRevisions = Table{
 	Columns: []metav1.TableColumnDefinition{

@@ -47,6 +47,22 @@ func ReplicaSet(rs, old *appsv1.ReplicaSet) field.ErrorList {
 	return errs
 }
 
+// ReplicationController checks a ReplicationController.
+func ReplicationController(rc, _ *corev1.ReplicationController) field.ErrorList {
+	path := field.NewPath("spec")
+	errs := nonNegative(path.Child("minReadySeconds"), rc.Spec.MinReadySeconds)
+	if len(rc.Spec.Selector) == 0 {
+		errs = append(errs, field.Required(path.Child("selector"), ""))
+	}
+	if rc.Spec.Template == nil {
+		return append(errs, field.Required(path.Child("template"), ""))
+	}
+	if len(errs) > 0 {
+		return errs
+	}
+	return workload(rc.Spec.Replicas, &metav1.LabelSelector{MatchLabels: rc.Spec.Selector}, rc.Spec.Template, path)
+}
+
 // ControllerRevision checks a ControllerRevision, whose data never changes.
 func ControllerRevision(r, old *appsv1.ControllerRevision) field.ErrorList {
 	errs := nonNegative(field.NewPath("revision"), r.Revision)

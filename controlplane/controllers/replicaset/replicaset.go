@@ -1,6 +1,7 @@
 // Package replicaset keeps the number of pods of each ReplicaSet at
 // spec.replicas. In: ReplicaSets and pods by watch. Out: pods created and deleted,
-// owner references, and the status of the ReplicaSet.
+// owner references, and the status of the ReplicaSet. A ReplicationController, the
+// older form of the same thing, is taken for a ReplicaSet (target.go).
 package replicaset
 
 import (
@@ -17,10 +18,10 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	appslisters "k8s.io/client-go/listers/apps/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
@@ -32,30 +33,33 @@ import (
 // kube-controller-manager does; the rest follows when these have been seen.
 const burst = 500
 
-var kind = appsv1.SchemeGroupVersion.WithKind("ReplicaSet")
-
-// Controller is the ReplicaSet controller.
+// Controller is the ReplicaSet controller, or that of ReplicationControllers.
 type Controller struct {
 	client   kubernetes.Interface
 	events   record.EventRecorder
-	sets     appslisters.ReplicaSetLister
+	target   target
 	pods     corelisters.PodLister
 	synced   []cache.InformerSynced
 	expected *controller.Expectations
 	loop     *controller.Loop
 }
 
-// New returns a controller that watches through f; f is started by the caller.
+// New returns a controller of ReplicaSets that watches through f; f is started by
+// the caller.
 func New(client kubernetes.Interface, f informers.SharedInformerFactory, events record.EventRecorder) *Controller {
-	rs, pods := f.Apps().V1().ReplicaSets(), f.Core().V1().Pods()
+	c := newController(client, f, events, replicaSets(client, f))
+	f.Apps().V1().ReplicaSets().Informer().AddEventHandler(controller.Handler(c.onSet))
+	return c
+}
+
+func newController(client kubernetes.Interface, f informers.SharedInformerFactory, events record.EventRecorder, of target) *Controller {
+	pods := f.Core().V1().Pods()
 	c := &Controller{
-		client: client, events: events,
-		sets: rs.Lister(), pods: pods.Lister(),
-		synced:   []cache.InformerSynced{rs.Informer().HasSynced, pods.Informer().HasSynced},
+		client: client, events: events, target: of, pods: pods.Lister(),
+		synced:   []cache.InformerSynced{of.synced, pods.Informer().HasSynced},
 		expected: controller.NewExpectations(),
 	}
-	c.loop = controller.NewLoop("replicaset", 5, c.sync)
-	rs.Informer().AddEventHandler(controller.Handler(c.onSet))
+	c.loop = controller.NewLoop(strings.ToLower(of.kind.Kind), 5, c.sync)
 	pods.Informer().AddEventHandler(controller.Handler(c.onPod))
 	return c
 }
@@ -79,7 +83,7 @@ func (c *Controller) onPod(old, pod *corev1.Pod) {
 	if current == nil {
 		current = old
 	}
-	if ref := metav1.GetControllerOf(current); ref != nil && ref.Kind == kind.Kind {
+	if ref := metav1.GetControllerOf(current); ref != nil && ref.Kind == c.target.kind.Kind {
 		key := current.Namespace + "/" + ref.Name
 		if old == nil {
 			c.expected.Created(key)
@@ -93,7 +97,7 @@ func (c *Controller) onPod(old, pod *corev1.Pod) {
 	}
 	if old != nil && pod != nil {
 		// A pod that was released or taken over counts for its former owner too.
-		if ref := metav1.GetControllerOf(old); ref != nil && ref.Kind == kind.Kind {
+		if ref := metav1.GetControllerOf(old); ref != nil && ref.Kind == c.target.kind.Kind {
 			c.loop.Add(old.Namespace + "/" + ref.Name)
 		}
 	}
@@ -104,7 +108,7 @@ func (c *Controller) addMatching(pod *corev1.Pod) {
 	if metav1.GetControllerOf(pod) != nil || len(pod.Labels) == 0 {
 		return
 	}
-	sets, err := c.sets.ReplicaSets(pod.Namespace).List(labels.Everything())
+	sets, err := c.target.list(pod.Namespace)
 	if err != nil {
 		return
 	}
@@ -117,7 +121,7 @@ func (c *Controller) addMatching(pod *corev1.Pod) {
 
 func (c *Controller) sync(ctx context.Context, key string) error {
 	namespace, name := controller.SplitKey(key)
-	rs, err := c.sets.ReplicaSets(namespace).Get(name)
+	rs, err := c.target.get(namespace, name)
 	if apierrors.IsNotFound(err) {
 		c.expected.Forget(key)
 		return nil
@@ -157,7 +161,7 @@ func (c *Controller) claim(ctx context.Context, rs *appsv1.ReplicaSet, selector 
 	owned := claims.Owned
 	if len(claims.Adopt) > 0 {
 		// The cache may be older than a deletion of the owner: ask before adopting.
-		live, err := c.client.AppsV1().ReplicaSets(rs.Namespace).Get(ctx, rs.Name, metav1.GetOptions{})
+		live, err := c.target.live(ctx, rs.Namespace, rs.Name)
 		if err != nil || live.UID != rs.UID || live.DeletionTimestamp != nil {
 			return owned, err
 		}
@@ -167,7 +171,7 @@ func (c *Controller) claim(ctx context.Context, rs *appsv1.ReplicaSet, selector 
 			continue
 		}
 		_, err := c.client.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.StrategicMergePatchType,
-			controller.AdoptPatch(rs, kind, p), metav1.PatchOptions{})
+			controller.AdoptPatch(rs, c.target.kind, p), metav1.PatchOptions{})
 		switch {
 		case apierrors.IsNotFound(err), apierrors.IsInvalid(err), apierrors.IsConflict(err):
 			continue
@@ -220,7 +224,7 @@ func (c *Controller) create(ctx context.Context, key string, rs *appsv1.ReplicaS
 	for batch := 1; done < n; batch *= 2 {
 		size := min(batch, n-done)
 		err := each(size, func(int) error {
-			created, err := c.client.CoreV1().Pods(rs.Namespace).Create(ctx, newPod(rs), metav1.CreateOptions{})
+			created, err := c.client.CoreV1().Pods(rs.Namespace).Create(ctx, newPod(rs, c.target.kind), metav1.CreateOptions{})
 			if err != nil {
 				c.expected.Created(key)
 				c.events.Eventf(rs, corev1.EventTypeWarning, "FailedCreate", "Error creating: %v", err)
@@ -256,7 +260,7 @@ func each(n int, f func(i int) error) error {
 	return errors.Join(errs...)
 }
 
-func newPod(rs *appsv1.ReplicaSet) *corev1.Pod {
+func newPod(rs *appsv1.ReplicaSet, kind schema.GroupVersionKind) *corev1.Pod {
 	t := rs.Spec.Template.DeepCopy()
 	// The API server cuts a generated name's prefix to fit; a prefix that is no
 	// valid name itself loses its dash there.
@@ -269,15 +273,17 @@ func newPod(rs *appsv1.ReplicaSet) *corev1.Pod {
 
 func (c *Controller) updateStatus(ctx context.Context, rs *appsv1.ReplicaSet, s appsv1.ReplicaSetStatus, failure error) error {
 	setFailure(&s, failure, metav1.Now())
+	if !c.target.countsTerminating {
+		s.TerminatingReplicas = nil
+	}
 	if reflect.DeepEqual(s, rs.Status) {
 		return nil
 	}
-	body, err := controller.StatusPatch(rs, s, "replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas",
-		"terminatingReplicas", "conditions")
+	body, err := controller.StatusPatch(rs, s, "replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "conditions")
 	if err != nil {
 		return err
 	}
-	_, err = c.client.AppsV1().ReplicaSets(rs.Namespace).Patch(ctx, rs.Name, types.MergePatchType, body, metav1.PatchOptions{}, "status")
+	err = c.target.patchStatus(ctx, rs.Namespace, rs.Name, body)
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
