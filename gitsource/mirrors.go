@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -17,12 +16,7 @@ import (
 	"github.com/go-git/go-git/v5"
 	"github.com/go-git/go-git/v5/config"
 	"github.com/go-git/go-git/v5/plumbing"
-	"github.com/go-git/go-git/v5/plumbing/transport"
-	githttp "github.com/go-git/go-git/v5/plumbing/transport/http"
-	gitssh "github.com/go-git/go-git/v5/plumbing/transport/ssh"
 	"github.com/go-git/go-git/v5/storage/filesystem"
-	"golang.org/x/crypto/ssh"
-	"golang.org/x/crypto/ssh/knownhosts"
 )
 
 // Repositories is a Source: bare mirrors of remotes, the embedded Git server's
@@ -33,12 +27,14 @@ type Repositories struct {
 
 	mu    sync.Mutex
 	locks map[string]*sync.RWMutex
+	// looking are the mirrors whose remote is being asked.
+	looking map[string]bool
 }
 
 // NewRepositories keeps mirrors of remotes below mirrors; the embedded Git
 // server's repositories are below local, as "<namespace>/<name>.git".
 func NewRepositories(mirrors, local string) *Repositories {
-	return &Repositories{mirrors: mirrors, local: local, locks: map[string]*sync.RWMutex{}}
+	return &Repositories{mirrors: mirrors, local: local, locks: map[string]*sync.RWMutex{}, looking: map[string]bool{}}
 }
 
 // lock returns the lock of a repository: shared to read objects and move
@@ -109,13 +105,44 @@ func (r *Repositories) Fetch(ctx context.Context, l Location) (c Commit, err err
 		return Commit{}, err
 	}
 	if remote {
-		return r.fetchRemote(ctx, l, dir)
+		return r.look(ctx, l, dir)
 	}
 	err = r.with(l, func(repo *repository) error {
 		c, err = repo.find(l.Ref)
 		return err
 	})
 	return c, err
+}
+
+// look is fetchRemote that returns when ctx ends. The ssh transport does not: a
+// host that accepts a connection and says nothing would keep its caller for ever.
+// What it leaves behind is one connection for each such mirror, no more.
+func (r *Repositories) look(ctx context.Context, l Location, dir string) (Commit, error) {
+	r.mu.Lock()
+	busy := r.looking[dir]
+	r.looking[dir] = true
+	r.mu.Unlock()
+	if busy {
+		return Commit{}, fmt.Errorf("%s: %w: it has not answered the look before this one yet", redact(l.URL), ErrUnreachable)
+	}
+	type answer struct {
+		commit Commit
+		err    error
+	}
+	done := make(chan answer, 1)
+	go func() {
+		c, err := r.fetchRemote(ctx, l, dir)
+		r.mu.Lock()
+		delete(r.looking, dir)
+		r.mu.Unlock()
+		done <- answer{c, err}
+	}()
+	select {
+	case a := <-done:
+		return a.commit, a.err
+	case <-ctx.Done():
+		return Commit{}, fmt.Errorf("%s: %w: no answer: %w", redact(l.URL), ErrUnreachable, ctx.Err())
+	}
 }
 
 // fetchRemote asks the remote for its references, which is all that happens when
@@ -141,7 +168,7 @@ func (r *Repositories) fetchRemote(ctx context.Context, l Location, dir string) 
 		return Commit{}, fmt.Errorf("unexpected storage %T", repo.storage)
 	}
 	remote := git.NewRemote(storage, &config.RemoteConfig{Name: "origin", URLs: []string{l.URL}})
-	list, err := remote.ListContext(ctx, &git.ListOptions{Auth: auth, PeelingOption: git.AppendPeeled})
+	list, err := remote.ListContext(ctx, &git.ListOptions{Auth: auth, CABundle: l.caBundle(), PeelingOption: git.AppendPeeled})
 	if err != nil {
 		return Commit{}, classify(l, err)
 	}
@@ -172,7 +199,7 @@ func (r *Repositories) fetchRemote(ctx context.Context, l Location, dir string) 
 	default:
 		return Commit{}, fmt.Errorf("%s: %w", redact(l.URL), notFound(l.Ref, all))
 	}
-	err = remote.FetchContext(ctx, &git.FetchOptions{Auth: auth, RefSpecs: specs, Tags: git.NoTags, Force: true})
+	err = remote.FetchContext(ctx, &git.FetchOptions{Auth: auth, CABundle: l.caBundle(), RefSpecs: specs, Tags: git.NoTags, Force: true})
 	if err != nil && !errors.Is(err, git.NoErrAlreadyUpToDate) {
 		return Commit{}, classify(l, err)
 	}
@@ -236,84 +263,4 @@ func (r *Repositories) Keep(_ context.Context, l Location, shas []string) error 
 		return nil
 	}
 	return r.with(l, func(repo *repository) error { return repo.keep(shas) })
-}
-
-// authMethod turns credentials into go-git's.
-func authMethod(l Location) (transport.AuthMethod, error) {
-	ep, err := transport.NewEndpoint(l.URL)
-	if err != nil {
-		return nil, fmt.Errorf("repository URL %q: %w", redact(l.URL), err)
-	}
-	switch ep.Protocol {
-	case "http", "https":
-		if l.Auth == nil || l.Auth.Password == "" {
-			return nil, nil
-		}
-		return &githttp.BasicAuth{Username: l.Auth.Username, Password: l.Auth.Password}, nil
-	case "ssh":
-		if l.Auth == nil || len(l.Auth.SSHKey) == 0 {
-			return nil, fmt.Errorf("%s: %w: spec.source.secretRef must name a Secret with ssh-privatekey and known_hosts", redact(l.URL), ErrAuth)
-		}
-		user := ep.User
-		if user == "" {
-			user = "git"
-		}
-		keys, err := gitssh.NewPublicKeys(user, l.Auth.SSHKey, "")
-		if err != nil {
-			return nil, fmt.Errorf("ssh-privatekey: %w", err)
-		}
-		keys.HostKeyCallback, err = hostKeys(l.Auth.KnownHosts)
-		return keys, err
-	}
-	return nil, fmt.Errorf("repository URL %q: the scheme %q is not one of http, https, ssh, file", redact(l.URL), ep.Protocol)
-}
-
-// hostKeys checks hosts against known_hosts lines. An unknown host is refused:
-// trusting on first use would hand the first deploy to whoever answers.
-func hostKeys(lines []byte) (ssh.HostKeyCallback, error) {
-	if len(lines) == 0 {
-		return nil, fmt.Errorf("%w: the Secret has no known_hosts, without which any host could answer; `ssh-keyscan HOST` prints the line", ErrAuth)
-	}
-	f, err := os.CreateTemp("", "known_hosts-*")
-	if err != nil {
-		return nil, err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(lines)
-	if err := errors.Join(err, f.Close()); err != nil {
-		return nil, err
-	}
-	check, err := knownhosts.New(f.Name())
-	if err != nil {
-		return nil, fmt.Errorf("known_hosts: %w", err)
-	}
-	return check, nil
-}
-
-// classify words a transport's error for people and for errors.Is.
-func classify(l Location, err error) error {
-	var key *knownhosts.KeyError
-	var netErr net.Error
-	kind := ErrUnreachable
-	switch {
-	case errors.Is(err, transport.ErrEmptyRemoteRepository):
-		kind = ErrEmpty
-	case errors.Is(err, transport.ErrAuthenticationRequired), errors.Is(err, transport.ErrAuthorizationFailed), errors.As(err, &key),
-		strings.Contains(err.Error(), "unable to authenticate"), strings.Contains(err.Error(), "knownhosts:"):
-		kind = ErrAuth
-	case errors.Is(err, transport.ErrRepositoryNotFound):
-		kind = ErrRefNotFound
-	case errors.As(err, &netErr):
-		kind = ErrUnreachable
-	}
-	return fmt.Errorf("%s: %w: %w", redact(l.URL), kind, err)
-}
-
-// redact removes a password from a URL.
-func redact(u string) string {
-	parsed, err := url.Parse(u)
-	if err != nil {
-		return u
-	}
-	return parsed.Redacted()
 }

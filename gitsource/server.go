@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/protocol/packp"
@@ -90,6 +91,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("WWW-Authenticate", `Basic realm="gitk8s"`)
 		}
 		http.Error(w, he.text, he.code)
+	case errors.Is(err, syscall.ENOSPC):
+		http.Error(w, "no space is left in the data directory", http.StatusInsufficientStorage)
 	default:
 		slog.Warn("git request failed", "path", r.URL.Path, "error", err)
 		http.Error(w, "internal error", http.StatusInternalServerError)

@@ -32,15 +32,6 @@ type Location struct {
 	Auth *Auth
 }
 
-// Auth are the credentials for a remote.
-type Auth struct {
-	// Username and Password (or token) for http and https.
-	Username, Password string
-	// SSHKey is a private key in PEM; KnownHosts are lines of a known_hosts file
-	// and required with it.
-	SSHKey, KnownHosts []byte
-}
-
 // Source reads commits. Implementations are safe for concurrent use.
 type Source interface {
 	// Fetch asks the remote what the location's ref means now; one round trip when

@@ -108,16 +108,7 @@ func (w *work) location(ctx context.Context) (gitsource.Location, error) {
 	if err != nil {
 		return l, err
 	}
-	l.Auth = &gitsource.Auth{
-		Username: string(data["username"]), Password: string(data["password"]),
-		SSHKey: data["ssh-privatekey"], KnownHosts: data["known_hosts"],
-	}
-	if token := string(data["token"]); token != "" && l.Auth.Password == "" {
-		l.Auth.Password = token
-		if l.Auth.Username == "" {
-			l.Auth.Username = "git"
-		}
-	}
+	l.Auth = gitsource.AuthFrom(data)
 	return l, nil
 }
 

@@ -181,6 +181,10 @@ func (r *Remote) rewrite(ref name.Reference) (name.Reference, error) {
 	return repo.Tag(ref.Identifier()), nil
 }
 
+// resolveTimeout bounds a question of one or two small requests: a registry that
+// accepts connections and says nothing holds up whoever pushed a commit.
+const resolveTimeout = 15 * time.Second
+
 // Resolve implements Resolver: one HEAD, or a GET from registries whose HEAD does
 // not name the digest.
 func (r *Remote) Resolve(ctx context.Context, reference string, keychain authn.Keychain) (string, error) {
@@ -188,7 +192,12 @@ func (r *Remote) Resolve(ctx context.Context, reference string, keychain authn.K
 	if err != nil {
 		return "", err
 	}
-	digest, err := t.resolve(ctx)
+	asking, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	digest, err := t.resolve(asking)
+	if err != nil && asking.Err() != nil && ctx.Err() == nil {
+		return "", &Error{Reference: t.asked, Kind: KindUnavailable, Err: fmt.Errorf("no answer within %s", resolveTimeout)}
+	}
 	if err != nil {
 		return "", newError(t.asked, err)
 	}

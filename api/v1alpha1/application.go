@@ -53,8 +53,9 @@ type Source struct {
 	// Path is the folder within the repository, "." by default.
 	Path string `json:"path,omitempty"`
 	// SecretRef names a Secret in the Application's namespace with the
-	// credentials: username and password (or token), or ssh-privatekey and
-	// known_hosts.
+	// credentials: username and password (or token), or bearerToken, or
+	// ssh-privatekey and known_hosts; and ca.crt, the certificate authority of
+	// the remote if it is a private one.
 	SecretRef *LocalReference `json:"secretRef,omitempty"`
 }
 

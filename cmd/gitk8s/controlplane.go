@@ -198,6 +198,9 @@ func (c *controlPlane) serve(ctx context.Context, listeners []net.Listener) erro
 		Etcd: c.store.Client(), CA: c.ca, ServingCert: serving, WorkerClientCert: toWorkers, Listeners: listeners,
 		AdvertiseAddress: c.cfg.Listen, AdvertisePort: port,
 	}
+	if c.store.Embedded() {
+		ac.Room = roomIn(c.cfg.DataDir)
+	}
 	if c.hub != "" {
 		ac.AdvertiseAddress, ac.AdvertisePort = network.HubIP.String(), 6443
 		ac.NodeDialer = network.DialIn(network.HubNetNS(c.hub))

@@ -46,6 +46,8 @@ type Config struct {
 	// NodeDialer dials workers and pods, in the network that they are in. A plain
 	// dialer when nil.
 	NodeDialer func(ctx context.Context, network, address string) (net.Conn, error)
+	// Room says why the store has no room for another object; nil if it always has.
+	Room func() error
 	// Now is the clock for printed ages and addresses; time.Now when nil.
 	Now func() time.Time
 }

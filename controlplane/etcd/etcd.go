@@ -204,6 +204,7 @@ func startEmbedded(ctx context.Context, cfg Config) (*Server, error) {
 		closed:   make(chan struct{}),
 	}
 	go s.watch()
+	go s.keepReserve(cfg.DataDir)
 	return s, nil
 }
 
@@ -263,6 +264,6 @@ func embedConfig(cfg Config, sockets string) *embed.Config {
 	c.SnapshotCount = 10_000
 	c.BootstrapDefragThresholdMegabytes = 256
 	c.WatchProgressNotifyInterval = 5 * time.Second
-	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(lastWords())
 	return c
 }

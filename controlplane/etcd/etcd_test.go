@@ -17,7 +17,11 @@ import (
 
 // childDir, when set, makes this test binary a process that writes keys to an
 // embedded store there and prints each number once it is acknowledged.
-const childDir = "GITK8S_TEST_ETCD_DIR"
+// childPadding is how many bytes each value has besides.
+const (
+	childDir     = "GITK8S_TEST_ETCD_DIR"
+	childPadding = "GITK8S_TEST_ETCD_PADDING"
+)
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childDir); dir != "" {
@@ -32,9 +36,10 @@ func writeForever(dir string) {
 	if err != nil {
 		panic(err)
 	}
+	padding, _ := strconv.Atoi(os.Getenv(childPadding))
 	for i := 0; ; i++ {
 		key := strconv.Itoa(i)
-		if _, err := s.Client().Put(context.Background(), "/k/"+key, key); err != nil {
+		if _, err := s.Client().Put(context.Background(), "/k/"+key, key+strings.Repeat(" ", padding)); err != nil {
 			panic(err)
 		}
 		if _, err := os.Stdout.WriteString(key + "\n"); err != nil {

@@ -1480,7 +1480,7 @@ func schema_gitk8sdev_gitk8s_api_v1alpha1_Source(ref common.ReferenceCallback) c
 					},
 					"secretRef": {
 						SchemaProps: spec.SchemaProps{
-							Description: "SecretRef names a Secret in the Application's namespace with the credentials: username and password (or token), or ssh-privatekey and known_hosts.",
+							Description: "SecretRef names a Secret in the Application's namespace with the credentials: username and password (or token), or bearerToken, or ssh-privatekey and known_hosts; and ca.crt, the certificate authority of the remote if it is a private one.",
 							Ref:         ref(v1alpha1.LocalReference{}.OpenAPIModelName()),
 						},
 					},
