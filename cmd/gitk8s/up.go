@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,14 +24,12 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	apiruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	watchtools "k8s.io/client-go/tools/watch"
 
 	"gitk8s.dev/gitk8s/controlplane/pki"
 	"gitk8s.dev/gitk8s/runtime/network"
-	"gitk8s.dev/gitk8s/runtime/network/follow"
 )
 
 // stopTimeout bounds how long `up` waits for workloads to stop.
@@ -71,6 +70,9 @@ func newServer(e *env) *cobra.Command {
 			cfg, err := e.config()
 			if err != nil {
 				return err
+			}
+			if ip := net.ParseIP(cfg.advertised()); ip != nil && ip.IsUnspecified() {
+				return usageError("--listen %s says nothing about where workers reach this server; add --advertise-address", cfg.Listen)
 			}
 			lock, err := lockDataDir(cfg.DataDir)
 			if err != nil {
@@ -277,10 +279,6 @@ func (m *member) stopWorkloads() {
 	// One that is gone already cannot be told: cleaning up finds its pods.
 	_, _ = io.WriteString(m.stdin, stopWorkloads+"\n")
 	_ = m.stdin.Close()
-}
-
-func (c *controlPlane) followHubRoutes(ctx context.Context, f informers.SharedInformerFactory) error {
-	return follow.Routes(ctx, f, network.HubNetNS(c.hub))
 }
 
 // startWorkers starts n workers, each in a network namespace of its own.
