@@ -64,6 +64,8 @@ type controlPlane struct {
 	repos  *gitsource.Repositories
 	images *registry.Remote
 	git    gate // Git server and webhooks
+	// stepDown ends the loops, if they run here and could run elsewhere.
+	stepDown func()
 	parts
 }
 
@@ -93,7 +95,7 @@ func lockDataDir(dir string) (*os.File, error) {
 // hub the API and the registry are served in its network namespace too.
 func startControlPlane(ctx context.Context, cfg Config, hub string) (*controlPlane, error) {
 	thrifty()
-	c := &controlPlane{cfg: cfg, hub: hub, parts: parts{failed: make(chan error, 8)}}
+	c := &controlPlane{cfg: cfg, hub: hub, stepDown: func() {}, parts: parts{failed: make(chan error, 8)}}
 	storeReady := make(chan error, 1)
 	go func() {
 		ec := etcd.Config{DataDir: filepath.Join(cfg.DataDir, "etcd")}
@@ -205,9 +207,11 @@ func (c *controlPlane) serve(ctx context.Context, listeners []net.Listener) erro
 	if err := c.followRoutes(ctx); err != nil {
 		return err
 	}
+	start := func() error { return c.startLoops(ctx, &c.parts) }
 	if c.replicated() {
-		c.run("leader election", func() error { return c.campaign(ctx) })
-	} else if err := c.startLoops(ctx, &c.parts); err != nil {
+		start = func() error { return c.startCampaign(ctx) }
+	}
+	if err := start(); err != nil {
 		return err
 	}
 	select {

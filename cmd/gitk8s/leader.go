@@ -43,14 +43,8 @@ func (p *parts) run(name string, f func() error) {
 	})
 }
 
-// campaign runs the loops whenever this server is the one of several to do so, until
-// ctx ends. The others serve the API meanwhile.
-func (c *controlPlane) campaign(ctx context.Context) error {
-	select {
-	case <-c.api.Ready():
-	case <-ctx.Done():
-		return nil
-	}
+// startCampaign runs the loops here or leaves them to another server.
+func (c *controlPlane) startCampaign(ctx context.Context) error {
 	k, _, err := client(c.api.ClientConfig(pki.UserControllerManager))
 	if err != nil {
 		return err
@@ -63,6 +57,27 @@ func (c *controlPlane) campaign(ctx context.Context) error {
 			Identity:      c.apiAddress + "_" + string(uuid.NewUUID()),
 			EventRecorder: c.events(ctx, k, "gitk8s-server"),
 		},
+	}
+	ctx, end := context.WithCancel(ctx)
+	over := make(chan struct{})
+	c.run("leader election", func() error {
+		defer close(over)
+		return c.campaign(ctx, lock)
+	})
+	c.stepDown = func() {
+		end()
+		<-over
+	}
+	return nil
+}
+
+// campaign runs the loops whenever this server is the one of several to do so, until
+// ctx ends. The others serve the API meanwhile.
+func (c *controlPlane) campaign(ctx context.Context, lock resourcelock.Interface) error {
+	select {
+	case <-c.api.Ready():
+	case <-ctx.Done():
+		return nil
 	}
 	for ctx.Err() == nil {
 		if err := c.lead(ctx, lock); err != nil {
@@ -85,7 +100,7 @@ func (c *controlPlane) lead(ctx context.Context, lock resourcelock.Interface) er
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(held context.Context) { elected <- held },
 			OnStoppedLeading: func() {},
-			OnNewLeader:      c.follow,
+			OnNewLeader:      c.git.follow,
 		},
 	})
 	if err != nil {
@@ -122,9 +137,6 @@ func (c *controlPlane) lead(ctx context.Context, lock resourcelock.Interface) er
 		return err
 	}
 }
-
-// follow takes note of who leads.
-func (c *controlPlane) follow(identity string) { c.git.follow(identity) }
 
 // gate serves what the loops stand behind while this server runs them. Others say
 // who does: a push must reach the loop that deploys it.

@@ -79,22 +79,34 @@ func newServer(e *env) *cobra.Command {
 				return err
 			}
 			defer lock.Close()
-			ctx, cancel := context.WithCancel(cmd.Context())
-			c, err := startControlPlane(ctx, cfg, "")
-			if err != nil {
-				cancel()
-				return err
-			}
-			e.say("API ready at %s, kubeconfig %s", c.info.API, c.info.Kubeconfig)
-			err = c.wait(ctx)
-			cancel()
-			c.close()
-			return err
+			return e.serve(cmd.Context(), cfg)
 		},
 	}
 	serverFlags(cmd)
 	cmd.AddCommand(newEnroll(e))
 	return cmd
+}
+
+// serve runs the control plane until ctx ends.
+func (e *env) serve(ctx context.Context, cfg Config) error {
+	// Parts outlive the signal that ends us: the lease of the loops is given back
+	// through the API.
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	started := context.AfterFunc(ctx, cancel)
+	c, err := startControlPlane(run, cfg, "")
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	defer cancel()
+	if !started() {
+		return nil
+	}
+	e.say("API ready at %s, kubeconfig %s", c.info.API, c.info.Kubeconfig)
+	err = c.wait(ctx)
+	c.stepDown()
+	return err
 }
 
 // topologyID names the network namespaces of a data directory.
