@@ -31,10 +31,10 @@ static = -s -w -linkmode external -extldflags "-static $(shell ld --help | grep 
 SHIM := runtime/container/driver/embedded/gitk8s-shim
 PACKAGES = $(shell go list ./... | grep -v '/cmd/')
 
-.PHONY: build deps test vet unit e2e demo bench clean help
+.PHONY: build deps test vet unit e2e test-cgroup2 demo bench clean help
 
 help: ## Say what can be made
-	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 deps: ## Install what is missing to build, after saying what and why
 	@need=(); \
@@ -71,6 +71,28 @@ unit: build ## Tests of the packages, with the race detector
 
 e2e: build ## Tests of the whole: bin/gitk8s, real containers, git and kubectl
 	GITK8S_BIN=$(CURDIR)/bin/gitk8s go test -timeout 15m ./cmd/...
+
+# A machine with cgroup v2 alone, emulated: see docs/cgroup2.md.
+VM := bin/cgroup2
+driver := ./runtime/container/driver
+
+test-cgroup2: deps ## Tests of the container driver under pure cgroup v2, in qemu (about 10 minutes)
+	@if ! command -v qemu-system-x86_64 >/dev/null; then \
+		echo "installing: qemu-system-x86, to emulate a machine with cgroup v2 alone"; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends qemu-system-x86; \
+	fi
+	@mkdir -p $(VM)
+	@if ! compgen -G '$(VM)/kernel/boot/vmlinuz-*' >/dev/null; then \
+		package=$$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image-/ {print $$2; exit}'); \
+		echo "downloading: $$package, which is unpacked into $(VM)/kernel and not installed"; \
+		(cd $(VM) && apt-get download -q "$$package" && dpkg-deb -x "$$package"_*.deb kernel); \
+	fi
+	@go build -o $(VM)/cgroup2vm $(driver)/cgroup2vm
+	@go build -ldflags='$(static)' -o $(VM)/guest $(driver)/cgroup2vm/guest
+	@go build -ldflags='$(static)' -o $(VM)/testbin ./runtime/container/internal/testbin
+	@go test -c -ldflags='$(static)' -o $(VM)/driver.test $(driver)
+	@$(VM)/cgroup2vm -kernel $(VM)/kernel/boot/vmlinuz-* -modules "$$(find $(VM)/kernel -name 'overlay.ko*')" \
+		-guest $(VM)/guest $(VM)/driver.test $(VM)/testbin
 
 demo: build ## Show the story; KEEP=1 leaves it running
 	@go build -ldflags='-s -w' -o bin/demo-server ./cmd/demo-server

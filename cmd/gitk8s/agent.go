@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -18,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/yaml"
 
 	"crypto/tls"
 	"crypto/x509"
@@ -42,13 +44,22 @@ const (
 	workerCA         = "ca.crt"
 )
 
+// Those that `gitk8s server enroll` adds: a configuration file, and the password for
+// the embedded registry.
+const (
+	workerConfig = "config.yaml"
+	workerToken  = "registry-token"
+)
+
 func newAgent(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Run a worker on this machine",
 		Long: `Run a worker: it registers a node and runs the pods that are bound to it.
 
-Its directory (--node-dir) holds kubeconfig, ca.crt, server.crt and server.key.
+Its directory (--node-dir) holds kubeconfig, ca.crt, server.crt and server.key, and
+may hold config.yaml with values for the flags below: what ` + "`gitk8s server enroll`" + `
+writes is enough.
 Ending it, in whatever way, leaves its containers running; the next start goes
 on with them. With --attached it also ends when its standard input does.`,
 		Args: exactArgs(0),
@@ -68,17 +79,19 @@ on with them. With --attached it also ends when its standard input does.`,
 
 func (e *env) runAgent(ctx context.Context) error {
 	thrifty()
-	name := e.v.GetString("name")
-	if name == "" {
-		var err error
-		if name, err = os.Hostname(); err != nil {
-			return err
-		}
+	host, err := os.Hostname()
+	if err != nil {
+		return err
 	}
+	e.v.SetDefault("name", host)
 	dir := e.v.GetString("node-dir")
 	if dir == "" {
-		dir = filepath.Join(e.v.GetString("data-dir"), "nodes", name)
+		dir = filepath.Join(e.v.GetString("data-dir"), "nodes", e.v.GetString("name"))
 	}
+	if err := e.readWorkerConfig(dir); err != nil {
+		return err
+	}
+	name := e.v.GetString("name")
 	ip, err := netip.ParseAddr(e.v.GetString("node-ip"))
 	if err != nil {
 		return usageError("--node-ip: %w", err)
@@ -99,6 +112,27 @@ func (e *env) runAgent(ctx context.Context) error {
 		go w.obey(ctx, e.io.in, cancel)
 	}
 	return w.run(ctx)
+}
+
+// readWorkerConfig adds what was written for this very worker to the configuration:
+// below flags and variables, above the machine's configuration file.
+func (e *env) readWorkerConfig(dir string) error {
+	file := filepath.Join(dir, workerConfig)
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	values := map[string]any{}
+	if err := yaml.Unmarshal(b, &values); err != nil {
+		return fmt.Errorf("configuration file %s: %w", file, err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, workerToken)); err == nil && values["registry-token-file"] == nil {
+		values["registry-token-file"] = filepath.Join(dir, workerToken)
+	}
+	return e.v.MergeConfigMap(values)
 }
 
 // worker is a running agent with what it needs.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -19,6 +20,10 @@ type Config struct {
 	DataDir string `mapstructure:"data-dir"`
 	// Listen is the address that the ports below are opened on.
 	Listen string `mapstructure:"listen"`
+	// AdvertiseAddress is where others reach this server; Listen when empty.
+	AdvertiseAddress string `mapstructure:"advertise-address"`
+	// TLSSANs are more names and addresses in the API's certificate.
+	TLSSANs []string `mapstructure:"tls-san"`
 	// APIPort, GitPort, RegistryPort and MetricsPort are TCP ports; 0 means any free one.
 	APIPort      int `mapstructure:"api-port"`
 	GitPort      int `mapstructure:"git-port"`
@@ -65,6 +70,14 @@ func readConfig(v *viper.Viper, cmd *cobra.Command) error {
 	return nil
 }
 
+// advertised is the address at which others reach this server.
+func (c Config) advertised() string {
+	if c.AdvertiseAddress != "" {
+		return c.AdvertiseAddress
+	}
+	return c.Listen
+}
+
 // config returns the whole configuration, checked.
 func (e *env) config() (Config, error) {
 	var c Config
@@ -76,6 +89,9 @@ func (e *env) config() (Config, error) {
 			return c, usageError("--%s: %d is no port", name, port)
 		}
 	}
+	if c.AdvertiseAddress != "" && net.ParseIP(c.AdvertiseAddress) == nil {
+		return c, usageError("--advertise-address: %q is no IP address", c.AdvertiseAddress)
+	}
 	if c.Workers < 0 || c.Workers > 200 {
 		return c, usageError("--workers: %d is not from 0 to 200", c.Workers)
 	}
@@ -85,6 +101,8 @@ func (e *env) config() (Config, error) {
 func serverFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.String("listen", "127.0.0.1", "address that the ports below are opened on")
+	f.String("advertise-address", "", "address at which other machines reach this one (default: that of --listen)")
+	f.StringSlice("tls-san", nil, "more names and addresses for the API's certificate, such as a load balancer's")
 	f.Int("api-port", 6443, "port of the Kubernetes API; 0 for any free one")
 	f.Int("git-port", 7080, "port of the embedded Git server; 0 for any free one")
 	f.Int("registry-port", 5000, "port of the embedded image registry; 0 for any free one")

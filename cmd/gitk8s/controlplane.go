@@ -14,44 +14,27 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"sync"
 	"syscall"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	utilruntime "k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
-	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
 
 	"gitk8s.dev/gitk8s/api/v1alpha1"
 	"gitk8s.dev/gitk8s/controlplane/apiserver"
-	"gitk8s.dev/gitk8s/controlplane/controllers/deployment"
-	"gitk8s.dev/gitk8s/controlplane/controllers/endpointslice"
-	"gitk8s.dev/gitk8s/controlplane/controllers/garbagecollector"
-	"gitk8s.dev/gitk8s/controlplane/controllers/namespace"
-	"gitk8s.dev/gitk8s/controlplane/controllers/nodeipam"
-	"gitk8s.dev/gitk8s/controlplane/controllers/nodelifecycle"
-	"gitk8s.dev/gitk8s/controlplane/controllers/replicaset"
 	"gitk8s.dev/gitk8s/controlplane/etcd"
 	"gitk8s.dev/gitk8s/controlplane/pki"
-	"gitk8s.dev/gitk8s/controlplane/scheduler"
 	"gitk8s.dev/gitk8s/gitsource"
-	"gitk8s.dev/gitk8s/reconciler"
 	"gitk8s.dev/gitk8s/registry"
 	"gitk8s.dev/gitk8s/runtime/network"
-)
-
-// podCIDR is shared out among the nodes, nodeBits each.
-const (
-	podCIDR  = "10.42.0.0/16"
-	nodeBits = 24
+	"gitk8s.dev/gitk8s/runtime/network/follow"
 )
 
 // Info is what `gitk8s info` prints: where everything is.
@@ -74,13 +57,16 @@ type controlPlane struct {
 	info  Info
 	token string
 
-	api     *apiserver.Server
-	store   *etcd.Server
-	recon   *reconciler.Reconciler
-	repos   *gitsource.Repositories
-	images  *registry.Remote
-	workers sync.WaitGroup
-	failed  chan error
+	apiAddress string // host:port at which others reach the API
+
+	api    *apiserver.Server
+	store  *etcd.Server
+	repos  *gitsource.Repositories
+	images *registry.Remote
+	git    gate // Git server and webhooks
+	// stepDown ends the loops, if they run here and could run elsewhere.
+	stepDown func()
+	parts
 }
 
 // lockDataDir makes the data directory and takes its lock, which the kernel lets
@@ -109,7 +95,7 @@ func lockDataDir(dir string) (*os.File, error) {
 // hub the API and the registry are served in its network namespace too.
 func startControlPlane(ctx context.Context, cfg Config, hub string) (*controlPlane, error) {
 	thrifty()
-	c := &controlPlane{cfg: cfg, hub: hub, failed: make(chan error, 8)}
+	c := &controlPlane{cfg: cfg, hub: hub, stepDown: func() {}, parts: parts{failed: make(chan error, 8)}}
 	storeReady := make(chan error, 1)
 	go func() {
 		ec := etcd.Config{DataDir: filepath.Join(cfg.DataDir, "etcd")}
@@ -134,6 +120,9 @@ func startControlPlane(ctx context.Context, cfg Config, hub string) (*controlPla
 	}
 	return c, nil
 }
+
+// replicated says whether other servers may work on the same store.
+func (c *controlPlane) replicated() bool { return len(c.cfg.EtcdEndpoints) > 0 }
 
 // prepare makes certificates, credentials and the API's listeners.
 func (c *controlPlane) prepare() (listeners []net.Listener, err error) {
@@ -186,7 +175,13 @@ func credentials(file string) (string, error) {
 
 func (c *controlPlane) serve(ctx context.Context, listeners []net.Listener) error {
 	port := listeners[0].Addr().(*net.TCPAddr).Port
-	serving, err := c.ca.Ensure(pki.APIServer(c.cfg.Listen))
+	c.apiAddress = net.JoinHostPort(c.cfg.advertised(), strconv.Itoa(port))
+	if c.replicated() {
+		if err := sameAuthority(ctx, c.store.Client(), c.ca, c.cfg.DataDir); err != nil {
+			return err
+		}
+	}
+	serving, err := c.ca.Ensure(pki.APIServer(append([]string{c.cfg.Listen, c.cfg.AdvertiseAddress}, c.cfg.TLSSANs...)...))
 	if err != nil {
 		return err
 	}
@@ -196,7 +191,7 @@ func (c *controlPlane) serve(ctx context.Context, listeners []net.Listener) erro
 	}
 	ac := apiserver.Config{
 		Etcd: c.store.Client(), CA: c.ca, ServingCert: serving, WorkerClientCert: toWorkers, Listeners: listeners,
-		AdvertiseAddress: c.cfg.Listen, AdvertisePort: port,
+		AdvertiseAddress: c.cfg.advertised(), AdvertisePort: port, Replicated: c.replicated(),
 	}
 	if c.store.Embedded() {
 		ac.Room = roomIn(c.cfg.DataDir)
@@ -209,7 +204,17 @@ func (c *controlPlane) serve(ctx context.Context, listeners []net.Listener) erro
 		return err
 	}
 	c.run("API server", func() error { return c.api.Run(ctx) })
-	if err := c.startLoops(ctx); err != nil {
+	if err := c.openServers(ctx); err != nil {
+		return err
+	}
+	if err := c.followRoutes(ctx); err != nil {
+		return err
+	}
+	start := func() error { return c.startLoops(ctx, &c.parts) }
+	if c.replicated() {
+		start = func() error { return c.startCampaign(ctx) }
+	}
+	if err := start(); err != nil {
 		return err
 	}
 	select {
@@ -219,16 +224,7 @@ func (c *controlPlane) serve(ctx context.Context, listeners []net.Listener) erro
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	return c.publish(port)
-}
-
-// run runs a part until the context ends; one that ends early takes the rest along.
-func (c *controlPlane) run(name string, f func() error) {
-	c.workers.Go(func() {
-		if err := f(); err != nil && !errors.Is(err, context.Canceled) {
-			c.failed <- fmt.Errorf("%s: %w", name, err)
-		}
-	})
+	return c.publish()
 }
 
 func client(cfg *rest.Config) (kubernetes.Interface, dynamic.Interface, error) {
@@ -253,64 +249,9 @@ func (c *controlPlane) events(ctx context.Context, k kubernetes.Interface, compo
 	return b.NewRecorder(s, corev1.EventSource{Component: component})
 }
 
-// startLoops starts controllers, scheduler and reconciler. They wait for the API
-// by themselves.
-func (c *controlPlane) startLoops(ctx context.Context) error {
-	cfg := c.api.ClientConfig("system:kube-controller-manager")
-	k, _, err := client(cfg)
-	if err != nil {
-		return err
-	}
-	f := informers.NewSharedInformerFactory(k, 0)
-	rec := c.events(ctx, k, "controller-manager")
-	lifecycle, err := nodelifecycle.New(k, f, rec)
-	if err != nil {
-		return err
-	}
-	loops := map[string]interface{ Run(context.Context) error }{
-		"deployment controller":     deployment.New(k, f, rec),
-		"replicaset controller":     replicaset.New(k, f, rec),
-		"replication controller":    replicaset.NewForReplicationControllers(k, f, rec),
-		"endpointslice controller":  endpointslice.New(k, f),
-		"node lifecycle controller": lifecycle,
-		"pod network controller":    nodeipam.New(k, f, netip.MustParsePrefix(podCIDR), nodeBits),
-	}
-	meta, err := metadata.NewForConfig(cfg)
-	if err != nil {
-		return err
-	}
-	loops["garbage collector"] = garbagecollector.New(k.Discovery(), meta, slog.Default())
-	loops["namespace controller"] = namespace.New(k, meta, slog.Default())
-	scfg := c.api.ClientConfig("system:kube-scheduler")
-	sk, _, err := client(scfg)
-	if err != nil {
-		return err
-	}
-	loops["scheduler"] = scheduler.New(sk, f, c.events(ctx, sk, "default-scheduler"))
-	if c.hub != "" {
-		if err := c.followHubRoutes(ctx, f); err != nil {
-			return err
-		}
-	}
-	for name, l := range loops {
-		c.run(name, func() error { return l.Run(ctx) })
-	}
-	c.run("informers", func() error {
-		f.StartWithContext(ctx)
-		<-ctx.Done()
-		f.Shutdown()
-		return nil
-	})
-	return c.startReconciler(ctx)
-}
-
-func (c *controlPlane) startReconciler(ctx context.Context) error {
-	cfg := c.api.ClientConfig("gitk8s:reconciler")
-	k, d, err := client(cfg)
-	if err != nil {
-		return err
-	}
-	disco, err := discovery.NewDiscoveryClientForConfig(cfg)
+// openServers opens what is served besides the API: Git, the registry and metrics.
+func (c *controlPlane) openServers(ctx context.Context) error {
+	_, d, err := client(c.api.ClientConfig(pki.UserReconciler))
 	if err != nil {
 		return err
 	}
@@ -318,22 +259,7 @@ func (c *controlPlane) startReconciler(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	regAddr := regListeners[0].Addr().String()
-	c.images = registry.NewRemote(registry.RemoteConfig{Local: regAddr, LocalAuth: localAuth(c.token), LocalPlainHTTP: true})
-	c.repos = gitsource.NewRepositories(filepath.Join(c.cfg.DataDir, "mirrors"), filepath.Join(c.cfg.DataDir, "git"))
-	c.recon = reconciler.New(reconciler.Config{
-		Dynamic: d, Discovery: disco, Events: c.events(ctx, k, "gitk8s"), Source: c.repos,
-		Images: &imageResolver{remote: c.images, secrets: k, dockerConfig: c.cfg.DockerConfig},
-	})
-	c.run("reconciler", func() error {
-		select {
-		case <-c.api.Ready():
-		case <-ctx.Done():
-			return nil
-		}
-		return c.recon.Run(ctx)
-	})
-	gitListeners, err := c.listenOne("Git server", c.cfg.GitPort)
+	gitListener, err := c.listenOne("Git server", c.cfg.GitPort)
 	if err != nil {
 		return err
 	}
@@ -341,15 +267,13 @@ func (c *controlPlane) startReconciler(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	hooks := &gitHooks{recon: c.recon, apps: d}
-	mux := http.NewServeMux()
-	mux.Handle("/hooks/", &gitsource.Webhook{Token: hooks.webhookToken, Trigger: func(key string) { c.recon.Trigger(key, "webhook") }})
-	mux.Handle("/", gitsource.NewServer(ctx, c.repos, hooks, gitUser, c.token))
-	c.serveHTTP(ctx, "Git server", mux, gitListeners)
+	c.images = registry.NewRemote(registry.RemoteConfig{Local: regListeners[0].Addr().String(), LocalAuth: localAuth(c.token), LocalPlainHTTP: true})
+	c.repos = gitsource.NewRepositories(filepath.Join(c.cfg.DataDir, "mirrors"), filepath.Join(c.cfg.DataDir, "git"))
 	reg, err := registry.NewServer(filepath.Join(c.cfg.DataDir, "registry"), gitUser, c.token)
 	if err != nil {
 		return err
 	}
+	c.serveHTTP(ctx, "Git server", &c.git, gitListener)
 	c.serveHTTP(ctx, "registry", reg, regListeners...)
 	c.run("registry sweep", func() error {
 		sweepRegistry(ctx, reg, d)
@@ -357,10 +281,39 @@ func (c *controlPlane) startReconciler(ctx context.Context) error {
 	})
 	c.serveHTTP(ctx, "metrics", metricsHandler(c.token), metricsListener)
 	c.info = Info{
-		Git: "http://" + gitListeners.Addr().String(), Registry: regAddr, Metrics: "http://" + metricsListener.Addr().String() + "/metrics",
+		Git: "http://" + c.reach(gitListener), Registry: c.reach(regListeners[0]), Metrics: "http://" + c.reach(metricsListener) + "/metrics",
 		DataDir: c.cfg.DataDir, DockerConfig: filepath.Join(c.cfg.DataDir, "docker", "config.json"),
 		Kubeconfig: filepath.Join(c.cfg.DataDir, "admin.kubeconfig"),
 	}
+	return nil
+}
+
+// reach is the address at which others reach a listener of ours.
+func (c *controlPlane) reach(l net.Listener) string {
+	return net.JoinHostPort(c.cfg.advertised(), strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
+}
+
+// followRoutes keeps the routes to the pods of all nodes: the API server's proxy
+// dials pods, in the hub's network namespace or else in its own.
+func (c *controlPlane) followRoutes(ctx context.Context) error {
+	k, _, err := client(c.api.ClientConfig(pki.UserControllerManager))
+	if err != nil {
+		return err
+	}
+	netNS := ""
+	if c.hub != "" {
+		netNS = network.HubNetNS(c.hub)
+	}
+	f := informers.NewSharedInformerFactory(k, 0)
+	if err := follow.Routes(ctx, f, netNS); err != nil {
+		return err
+	}
+	c.run("routes", func() error {
+		f.StartWithContext(ctx)
+		<-ctx.Done()
+		f.Shutdown()
+		return nil
+	})
 	return nil
 }
 
@@ -392,12 +345,12 @@ func (c *controlPlane) serveHTTP(ctx context.Context, name string, h http.Handle
 }
 
 // publish writes the files by which others find the cluster.
-func (c *controlPlane) publish(port int) error {
+func (c *controlPlane) publish() error {
 	admin, err := c.ca.Ensure(pki.Admin())
 	if err != nil {
 		return err
 	}
-	c.info.API = "https://" + net.JoinHostPort(c.cfg.Listen, strconv.Itoa(port))
+	c.info.API = "https://" + c.apiAddress
 	if err := c.ca.WriteKubeconfig(c.info.Kubeconfig, c.info.API, pki.UserAdmin, admin); err != nil {
 		return err
 	}
@@ -425,7 +378,7 @@ func (c *controlPlane) wait(ctx context.Context) error {
 
 // close waits for all parts, whose context has ended, and closes the store.
 func (c *controlPlane) close() {
-	c.workers.Wait()
+	c.wg.Wait()
 	if c.store != nil {
 		c.store.Close()
 	}

@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
 
 	"gitk8s.dev/gitk8s/controlplane/pki"
 )
@@ -17,10 +19,10 @@ func newEnroll(e *env) *cobra.Command {
 		Use:   "enroll NAME IP",
 		Short: "Write the files with which a worker on another machine joins",
 		Long: `Write the files with which a worker on another machine joins this server: its
-identity, its serving certificate and the cluster's CA. Copy the folder to the
-other machine and run there
+identity, its serving certificate, the cluster's CA, the credentials for images
+and its configuration. Copy the folder to the other machine and run there
 
-  gitk8s agent --name NAME --node-ip IP --node-dir FOLDER`,
+  gitk8s agent --node-dir FOLDER`,
 		Args: exactArgs(2),
 		RunE: func(_ *cobra.Command, args []string) error {
 			ip, err := netip.ParseAddr(args[1])
@@ -45,6 +47,12 @@ other machine and run there
 			}
 			if err := writeWorkerFiles(ca, dir, args[0], ip.String(), server); err != nil {
 				return err
+			}
+			if err := writeWorkerConfig(info, dir, args[0], ip); err != nil {
+				return err
+			}
+			if loopback(server) {
+				e.say("note: %s is reached from this machine alone; for a worker elsewhere start the server with --listen, or enroll with --server", server)
 			}
 			e.say("wrote %s; it holds a private key: copy it over a secure channel and delete it here", dir)
 			return nil
@@ -77,4 +85,30 @@ func writeWorkerFiles(ca *pki.CA, dir, name, ip, server string) error {
 		return fmt.Errorf("write the files of worker %s: %w", name, err)
 	}
 	return nil
+}
+
+// writeWorkerConfig writes what a worker elsewhere would otherwise need as flags.
+func writeWorkerConfig(info Info, dir, name string, ip netip.Addr) error {
+	token, err := os.ReadFile(filepath.Join(info.DataDir, "token"))
+	if err != nil {
+		return err
+	}
+	config, err := yaml.Marshal(map[string]string{"name": name, "node-ip": ip.String(), "registry": info.Registry})
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		pki.WriteFile(filepath.Join(dir, workerToken), token),
+		pki.WriteFile(filepath.Join(dir, workerConfig), config),
+	)
+}
+
+// loopback says whether a URL is of this machine alone.
+func loopback(server string) bool {
+	u, err := url.Parse(server)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(u.Hostname())
+	return u.Hostname() == "localhost" || (err == nil && ip.IsLoopback())
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,14 +24,12 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	apiruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	watchtools "k8s.io/client-go/tools/watch"
 
 	"gitk8s.dev/gitk8s/controlplane/pki"
 	"gitk8s.dev/gitk8s/runtime/network"
-	"gitk8s.dev/gitk8s/runtime/network/follow"
 )
 
 // stopTimeout bounds how long `up` waits for workloads to stop.
@@ -72,27 +71,42 @@ func newServer(e *env) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if ip := net.ParseIP(cfg.advertised()); ip != nil && ip.IsUnspecified() {
+				return usageError("--listen %s says nothing about where workers reach this server; add --advertise-address", cfg.Listen)
+			}
 			lock, err := lockDataDir(cfg.DataDir)
 			if err != nil {
 				return err
 			}
 			defer lock.Close()
-			ctx, cancel := context.WithCancel(cmd.Context())
-			c, err := startControlPlane(ctx, cfg, "")
-			if err != nil {
-				cancel()
-				return err
-			}
-			e.say("API ready at %s, kubeconfig %s", c.info.API, c.info.Kubeconfig)
-			err = c.wait(ctx)
-			cancel()
-			c.close()
-			return err
+			return e.serve(cmd.Context(), cfg)
 		},
 	}
 	serverFlags(cmd)
 	cmd.AddCommand(newEnroll(e))
 	return cmd
+}
+
+// serve runs the control plane until ctx ends.
+func (e *env) serve(ctx context.Context, cfg Config) error {
+	// Parts outlive the signal that ends us: the lease of the loops is given back
+	// through the API.
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	started := context.AfterFunc(ctx, cancel)
+	c, err := startControlPlane(run, cfg, "")
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	defer cancel()
+	if !started() {
+		return nil
+	}
+	e.say("API ready at %s, kubeconfig %s", c.info.API, c.info.Kubeconfig)
+	err = c.wait(ctx)
+	c.stepDown()
+	return err
 }
 
 // topologyID names the network namespaces of a data directory.
@@ -277,10 +291,6 @@ func (m *member) stopWorkloads() {
 	// One that is gone already cannot be told: cleaning up finds its pods.
 	_, _ = io.WriteString(m.stdin, stopWorkloads+"\n")
 	_ = m.stdin.Close()
-}
-
-func (c *controlPlane) followHubRoutes(ctx context.Context, f informers.SharedInformerFactory) error {
-	return follow.Routes(ctx, f, network.HubNetNS(c.hub))
 }
 
 // startWorkers starts n workers, each in a network namespace of its own.

@@ -52,10 +52,18 @@ func (s *Server) bootstrap(hook genericapiserver.PostStartHookContext) error {
 	if err := s.bootstrapService(ctx, client); err != nil {
 		return err
 	}
-	if err := s.bootstrapEndpoints(ctx, client); err != nil {
+	if s.config.Replicated {
+		return s.joinReplicas(hook.Context, client)
+	}
+	return s.writeEndpoints(ctx, client, []string{s.config.AdvertiseAddress})
+}
+
+// writeEndpoints writes where the API is served.
+func (s *Server) writeEndpoints(ctx context.Context, client kubernetes.Interface, addresses []string) error {
+	if err := s.bootstrapEndpoints(ctx, client, addresses); err != nil {
 		return err
 	}
-	return s.bootstrapSlice(ctx, client)
+	return s.bootstrapSlice(ctx, client, addresses)
 }
 
 func (s *Server) repairAddresses(ctx context.Context) error {
@@ -103,11 +111,13 @@ func (s *Server) bootstrapService(ctx context.Context, client kubernetes.Interfa
 	return nil
 }
 
-func (s *Server) bootstrapEndpoints(ctx context.Context, client kubernetes.Interface) error {
+func (s *Server) bootstrapEndpoints(ctx context.Context, client kubernetes.Interface, addresses []string) error {
 	want := []corev1.EndpointSubset{{
-		Addresses: []corev1.EndpointAddress{{IP: s.config.AdvertiseAddress}},
-		Ports:     []corev1.EndpointPort{{Name: "https", Port: int32(s.config.AdvertisePort), Protocol: corev1.ProtocolTCP}},
+		Ports: []corev1.EndpointPort{{Name: "https", Port: int32(s.config.AdvertisePort), Protocol: corev1.ProtocolTCP}},
 	}}
+	for _, a := range addresses {
+		want[0].Addresses = append(want[0].Addresses, corev1.EndpointAddress{IP: a})
+	}
 	endpoints := client.CoreV1().Endpoints(namespaceDefault)
 	have, err := endpoints.Get(ctx, apiServiceName, metav1.GetOptions{})
 	switch {
@@ -132,7 +142,7 @@ func (s *Server) bootstrapEndpoints(ctx context.Context, client kubernetes.Inter
 	return nil
 }
 
-func (s *Server) bootstrapSlice(ctx context.Context, client kubernetes.Interface) error {
+func (s *Server) bootstrapSlice(ctx context.Context, client kubernetes.Interface, addresses []string) error {
 	family := discoveryv1.AddressTypeIPv4
 	if ip, err := netip.ParseAddr(s.config.AdvertiseAddress); err == nil && ip.Is6() {
 		family = discoveryv1.AddressTypeIPv6
@@ -143,13 +153,14 @@ func (s *Server) bootstrapSlice(ctx context.Context, client kubernetes.Interface
 			Labels: map[string]string{discoveryv1.LabelServiceName: apiServiceName},
 		},
 		AddressType: family,
-		Endpoints: []discoveryv1.Endpoint{{
-			Addresses:  []string{s.config.AdvertiseAddress},
-			Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true)},
-		}},
 		Ports: []discoveryv1.EndpointPort{{
 			Name: ptr.To("https"), Port: ptr.To(int32(s.config.AdvertisePort)), Protocol: ptr.To(corev1.ProtocolTCP),
 		}},
+	}
+	for _, a := range addresses {
+		want.Endpoints = append(want.Endpoints, discoveryv1.Endpoint{
+			Addresses: []string{a}, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true)},
+		})
 	}
 	slices := client.DiscoveryV1().EndpointSlices(namespaceDefault)
 	have, err := slices.Get(ctx, apiServiceName, metav1.GetOptions{})

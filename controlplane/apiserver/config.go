@@ -43,6 +43,9 @@ type Config struct {
 	// listener's when empty.
 	AdvertiseAddress string
 	AdvertisePort    int
+	// Replicated says that other servers may serve from the same store: the endpoints
+	// of default/kubernetes are then those of all that live.
+	Replicated bool
 	// NodeDialer dials workers and pods, in the network that they are in. A plain
 	// dialer when nil.
 	NodeDialer func(ctx context.Context, network, address string) (net.Conn, error)

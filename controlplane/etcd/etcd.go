@@ -9,8 +9,6 @@ package etcd
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/url"
@@ -22,7 +20,6 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
-	"go.uber.org/zap"
 )
 
 const (
@@ -111,56 +108,6 @@ func (s *Server) Close() {
 			_ = os.RemoveAll(s.sockets)
 		}
 	})
-}
-
-func dial(ctx context.Context, cfg Config) (*Server, error) {
-	tlsConfig, err := clientTLS(cfg)
-	if err != nil {
-		return nil, err
-	}
-	client, err := clientv3.New(clientv3.Config{
-		Endpoints:            cfg.Endpoints,
-		DialTimeout:          dialTimeout,
-		DialKeepAliveTime:    30 * time.Second,
-		DialKeepAliveTimeout: 10 * time.Second,
-		TLS:                  tlsConfig,
-		Logger:               zap.NewNop(),
-	})
-	if err != nil {
-		return nil, fmt.Errorf("etcd: open a client for %v: %w", cfg.Endpoints, err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
-	if _, err := client.Get(ctx, "health"); err != nil {
-		_ = client.Close()
-		return nil, fmt.Errorf("etcd: no answer from %v; check the endpoints and certificates: %w", cfg.Endpoints, err)
-	}
-	return &Server{client: client, errs: make(chan error), closed: make(chan struct{})}, nil
-}
-
-func clientTLS(cfg Config) (*tls.Config, error) {
-	if cfg.CAFile == "" && cfg.CertFile == "" {
-		return nil, nil
-	}
-	out := &tls.Config{MinVersion: tls.VersionTLS12}
-	if cfg.CAFile != "" {
-		pem, err := os.ReadFile(cfg.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("etcd: read the CA: %w", err)
-		}
-		out.RootCAs = x509.NewCertPool()
-		if !out.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("etcd: no certificate in %s", cfg.CAFile)
-		}
-	}
-	if cfg.CertFile != "" {
-		pair, err := tls.LoadX509KeyPair(cfg.CertFile, cfg.KeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("etcd: read the client certificate: %w", err)
-		}
-		out.Certificates = []tls.Certificate{pair}
-	}
-	return out, nil
 }
 
 func startEmbedded(ctx context.Context, cfg Config) (*Server, error) {

@@ -28,6 +28,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"gitk8s.dev/gitk8s/runtime/network"
 )
 
 // startTimeout is far above what a start takes, for slow machines.
@@ -38,6 +40,7 @@ type cluster struct {
 	name    string
 	dataDir string
 	flags   []string // more flags of up
+	netns   string   // network namespace of all commands; empty for the machine's own
 	up      *process
 	old     []*process // those killed or stopped before
 	info    info
@@ -132,6 +135,7 @@ func (o *output) await(ctx context.Context, text string) error {
 // launch starts a program beside the tests.
 func (c *cluster) launch(args ...string) (*process, error) {
 	p := &process{out: newOutput(), done: make(chan struct{})}
+	args = inNetNS(c.netns, args)
 	p.cmd = exec.Command(args[0], args[1:]...)
 	p.cmd.Env = c.env()
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
@@ -192,6 +196,9 @@ func (c *cluster) connect() error {
 		return err
 	}
 	cfg.QPS, cfg.Burst = -1, -1
+	if c.netns != "" {
+		cfg.Dial = network.DialIn(c.netns)
+	}
 	c.rest = cfg
 	if c.k, err = kubernetes.NewForConfig(cfg); err != nil {
 		return err
@@ -354,6 +361,7 @@ const commandTimeout = 90 * time.Second
 func (c *cluster) exec(dir, stdin string, args ...string) result {
 	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
 	defer cancel()
+	args = inNetNS(c.netns, args)
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir, cmd.Env, cmd.Stdin = dir, c.env(), strings.NewReader(stdin)
 	cmd.WaitDelay = 5 * time.Second

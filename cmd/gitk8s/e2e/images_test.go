@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"testing"
 
@@ -16,6 +17,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"gitk8s.dev/gitk8s/runtime/network"
 )
 
 // pushImages puts the images that most tests use into the embedded registry:
@@ -71,7 +74,11 @@ func (c *cluster) pushImage(ref string, env ...string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := remote.Write(r, img, auth); err != nil {
+	transport := remote.DefaultTransport
+	if c.netns != "" {
+		transport = &http.Transport{DialContext: network.DialIn(c.netns)}
+	}
+	if err := remote.Write(r, img, auth, remote.WithTransport(transport)); err != nil {
 		return "", fmt.Errorf("push %s: %w", ref, err)
 	}
 	d, err := img.Digest()

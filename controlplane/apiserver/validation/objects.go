@@ -210,9 +210,6 @@ func Lease(l, _ *coordinationv1.Lease) field.ErrorList {
 	if n := l.Spec.LeaseTransitions; n != nil {
 		errs = append(errs, nonNegative(path.Child("leaseTransitions"), *n)...)
 	}
-	if l.Spec.HolderIdentity != nil && *l.Spec.HolderIdentity == "" {
-		errs = append(errs, field.Required(path.Child("holderIdentity"), ""))
-	}
 	return errs
 }
 

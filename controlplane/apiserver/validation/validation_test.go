@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"sigs.k8s.io/yaml"
@@ -193,6 +194,13 @@ func TestImmutableData(t *testing.T) {
 	if len(ConfigMap(big, nil)) != 1 {
 		t.Error("too much data was accepted")
 	}
+}
+
+func TestLease(t *testing.T) {
+	match(t, Lease(read[coordinationv1.Lease](t, "{spec: {leaseDurationSeconds: 0, leaseTransitions: -1}}"), nil),
+		"spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0", "spec.leaseTransitions: Invalid value: -1")
+	// What a leader writes that gives its lease back (client-go's ReleaseOnCancel).
+	match(t, Lease(read[coordinationv1.Lease](t, `{spec: {holderIdentity: "", leaseDurationSeconds: 1, leaseTransitions: 3}}`), nil))
 }
 
 func TestApplication(t *testing.T) {

@@ -1,0 +1,252 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"gitk8s.dev/gitk8s/runtime/network"
+)
+
+// inNetNS is a command line inside a network namespace; nsenter replaces itself, so
+// that the process is the program's.
+func inNetNS(ns string, args []string) []string {
+	if ns == "" {
+		return args
+	}
+	return append([]string{"nsenter", "--net=" + ns}, args...)
+}
+
+// machine is a network namespace with an address on a common link and a data
+// directory: what makes one machine another, for a program that runs on it.
+type machine struct {
+	*cluster // its data directory and network namespace, for commands on it
+	ip       netip.Addr
+	worker   *process
+}
+
+// machines makes n of them, removed with the test.
+func machines(t *testing.T, n int) []*machine {
+	t.Helper()
+	id := fmt.Sprintf("e2e-%d", os.Getpid())
+	t.Cleanup(func() {
+		if err := network.DeleteTopology(id); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := network.EnsureHub(id); err != nil {
+		t.Fatal(err)
+	}
+	var out []*machine
+	for i := 1; i <= n; i++ {
+		name := fmt.Sprintf("machine-%d", i)
+		node, err := network.EnsureNode(id, name, i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := newCluster(name)
+		c.netns = node.NetNS
+		m := &machine{cluster: c, ip: node.IP}
+		out = append(out, m)
+		t.Cleanup(func() { m.clean(t) })
+	}
+	return out
+}
+
+// clean removes what runs on a machine, as a user would who takes it out of service.
+func (m *machine) clean(t *testing.T) {
+	for _, p := range []*process{m.up, m.worker} {
+		if t.Failed() && p != nil {
+			t.Logf("%s, %s\n%s", m.name, strings.Join(p.cmd.Args, " "), tail(p.out.String(), 60))
+		}
+	}
+	if r := m.run("down", "--purge"); r.code != 0 {
+		t.Error(r)
+	}
+	for _, p := range []*process{m.up, m.worker} {
+		if p == nil {
+			continue
+		}
+		_ = p.cmd.Process.Kill() // in case `down` failed
+		<-p.done
+	}
+	if err := m.leftovers(); err != nil {
+		t.Error(err)
+	}
+}
+
+// serve starts `gitk8s server` and waits for its API.
+func (c *cluster) serve(flags ...string) error {
+	p, err := c.launch(append([]string{suite.bin, "server", "--data-dir", c.dataDir, "--log-level", "info"}, flags...)...)
+	if err != nil {
+		return err
+	}
+	c.up = p
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	over, lost := context.WithCancelCause(ctx)
+	defer lost(nil)
+	go func() {
+		select {
+		case <-p.done:
+			lost(fmt.Errorf("it ended: %v", p.err))
+		case <-over.Done():
+		}
+	}()
+	if err := p.out.await(over, "API ready at"); err != nil {
+		return fmt.Errorf("gitk8s server: %w\n%s", err, p.out)
+	}
+	return c.connect()
+}
+
+// startWorker starts `gitk8s agent` with the files that enroll wrote, and nothing
+// else.
+func (m *machine) startWorker(t *testing.T, node string) {
+	t.Helper()
+	p, err := m.launch(suite.bin, "agent", "--node-dir", filepath.Join(m.dataDir, "nodes", node), "--log-level", "info")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.worker = p
+}
+
+func nodeReady(n *corev1.Node) bool {
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// TestMachines runs the control plane on one machine and workers on two others.
+func TestMachines(t *testing.T) {
+	all := machines(t, 3)
+	server, workers := all[0], map[string]*machine{"one": all[1], "two": all[2]}
+	c := server.cluster
+	if err := c.serve("--listen", server.ip.String()); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.pushImages(); err != nil {
+		t.Fatal(err)
+	}
+	for name, m := range workers {
+		dir := filepath.Join(m.dataDir, "nodes", name)
+		c.ok(t, "server", "enroll", name, m.ip.String(), "--out", dir)
+		m.startWorker(t, name)
+	}
+	for name := range workers {
+		await(t, c, nodesGVR, "", name, "the node is Ready", nodeReady)
+	}
+	c.kubectl(t, "wait", "--for=condition=Ready", "node/one", "node/two", "--timeout=60s")
+
+	ns := c.namespace(t, "machines")
+	c.apply(t, ns, `apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: web
+        image: gitk8s.local/test/web:v1
+        ports: [{containerPort: 8080, name: http}]
+        readinessProbe: {httpGet: {path: /readyz, port: http}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80, targetPort: http}]}
+`)
+	pods := map[string]*corev1.Pod{}
+	for _, p := range c.awaitPods(t, ns, "app=web", "both are Ready", func(pods []*corev1.Pod) bool {
+		return len(pods) == 2 && ready(pods[0]) && ready(pods[1])
+	}) {
+		pods[p.Spec.NodeName] = p
+	}
+	if len(pods) != 2 {
+		t.Fatalf("the pods are not on two machines: %v", pods)
+	}
+	for node, p := range pods {
+		contains(t, c.kubectl(t, "logs", "-n", ns, p.Name), "listening v1")
+		contains(t, c.kubectl(t, "exec", "-n", ns, p.Name, "--", "/server", "args", "on", node), "on|"+node)
+	}
+
+	t.Run("a pod reaches the pod on the other machine", func(t *testing.T) {
+		for _, pair := range [][2]string{{"one", "two"}, {"two", "one"}} {
+			from, to := pods[pair[0]], pods[pair[1]]
+			contains(t, c.kubectl(t, "exec", "-n", ns, from.Name, "--", "/server", "fetch", "http://"+to.Status.PodIP+":8080/"), to.Name)
+		}
+	})
+	svc, err := c.k.CoreV1().Services(ns).Get(t.Context(), "web", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Run("a Service reaches the pods on both", func(t *testing.T) {
+		for _, from := range pods {
+			answered := map[string]bool{}
+			eventually(t, "both pods answer "+from.Name, func() error {
+				r := c.run("kubectl", "exec", "-n", ns, from.Name, "--", "/server", "fetch", "http://"+svc.Spec.ClusterIP+"/")
+				for node, p := range pods {
+					if strings.Contains(r.stdout, p.Name) {
+						answered[node] = true
+					}
+				}
+				if len(answered) < len(pods) {
+					return fmt.Errorf("so far only %v; %s", answered, r)
+				}
+				return nil
+			})
+		}
+		c.answers(t, ns, "web", "v1") // through the API server, from its machine
+	})
+	t.Run("the API is a Service", func(t *testing.T) {
+		// The endpoint of default/kubernetes must be the server's machine.
+		ep := c.kubectl(t, "get", "endpointslices", "-n", "default", "kubernetes", "-o", "jsonpath={.endpoints[*].addresses[0]}:{.ports[0].port}")
+		if ep != server.ip.String()+":6443" {
+			t.Errorf("the API's endpoint is %q", ep)
+		}
+	})
+	t.Run("killing a worker keeps its containers", func(t *testing.T) {
+		m, before := workers["one"], lifeOf(pods["one"])
+		kill9(t, m.worker.cmd.Process.Pid)
+		<-m.worker.done
+		contains(t, c.kubectl(t, "exec", "-n", ns, pods["two"].Name, "--", "/server", "fetch", "http://"+pods["one"].Status.PodIP+":8080/"), pods["one"].Name)
+		killed := time.Now()
+		m.startWorker(t, "one")
+		eventually(t, "the worker renews its lease again", func() error {
+			l, err := c.k.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(t.Context(), "one", metav1.GetOptions{})
+			if err != nil {
+				return err
+			}
+			if l.Spec.RenewTime == nil || !l.Spec.RenewTime.After(killed) {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		eventually(t, "exec works again", func() error {
+			r := c.run("kubectl", "exec", "-n", ns, pods["one"].Name, "--", "/server", "args", "back")
+			if r.code != 0 {
+				return errors.New(r.String())
+			}
+			return nil
+		})
+		p := c.awaitPod(t, ns, pods["one"].Name, "it is Ready", ready)
+		if after := lifeOf(p); after != before {
+			t.Errorf("the container changed: %+v, before %+v", after, before)
+		}
+	})
+}

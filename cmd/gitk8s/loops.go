@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"net/netip"
+
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/metadata"
+
+	"gitk8s.dev/gitk8s/controlplane/controllers/deployment"
+	"gitk8s.dev/gitk8s/controlplane/controllers/endpointslice"
+	"gitk8s.dev/gitk8s/controlplane/controllers/garbagecollector"
+	"gitk8s.dev/gitk8s/controlplane/controllers/namespace"
+	"gitk8s.dev/gitk8s/controlplane/controllers/nodeipam"
+	"gitk8s.dev/gitk8s/controlplane/controllers/nodelifecycle"
+	"gitk8s.dev/gitk8s/controlplane/controllers/replicaset"
+	"gitk8s.dev/gitk8s/controlplane/pki"
+	"gitk8s.dev/gitk8s/controlplane/scheduler"
+	"gitk8s.dev/gitk8s/gitsource"
+	"gitk8s.dev/gitk8s/reconciler"
+)
+
+// podCIDR is shared out among the nodes, nodeBits each.
+const (
+	podCIDR  = "10.42.0.0/16"
+	nodeBits = 24
+)
+
+// startLoops starts what one server of a cluster alone may run: controllers,
+// scheduler and reconciler. They wait for the API by themselves and end with ctx.
+func (c *controlPlane) startLoops(ctx context.Context, p *parts) error {
+	cfg := c.api.ClientConfig(pki.UserControllerManager)
+	k, _, err := client(cfg)
+	if err != nil {
+		return err
+	}
+	f := informers.NewSharedInformerFactory(k, 0)
+	rec := c.events(ctx, k, "controller-manager")
+	lifecycle, err := nodelifecycle.New(k, f, rec)
+	if err != nil {
+		return err
+	}
+	loops := map[string]interface{ Run(context.Context) error }{
+		"deployment controller":     deployment.New(k, f, rec),
+		"replicaset controller":     replicaset.New(k, f, rec),
+		"replication controller":    replicaset.NewForReplicationControllers(k, f, rec),
+		"endpointslice controller":  endpointslice.New(k, f),
+		"node lifecycle controller": lifecycle,
+		"pod network controller":    nodeipam.New(k, f, netip.MustParsePrefix(podCIDR), nodeBits),
+	}
+	meta, err := metadata.NewForConfig(cfg)
+	if err != nil {
+		return err
+	}
+	loops["garbage collector"] = garbagecollector.New(k.Discovery(), meta, slog.Default())
+	loops["namespace controller"] = namespace.New(k, meta, slog.Default())
+	scfg := c.api.ClientConfig(pki.UserScheduler)
+	sk, _, err := client(scfg)
+	if err != nil {
+		return err
+	}
+	loops["scheduler"] = scheduler.New(sk, f, c.events(ctx, sk, "default-scheduler"))
+	recon, err := c.newReconciler(ctx)
+	if err != nil {
+		return err
+	}
+	loops["reconciler"] = recon
+	for name, l := range loops {
+		p.run(name, func() error { return l.Run(ctx) })
+	}
+	p.run("informers", func() error {
+		f.StartWithContext(ctx)
+		<-ctx.Done()
+		f.Shutdown()
+		return nil
+	})
+	return nil
+}
+
+// readyReconciler is a reconciler that waits for the API: it asks what kinds there
+// are before it watches them.
+type readyReconciler struct {
+	*reconciler.Reconciler
+	ready <-chan struct{}
+}
+
+// Run works until ctx ends.
+func (r readyReconciler) Run(ctx context.Context) error {
+	select {
+	case <-r.ready:
+	case <-ctx.Done():
+		return nil
+	}
+	return r.Reconciler.Run(ctx)
+}
+
+// newReconciler makes the Git loop and opens the Git server in front of it.
+func (c *controlPlane) newReconciler(ctx context.Context) (readyReconciler, error) {
+	cfg := c.api.ClientConfig(pki.UserReconciler)
+	k, d, err := client(cfg)
+	if err != nil {
+		return readyReconciler{}, err
+	}
+	disco, err := discovery.NewDiscoveryClientForConfig(cfg)
+	if err != nil {
+		return readyReconciler{}, err
+	}
+	recon := reconciler.New(reconciler.Config{
+		Dynamic: d, Discovery: disco, Events: c.events(ctx, k, "gitk8s"), Source: c.repos,
+		Images: &imageResolver{remote: c.images, secrets: k, dockerConfig: c.cfg.DockerConfig},
+	})
+	hooks := &gitHooks{recon: recon, apps: d}
+	mux := http.NewServeMux()
+	mux.Handle("/hooks/", &gitsource.Webhook{Token: hooks.webhookToken, Trigger: func(key string) { recon.Trigger(key, "webhook") }})
+	mux.Handle("/", gitsource.NewServer(ctx, c.repos, hooks, gitUser, c.token))
+	c.git.open(mux)
+	return readyReconciler{recon, c.api.Ready()}, nil
+}

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"bytes"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
+)
+
+// TestUnits: what the units for systemd run is a command of this program, with flags
+// and arguments that it takes.
+func TestUnits(t *testing.T) {
+	files, err := filepath.Glob("../../manifests/install/*.service")
+	if err != nil || len(files) < 2 {
+		t.Fatalf("units: %q %v", files, err)
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := 0
+		for line := range strings.Lines(string(b)) {
+			key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+			if !strings.HasPrefix(key, "Exec") {
+				continue
+			}
+			found++
+			words := strings.Fields(value)
+			if words[0] != "/usr/local/bin/gitk8s" {
+				t.Errorf("%s runs %s", f, words[0])
+			}
+			if _, err := parseCommand(words[1:]); err != nil {
+				t.Errorf("%s: %s: %v", f, value, err)
+			}
+		}
+		if found != 1 {
+			t.Errorf("%s has %d commands", f, found)
+		}
+	}
+	if _, err := parseCommand([]string{"agent", "--no-such-flag"}); err == nil {
+		t.Error("a flag that does not exist was taken")
+	}
+}
+
+func parseCommand(args []string) (*cobra.Command, error) {
+	root := newRoot(stdio{&bytes.Buffer{}, &bytes.Buffer{}, &bytes.Buffer{}})
+	cmd, rest, err := root.Find(args)
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.ParseFlags(rest); err != nil {
+		return nil, err
+	}
+	return cmd, cmd.ValidateArgs(cmd.Flags().Args())
+}
+
+// TestEnrolledConfig: the keys of the file that enroll writes are flags of the agent,
+// which puts them below its command line and above the machine's file.
+func TestEnrolledConfig(t *testing.T) {
+	dir := t.TempDir()
+	for name, content := range map[string]string{"token": "secret", "config.yaml": "name: from-etc\nlog-level: debug\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	node := filepath.Join(dir, "nodes", "one")
+	if err := os.MkdirAll(node, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeWorkerConfig(Info{DataDir: dir, Registry: "10.0.0.1:5000"}, node, "one", netip.MustParseAddr("10.0.0.2")); err != nil {
+		t.Fatal(err)
+	}
+	written := map[string]string{}
+	b, err := os.ReadFile(filepath.Join(node, workerConfig))
+	if err == nil {
+		err = yaml.Unmarshal(b, &written)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &env{v: newViper()}
+	cmd := newAgent(e)
+	cmd.Flags().String("config", "", "")
+	for key := range written {
+		if cmd.Flags().Lookup(key) == nil {
+			t.Errorf("%s is no flag of the agent", key)
+		}
+	}
+	if err := cmd.ParseFlags([]string{"--config", filepath.Join(dir, "config.yaml"), "--registry", "10.0.0.9:5000"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := readConfig(e.v, cmd); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.readWorkerConfig(node); err != nil {
+		t.Fatal(err)
+	}
+	for key, want := range map[string]string{
+		"name": "one", "node-ip": "10.0.0.2", "registry": "10.0.0.9:5000", "log-level": "debug",
+		"registry-token-file": filepath.Join(node, workerToken),
+	} {
+		if got := e.v.GetString(key); got != want {
+			t.Errorf("%s is %q, want %q", key, got, want)
+		}
+	}
+}

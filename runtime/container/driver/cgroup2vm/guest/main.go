@@ -1,0 +1,162 @@
+// Command guest is the first process of the machine that cgroup2vm runs: it mounts
+// what a machine has, cgroup v2 with every controller among it, runs the test
+// programs, says how they ended and switches the machine off.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	code := 0
+	if err := run(); err != nil {
+		fmt.Println("guest:", err)
+		code = 1
+	}
+	fmt.Println("cgroup2vm: exit code", code)
+	unix.Sync()
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+}
+
+func run() error {
+	if err := leaveInitramfs(); err != nil {
+		return err
+	}
+	if err := mountAll(); err != nil {
+		return err
+	}
+	modules, err := filepath.Glob("/modules/*")
+	if err != nil {
+		return err
+	}
+	for _, m := range modules {
+		if err := load(m); err != nil {
+			return fmt.Errorf("load %s: %w", m, err)
+		}
+	}
+	controllers, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
+	if err != nil {
+		return err
+	}
+	fmt.Printf("guest: cgroup v2 with %s", controllers)
+	args, err := os.ReadFile("/args")
+	if err != nil {
+		return err
+	}
+	tests, err := filepath.Glob("/programs/*.test")
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, t := range tests {
+		cmd := exec.Command(t, strings.Fields(string(args))...)
+		cmd.Dir = "/tmp"
+		cmd.Env = []string{"PATH=/programs", "HOME=/", "TMPDIR=/tmp", "GITK8S_TEST_BIN=/programs/testbin"}
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stdout
+		if err := cmd.Start(); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if status := reapUntil(cmd.Process.Pid); status != 0 {
+			errs = append(errs, fmt.Errorf("%s: wait status %#x", filepath.Base(t), int(status)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// reapUntil waits for a child, and meanwhile for the orphans that the first process
+// of a machine inherits: a process is gone only once it has been waited for.
+func reapUntil(pid int) unix.WaitStatus {
+	for {
+		var status unix.WaitStatus
+		if p, err := unix.Wait4(-1, &status, 0, nil); err == nil && p == pid {
+			return status
+		}
+	}
+}
+
+// leaveInitramfs moves to a file system of its own: from the first one no container
+// could pivot away (pivot_root(2)).
+func leaveInitramfs() error {
+	const root = "/root"
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "mode=755,size=75%"); err != nil {
+		return fmt.Errorf("mount the root: %w", err)
+	}
+	for _, name := range []string{"modules", "programs", "args"} {
+		if err := move("/"+name, root+"/"+name); err != nil {
+			return err
+		}
+	}
+	if err := os.Chdir(root); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("move the root: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return fmt.Errorf("change the root: %w", err)
+	}
+	return os.Chdir("/")
+}
+
+// move copies a tree to another file system and frees the first.
+func move(from, to string) error {
+	err := filepath.WalkDir(from, func(p string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		dest := to + strings.TrimPrefix(p, from)
+		if e.IsDir() {
+			return os.MkdirAll(dest, 0o755)
+		}
+		content, err := os.ReadFile(p)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(dest, content, 0o755)
+	})
+	return errors.Join(err, os.RemoveAll(from))
+}
+
+func mountAll() error {
+	for _, m := range []struct{ source, target, kind, options string }{
+		{"proc", "/proc", "proc", ""},
+		{"sysfs", "/sys", "sysfs", ""},
+		{"devtmpfs", "/dev", "devtmpfs", ""},
+		{"devpts", "/dev/pts", "devpts", "newinstance,ptmxmode=0666,mode=620"},
+		{"shm", "/dev/shm", "tmpfs", ""},
+		{"tmpfs", "/tmp", "tmpfs", "mode=1777"},
+		{"cgroup2", "/sys/fs/cgroup", "cgroup2", ""},
+	} {
+		if err := os.MkdirAll(m.target, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(m.source, m.target, m.kind, 0, m.options); err != nil {
+			return fmt.Errorf("mount %s: %w", m.target, err)
+		}
+	}
+	return nil
+}
+
+func load(module string) error {
+	f, err := os.Open(module)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return nil
+}
