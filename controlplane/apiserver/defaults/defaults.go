@@ -22,6 +22,9 @@ func Register(s *runtime.Scheme) {
 	add(s, EndpointSlice)
 	add(s, Deployment)
 	add(s, ReplicaSet)
+	add(s, StatefulSet)
+	add(s, DaemonSet)
+	add(s, PersistentVolumeClaim)
 	add(s, Application)
 }
 
