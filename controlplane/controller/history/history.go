@@ -41,17 +41,13 @@ type Owner struct {
 }
 
 // Data is what the revision of a template stores: the strategic merge patch that
-// restores it.
+// restores it. Its keys are sorted, for kubectl compares bytes.
 func Data(t *corev1.PodTemplateSpec) []byte {
-	b, err := json.Marshal(t)
+	fields, err := runtime.DefaultUnstructuredConverter.ToUnstructured(t)
 	if err != nil {
 		panic("encode pod template: " + err.Error()) // plain data always encodes
 	}
-	fields := map[string]json.RawMessage{}
-	if err := json.Unmarshal(b, &fields); err != nil {
-		panic("encode pod template: " + err.Error())
-	}
-	fields["$patch"] = json.RawMessage(`"replace"`)
+	fields["$patch"] = "replace"
 	out, err := json.Marshal(map[string]any{"spec": map[string]any{"template": fields}})
 	if err != nil {
 		panic("encode pod template: " + err.Error())
