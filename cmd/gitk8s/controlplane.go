@@ -32,6 +32,7 @@ import (
 
 	"gitk8s.dev/gitk8s/api/v1alpha1"
 	"gitk8s.dev/gitk8s/controlplane/apiserver"
+	"gitk8s.dev/gitk8s/controlplane/controllers/daemonset"
 	"gitk8s.dev/gitk8s/controlplane/controllers/deployment"
 	"gitk8s.dev/gitk8s/controlplane/controllers/endpointslice"
 	"gitk8s.dev/gitk8s/controlplane/controllers/garbagecollector"
@@ -39,6 +40,7 @@ import (
 	"gitk8s.dev/gitk8s/controlplane/controllers/nodeipam"
 	"gitk8s.dev/gitk8s/controlplane/controllers/nodelifecycle"
 	"gitk8s.dev/gitk8s/controlplane/controllers/replicaset"
+	"gitk8s.dev/gitk8s/controlplane/controllers/statefulset"
 	"gitk8s.dev/gitk8s/controlplane/etcd"
 	"gitk8s.dev/gitk8s/controlplane/pki"
 	"gitk8s.dev/gitk8s/controlplane/scheduler"
@@ -267,6 +269,8 @@ func (c *controlPlane) startLoops(ctx context.Context) error {
 	loops := map[string]interface{ Run(context.Context) error }{
 		"deployment controller":     deployment.New(k, f, rec),
 		"replicaset controller":     replicaset.New(k, f, rec),
+		"statefulset controller":    statefulset.New(k, f, rec),
+		"daemonset controller":      daemonset.New(k, f, rec),
 		"endpointslice controller":  endpointslice.New(k, f),
 		"node lifecycle controller": lifecycle,
 		"pod network controller":    nodeipam.New(k, f, netip.MustParsePrefix(podCIDR), nodeBits),
