@@ -10,6 +10,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/metadata"
 
+	"gitk8s.dev/gitk8s/controlplane/controllers/daemonset"
 	"gitk8s.dev/gitk8s/controlplane/controllers/deployment"
 	"gitk8s.dev/gitk8s/controlplane/controllers/endpointslice"
 	"gitk8s.dev/gitk8s/controlplane/controllers/garbagecollector"
@@ -17,6 +18,7 @@ import (
 	"gitk8s.dev/gitk8s/controlplane/controllers/nodeipam"
 	"gitk8s.dev/gitk8s/controlplane/controllers/nodelifecycle"
 	"gitk8s.dev/gitk8s/controlplane/controllers/replicaset"
+	"gitk8s.dev/gitk8s/controlplane/controllers/statefulset"
 	"gitk8s.dev/gitk8s/controlplane/pki"
 	"gitk8s.dev/gitk8s/controlplane/scheduler"
 	"gitk8s.dev/gitk8s/gitsource"
@@ -46,6 +48,8 @@ func (c *controlPlane) startLoops(ctx context.Context, p *parts) error {
 	loops := map[string]interface{ Run(context.Context) error }{
 		"deployment controller":     deployment.New(k, f, rec),
 		"replicaset controller":     replicaset.New(k, f, rec),
+		"statefulset controller":    statefulset.New(k, f, rec),
+		"daemonset controller":      daemonset.New(k, f, rec),
 		"replication controller":    replicaset.NewForReplicationControllers(k, f, rec),
 		"endpointslice controller":  endpointslice.New(k, f),
 		"node lifecycle controller": lifecycle,

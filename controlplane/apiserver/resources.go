@@ -1,6 +1,8 @@
 package apiserver
 
 import (
+	"slices"
+
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -18,7 +20,7 @@ import (
 // here, with its defaults, validation and columns in their packages and, for a
 // new group, a line in servedGroups.
 func resources() []*resource {
-	return append(append(coreResources(), appsResources()...), ownResources()...)
+	return slices.Concat(coreResources(), claimResources(), appsResources(), setResources(), ownResources())
 }
 
 func object[T any, P interface {

@@ -46,7 +46,7 @@ var components = map[string][]rbacv1.PolicyRule{
 	pki.UserControllerManager: {
 		{Verbs: append(slices.Clone(read), "update", "patch", "delete", "deletecollection"), APIGroups: all, Resources: all},
 		{Verbs: []string{"create"}, APIGroups: core, Resources: []string{
-			"pods", "pods/eviction", "endpoints", "events", "serviceaccounts", "configmaps",
+			"pods", "pods/eviction", "endpoints", "events", "serviceaccounts", "configmaps", "persistentvolumeclaims",
 		}},
 		{Verbs: []string{"create"}, APIGroups: []string{"apps"}, Resources: []string{"replicasets", "controllerrevisions"}},
 		{Verbs: []string{"create"}, APIGroups: []string{"batch"}, Resources: []string{"jobs"}},

@@ -23,6 +23,9 @@ func Register(s *runtime.Scheme) {
 	add(s, Deployment)
 	add(s, ReplicaSet)
 	add(s, ReplicationController)
+	add(s, StatefulSet)
+	add(s, DaemonSet)
+	add(s, PersistentVolumeClaim)
 	add(s, Application)
 }
 

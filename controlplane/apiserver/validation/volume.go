@@ -70,6 +70,9 @@ func volume(v *corev1.VolumeSource, path *field.Path) field.ErrorList {
 	if s := v.Projected; s != nil {
 		errs = append(errs, projected(s, path.Child("projected"))...)
 	}
+	if s := v.PersistentVolumeClaim; s != nil && s.ClaimName == "" {
+		errs = append(errs, field.Required(path.Child("persistentVolumeClaim", "claimName"), ""))
+	}
 	return errs
 }
 

@@ -85,29 +85,35 @@ func workload(replicas *int32, selector *metav1.LabelSelector, template *corev1.
 	if replicas != nil {
 		errs = append(errs, nonNegative(path.Child("replicas"), *replicas)...)
 	}
-	errs = append(errs, selects(selector, template.Labels, path)...)
-	p := path.Child("template")
-	errs = append(errs, metavalidation.ValidateLabels(template.Labels, p.Child("metadata", "labels"))...)
+	errs = append(errs, selects("deployment", selector, template.Labels, path)...)
+	return append(errs, podTemplate("this workload", template, path.Child("template"))...)
+}
+
+// podTemplate checks the template of pods that are to run for ever; kind words the
+// messages.
+func podTemplate(kind string, template *corev1.PodTemplateSpec, p *field.Path) field.ErrorList {
+	errs := metavalidation.ValidateLabels(template.Labels, p.Child("metadata", "labels"))
 	errs = append(errs, apivalidation.ValidateAnnotations(template.Annotations, p.Child("metadata", "annotations"))...)
 	errs = append(errs, PodSpec(&template.Spec, p.Child("spec"))...)
 	if r := template.Spec.RestartPolicy; r != corev1.RestartPolicyAlways && r != "" {
 		errs = append(errs, field.NotSupported(p.Child("spec", "restartPolicy"), r, []corev1.RestartPolicy{corev1.RestartPolicyAlways}))
 	}
 	if template.Spec.ActiveDeadlineSeconds != nil {
-		errs = append(errs, field.Forbidden(p.Child("spec", "activeDeadlineSeconds"), "activeDeadlineSeconds in this workload is not Supported"))
+		errs = append(errs, field.Forbidden(p.Child("spec", "activeDeadlineSeconds"), "activeDeadlineSeconds in "+kind+" is not Supported"))
 	}
 	return errs
 }
 
-// selects checks that a selector is there, is not empty and matches the labels.
-func selects(selector *metav1.LabelSelector, have map[string]string, path *field.Path) field.ErrorList {
+// selects checks that the selector of a kind is there, is not empty and matches
+// the labels.
+func selects(kind string, selector *metav1.LabelSelector, have map[string]string, path *field.Path) field.ErrorList {
 	p := path.Child("selector")
 	if selector == nil {
 		return field.ErrorList{field.Required(p, "")}
 	}
 	errs := metavalidation.ValidateLabelSelector(selector, metavalidation.LabelSelectorValidationOptions{}, p)
 	if len(selector.MatchLabels)+len(selector.MatchExpressions) == 0 {
-		errs = append(errs, field.Invalid(p, selector, "empty selector is invalid for deployment"))
+		errs = append(errs, field.Invalid(p, selector, "empty selector is invalid for "+kind))
 	}
 	if len(errs) > 0 {
 		return errs

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
-	"sync"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -198,7 +197,7 @@ func (c *Controller) do(ctx context.Context, key string, rs *appsv1.ReplicaSet, 
 	for _, p := range deletes {
 		c.expected.ExpectDelete(key, p.UID)
 	}
-	return each(len(deletes), func(i int) error {
+	return controller.Each(len(deletes), func(i int) error {
 		p := deletes[i]
 		err := c.client.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{
 			Preconditions: metav1.NewUIDPreconditions(string(p.UID)),
@@ -216,48 +215,22 @@ func (c *Controller) do(ctx context.Context, key string, rs *appsv1.ReplicaSet, 
 	})
 }
 
-// create makes n pods in batches of 1, 2, 4, …: when the API refuses the first
-// (quota, a bad template), it is not asked hundreds of times.
 func (c *Controller) create(ctx context.Context, key string, rs *appsv1.ReplicaSet, n int) error {
 	c.expected.ExpectCreate(key, n)
-	done := 0
-	for batch := 1; done < n; batch *= 2 {
-		size := min(batch, n-done)
-		err := each(size, func(int) error {
-			created, err := c.client.CoreV1().Pods(rs.Namespace).Create(ctx, newPod(rs, c.target.kind), metav1.CreateOptions{})
-			if err != nil {
-				c.expected.Created(key)
-				c.events.Eventf(rs, corev1.EventTypeWarning, "FailedCreate", "Error creating: %v", err)
-				return fmt.Errorf("create pod of %s: %w", key, err)
-			}
-			c.events.Eventf(rs, corev1.EventTypeNormal, "SuccessfulCreate", "Created pod: %s", created.Name)
-			return nil
-		})
-		done += size
+	tried, err := controller.SlowStart(n, func(int) error {
+		created, err := c.client.CoreV1().Pods(rs.Namespace).Create(ctx, newPod(rs, c.target.kind), metav1.CreateOptions{})
 		if err != nil {
-			for range n - done {
-				c.expected.Created(key)
-			}
-			return err
+			c.expected.Created(key)
+			c.events.Eventf(rs, corev1.EventTypeWarning, "FailedCreate", "Error creating: %v", err)
+			return fmt.Errorf("create pod of %s: %w", key, err)
 		}
+		c.events.Eventf(rs, corev1.EventTypeNormal, "SuccessfulCreate", "Created pod: %s", created.Name)
+		return nil
+	})
+	for range n - tried {
+		c.expected.Created(key)
 	}
-	return nil
-}
-
-// each runs f for 0..n-1 side by side, at most 16 at once.
-func each(n int, f func(i int) error) error {
-	errs := make([]error, n)
-	slots := make(chan struct{}, 16)
-	var wg sync.WaitGroup
-	for i := range n {
-		slots <- struct{}{}
-		wg.Go(func() {
-			errs[i] = f(i)
-			<-slots
-		})
-	}
-	wg.Wait()
-	return errors.Join(errs...)
+	return err
 }
 
 func newPod(rs *appsv1.ReplicaSet, kind schema.GroupVersionKind) *corev1.Pod {
