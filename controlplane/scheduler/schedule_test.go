@@ -63,6 +63,16 @@ func ownedBy(uid types.UID) func(*corev1.Pod) {
 	}
 }
 
+func onlyOn(node string) func(*corev1.Pod) {
+	return func(p *corev1.Pod) {
+		p.Spec.Affinity = &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{
+			RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+				MatchFields: []corev1.NodeSelectorRequirement{{Key: "metadata.name", Operator: corev1.NodeSelectorOpIn, Values: []string{node}}},
+			}}},
+		}}
+	}
+}
+
 func cluster(nodes ...*corev1.Node) *Cluster {
 	c := NewCluster()
 	for _, n := range nodes {
@@ -100,6 +110,16 @@ func TestSchedule(t *testing.T) {
 			pod: pod("p", requests("1", "1Gi")),
 			want: "!0/3 nodes are available: 1 Insufficient cpu (needs 1, 100m free), " +
 				"1 node(s) had untolerated taint {dedicated: gpu}, 1 node(s) were unschedulable.",
+		},
+		{
+			name:  "a node by its name, as daemon pods ask for it",
+			nodes: []*corev1.Node{node("a", "4", "4Gi"), node("b", "1", "1Gi")},
+			pod:   pod("p", onlyOn("b")), want: "b",
+		},
+		{
+			name:  "a node by its name that is not there",
+			nodes: []*corev1.Node{node("a", "4", "4Gi")},
+			pod:   pod("p", onlyOn("b")), want: "!0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector.",
 		},
 		{
 			name:  "tolerated taint",

@@ -44,6 +44,10 @@ func Of(u *unstructured.Unstructured) Result {
 		return deployment(u)
 	case "ReplicaSet.apps":
 		return replicaSet(u)
+	case "StatefulSet.apps":
+		return statefulSet(u)
+	case "DaemonSet.apps":
+		return daemonSet(u)
 	case "Pod":
 		return pod(u)
 	case "PersistentVolumeClaim":

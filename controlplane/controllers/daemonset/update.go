@@ -21,7 +21,8 @@ func (d *decision) limits() (surge, unavailable int) {
 		if v == nil {
 			return missing
 		}
-		n, err := intstr.GetScaledValueFromIntOrPercent(v, d.desired, true)
+		// At least of one: a set that surges does so also when no node is left for it.
+		n, err := intstr.GetScaledValueFromIntOrPercent(v, max(d.desired, 1), true)
 		if err != nil {
 			return missing
 		}
