@@ -26,18 +26,18 @@ const (
 // Server is the embedded registry: the OCI distribution protocol, version 1.1,
 // with its content on disk. Safe for concurrent use.
 type Server struct {
-	content     *content
-	user, token string
+	content           *content
+	user, token, pull string
 }
 
 // NewServer serves the content of dir, which is made if it does not exist, to who
-// knows user and token.
-func NewServer(dir, user, token string) (*Server, error) {
+// knows user and token. With the password pull in place of token one can only read.
+func NewServer(dir, user, token, pull string) (*Server, error) {
 	c, err := openContent(dir)
 	if err != nil {
 		return nil, fmt.Errorf("registry: %w", err)
 	}
-	return &Server{content: c, user: user, token: token}, nil
+	return &Server{content: c, user: user, token: token, pull: pull}, nil
 }
 
 // wireError is an error as the protocol words it.
@@ -89,10 +89,23 @@ var (
 	upload = regexp.MustCompile(`^uploads/([0-9a-f]{32})?$`)
 )
 
-func (s *Server) serve(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) authorize(r *http.Request) error {
+	equal := func(a, b string) bool { return b != "" && subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }
 	user, token, ok := r.BasicAuth()
-	if !ok || subtle.ConstantTimeCompare([]byte(user), []byte(s.user))&subtle.ConstantTimeCompare([]byte(token), []byte(s.token)) != 1 {
+	switch {
+	case ok && equal(user, s.user) && equal(token, s.token):
+		return nil
+	case !ok || !equal(user, s.user) || !equal(token, s.pull):
 		return &wireError{http.StatusUnauthorized, "UNAUTHORIZED", "credentials are needed; `gitk8s info` names a docker config file that has them"}
+	case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		return &wireError{http.StatusForbidden, "DENIED", "these credentials are for pulling alone"}
+	}
+	return nil
+}
+
+func (s *Server) serve(w http.ResponseWriter, r *http.Request) error {
+	if err := s.authorize(r); err != nil {
+		return err
 	}
 	switch r.URL.Path {
 	case "/v2", "/v2/":

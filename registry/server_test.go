@@ -17,7 +17,7 @@ import (
 // TestServer pushes and pulls with an OCI client, through a restart and a sweep.
 func TestServer(t *testing.T) {
 	dir := t.TempDir()
-	s, err := NewServer(dir, "gitk8s", "secret")
+	s, err := NewServer(dir, "gitk8s", "secret", "reader")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +62,7 @@ func TestServer(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if s, err = NewServer(dir, "gitk8s", "secret"); err != nil { // as after a restart
+	if s, err = NewServer(dir, "gitk8s", "secret", "reader"); err != nil { // as after a restart
 		t.Fatal(err)
 	}
 	removed, _, err := s.Sweep(map[string]bool{old.String(): true}, -1)
@@ -101,7 +101,7 @@ func TestServer(t *testing.T) {
 }
 
 func TestServerRefuses(t *testing.T) {
-	s, err := NewServer(t.TempDir(), "gitk8s", "secret")
+	s, err := NewServer(t.TempDir(), "gitk8s", "secret", "reader")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,6 +127,34 @@ func TestServerRefuses(t *testing.T) {
 		s.ServeHTTP(w, r)
 		if w.Code != c.status {
 			t.Errorf("%s %s: %d, want %d: %s", c.method, c.path, w.Code, c.status, w.Body)
+		}
+	}
+}
+
+func TestPullToken(t *testing.T) {
+	s, err := NewServer(t.TempDir(), "gitk8s", "secret", "reader")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		token, method string
+		want          int
+	}{
+		{"secret", http.MethodGet, http.StatusOK},
+		{"reader", http.MethodGet, http.StatusOK},
+		{"reader", http.MethodHead, http.StatusOK},
+		{"reader", http.MethodPost, http.StatusForbidden},
+		{"reader", http.MethodPut, http.StatusForbidden},
+		{"reader", http.MethodDelete, http.StatusForbidden},
+		{"", http.MethodGet, http.StatusUnauthorized},
+		{"other", http.MethodGet, http.StatusUnauthorized},
+	} {
+		r := httptest.NewRequest(c.method, "/v2/", nil)
+		r.SetBasicAuth("gitk8s", c.token)
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		if w.Code != c.want {
+			t.Errorf("%s with %q: %d, want %d", c.method, c.token, w.Code, c.want)
 		}
 	}
 }

@@ -266,7 +266,7 @@ func (c *controlPlane) openServers(ctx context.Context) error {
 	}
 	c.images = registry.NewRemote(registry.RemoteConfig{Local: regListeners[0].Addr().String(), LocalAuth: localAuth(c.token), LocalPlainHTTP: true})
 	c.repos = gitsource.NewRepositories(filepath.Join(c.cfg.DataDir, "mirrors"), filepath.Join(c.cfg.DataDir, "git"))
-	reg, err := registry.NewServer(filepath.Join(c.cfg.DataDir, "registry"), gitUser, c.token)
+	reg, err := registry.NewServer(filepath.Join(c.cfg.DataDir, "registry"), gitUser, c.token, pullToken(c.token))
 	if err != nil {
 		return err
 	}

@@ -98,7 +98,7 @@ func writeWorkerConfig(info Info, dir, name string, ip netip.Addr) error {
 		return err
 	}
 	return errors.Join(
-		pki.WriteFile(filepath.Join(dir, workerToken), token),
+		pki.WriteFile(filepath.Join(dir, workerToken), []byte(pullToken(string(token)))),
 		pki.WriteFile(filepath.Join(dir, workerConfig), config),
 	)
 }
