@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -18,11 +19,11 @@ func newCheck(e *env) *cobra.Command {
 		Short: "Say whether this machine can run workers, and what is missing",
 		Args:  exactArgs(0),
 		RunE: func(*cobra.Command, []string) error {
-			missing := checkMachine(e.v.GetString("data-dir"))
-			for _, m := range missing {
+			lacks := checkMachine(e.v.GetString("data-dir"))
+			for _, m := range lacks {
 				fmt.Fprintln(e.io.out, "missing:", m)
 			}
-			if len(missing) > 0 {
+			if len(lacks) > 0 {
 				return &exitError{1, nil}
 			}
 			fmt.Fprintln(e.io.out, "this machine can run workers")
@@ -31,71 +32,135 @@ func newCheck(e *env) *cobra.Command {
 	}
 }
 
-// checkMachine names what this machine lacks to run workers, each in words that
-// say what to do.
-func checkMachine(dataDir string) (missing []string) {
-	add := func(format string, args ...any) { missing = append(missing, fmt.Sprintf(format, args...)) }
-	if os.Geteuid() != 0 {
+// facts are what `gitk8s check` looks at on a machine.
+type facts struct {
+	root        bool
+	filesystems []string // names that the kernel knows
+	// controllers are those of cgroup v2 where that is all there is; hierarchies are
+	// the mounts of v1.
+	unified                  bool
+	controllers, hierarchies []string
+	nftables                 error
+	namespaces               []string
+	disk                     disk
+}
+
+// disk is where the data directory is or would be.
+type disk struct {
+	dir      string // the nearest folder that exists
+	err      error
+	free     uint64
+	readOnly error
+	overlay  bool
+}
+
+// checkMachine names what this machine lacks to run workers.
+func checkMachine(dataDir string) []string { return missing(lookAround(dataDir)) }
+
+// missing names what is missing, each in words that say what to do.
+func missing(f facts) (out []string) {
+	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	if !f.root {
 		add("root: containers, network namespaces and cgroups need it; run with sudo")
-		return missing
+		return out
 	}
-	if !filesystem("overlay") {
+	if !slices.Contains(f.filesystems, "overlay") {
 		add("overlayfs: the kernel has no overlay file system; `modprobe overlay`, or a kernel with CONFIG_OVERLAY_FS")
 	}
-	if why := checkCgroups(); why != "" {
+	if why := missingController(f); why != "" {
 		add("%s", why)
 	}
-	if c, err := nftables.New(); err != nil {
-		add("nftables: %v; a kernel with CONFIG_NF_TABLES is needed for services", err)
-	} else if _, err := c.ListTables(); err != nil {
-		add("nftables: %v; `modprobe nf_tables`, or a kernel with CONFIG_NF_TABLES", err)
+	switch {
+	case errors.Is(f.nftables, unix.EPERM):
+		add("nftables: not permitted; in a container, give it the capability NET_ADMIN")
+	case f.nftables != nil:
+		add("nftables: %v; `modprobe nf_tables`, or a kernel with CONFIG_NF_TABLES: services need it", f.nftables)
 	}
 	for _, ns := range []string{"net", "pid", "mnt", "uts", "ipc"} {
-		if _, err := os.Stat("/proc/self/ns/" + ns); err != nil {
-			add("%s namespaces: the kernel has none", ns)
+		if !slices.Contains(f.namespaces, ns) {
+			add("%s namespaces: the kernel has none; use one that was built with CONFIG_NAMESPACES", ns)
 		}
 	}
-	if why := checkDisk(dataDir); why != "" {
+	if why := missingDisk(f.disk); why != "" {
 		add("%s", why)
 	}
-	return missing
+	return out
 }
 
-func filesystem(name string) bool {
-	b, err := os.ReadFile("/proc/filesystems")
-	if err != nil {
-		return false
-	}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 0 && f[len(f)-1] == name {
-			return true
-		}
-	}
-	return false
-}
-
-// checkCgroups wants the controllers that limits need, of either version.
-func checkCgroups() string {
-	if b, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+// missingController wants the controllers that limits need, of either version.
+func missingController(f facts) string {
+	if f.unified {
 		for _, want := range []string{"cpu", "memory", "pids"} {
-			if !strings.Contains(" "+strings.TrimSpace(string(b))+" ", " "+want+" ") {
-				return fmt.Sprintf("cgroup controller %q: enable it, e.g. with the kernel parameter cgroup_enable=%s", want, want)
+			if !slices.Contains(f.controllers, want) {
+				return fmt.Sprintf("cgroup controller %q: enable it, e.g. with the kernel parameter cgroup_enable=%s; in a container, delegate it", want, want)
 			}
 		}
 		return ""
 	}
 	for _, want := range []string{"cpu", "memory", "pids", "devices", "freezer"} {
-		if _, err := os.Stat(filepath.Join("/sys/fs/cgroup", want)); err != nil {
+		if !slices.Contains(f.hierarchies, want) {
 			return fmt.Sprintf("cgroup controller %q: nothing is mounted at /sys/fs/cgroup/%s; mount cgroup2 at /sys/fs/cgroup or the v1 controllers below it", want, want)
 		}
 	}
 	return ""
 }
 
-// checkDisk wants a data directory that can be written, on a file system that
+// minDisk is what a start needs.
+const minDisk = 256 << 20
+
+// missingDisk wants a data directory that can be written, on a file system that
 // overlayfs takes as upper layer.
-func checkDisk(dir string) string {
-	for { // the nearest folder that exists
+func missingDisk(d disk) string {
+	switch {
+	case d.err != nil:
+		return fmt.Sprintf("data directory: %s: %v; choose another with --data-dir", d.dir, d.err)
+	case d.free < minDisk:
+		return fmt.Sprintf("disk space: %s has %d MiB free; 256 are needed to start, more for images", d.dir, d.free>>20)
+	case d.readOnly != nil:
+		return fmt.Sprintf("data directory: %s cannot be written: %v; choose another with --data-dir", d.dir, d.readOnly)
+	case d.overlay:
+		return fmt.Sprintf("data directory: %s is on an overlay file system, on which containers' root file systems can't be; choose a --data-dir on a disk or tmpfs", d.dir)
+	}
+	return ""
+}
+
+// lookAround collects the facts of this machine.
+func lookAround(dataDir string) facts {
+	f := facts{root: os.Geteuid() == 0, disk: lookAtDisk(dataDir)}
+	if b, err := os.ReadFile("/proc/filesystems"); err == nil {
+		for line := range strings.Lines(string(b)) {
+			if words := strings.Fields(line); len(words) > 0 {
+				f.filesystems = append(f.filesystems, words[len(words)-1])
+			}
+		}
+	}
+	if b, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		f.unified, f.controllers = true, strings.Fields(string(b))
+	}
+	f.hierarchies = names("/sys/fs/cgroup")
+	f.namespaces = names("/proc/self/ns")
+	c, err := nftables.New()
+	if err == nil {
+		_, err = c.ListTables()
+	}
+	f.nftables = err
+	return f
+}
+
+// names are those in a folder; none if it cannot be read.
+func names(dir string) (out []string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	for _, e := range entries {
+		out = append(out, e.Name())
+	}
+	return out
+}
+
+func lookAtDisk(dir string) disk {
+	for {
 		if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
 			break
 		}
@@ -107,16 +172,10 @@ func checkDisk(dir string) string {
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
-		return fmt.Sprintf("data directory: %s: %v", dir, err)
+		return disk{dir: dir, err: err}
 	}
-	if free := st.Bavail * uint64(st.Bsize); free < 256<<20 {
-		return fmt.Sprintf("disk space: %s has %d MiB free; 256 are needed to start, more for images", dir, free>>20)
+	return disk{
+		dir: dir, free: st.Bavail * uint64(st.Bsize), readOnly: unix.Access(dir, unix.W_OK),
+		overlay: st.Type == unix.OVERLAYFS_SUPER_MAGIC,
 	}
-	if err := unix.Access(dir, unix.W_OK); err != nil {
-		return fmt.Sprintf("data directory: %s cannot be written: %v; choose another with --data-dir", dir, err)
-	}
-	if st.Type == unix.OVERLAYFS_SUPER_MAGIC {
-		return fmt.Sprintf("data directory: %s is on an overlay file system, on which containers' root file systems can't be; choose a --data-dir on a disk or tmpfs", dir)
-	}
-	return ""
 }
