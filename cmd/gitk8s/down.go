@@ -22,7 +22,7 @@ import (
 func newDown(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "down",
-		Short: "Stop `up` and clean up whatever a killed one left on this machine",
+		Short: "Stop what runs on this machine, and clean up whatever it left",
 		Args:  exactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			purge, err := cmd.Flags().GetBool("purge")
@@ -136,6 +136,15 @@ func cleanNodes(dataDir string) error {
 	return errors.Join(errs...)
 }
 
+// leaveMachine removes what a worker that was enrolled has added to the machine's own
+// network; those of `up` have one each, which goes with all that is in it.
+func leaveMachine(dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, workerConfig)); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return network.Leave("")
+}
+
 func cleanNode(dir string) error {
 	var errs []error
 	if _, err := os.Stat(filepath.Join(dir, "run")); err == nil {
@@ -150,7 +159,7 @@ func cleanNode(dir string) error {
 			errs = append(errs, d.RemoveSandbox(context.Background(), s.Config.ID))
 		}
 	}
-	errs = append(errs, network.DeletePods(filepath.Join(dir, "network")), volume.UnmountBelow(dir), removeCgroups(dir))
+	errs = append(errs, network.DeletePods(filepath.Join(dir, "network")), leaveMachine(dir), volume.UnmountBelow(dir), removeCgroups(dir))
 	for _, sub := range []string{"pods", "logs"} {
 		if errors.Join(errs...) == nil {
 			errs = append(errs, os.RemoveAll(filepath.Join(dir, sub)))

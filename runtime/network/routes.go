@@ -69,3 +69,31 @@ func SyncRoutes(ns string, peers []Peer) error {
 	}
 	return nil
 }
+
+// Leave removes from a namespace what a node adds to it besides its pods: the
+// services, and the routes to them and to the other nodes' pods.
+func Leave(ns string) error {
+	proxy, err := NewProxy(ns)
+	if err != nil {
+		return err
+	}
+	defer proxy.Close()
+	if err := errors.Join(proxy.Remove(), SyncRoutes(ns, nil)); err != nil {
+		return err
+	}
+	h, err := handle(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	routes, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: ipNet(ServiceCIDR)}, netlink.RT_FILTER_DST)
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		if err := h.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("delete route to %s: %w", r.Dst, err)
+		}
+	}
+	return nil
+}
