@@ -194,7 +194,8 @@ func partition(set *appsv1.StatefulSet) int {
 
 // shrink removes the pods beyond the wanted ordinals. In ordered mode it takes
 // them from the highest, one at a time, and waits for an unhealthy one unless there
-// is none below it. It says whether nothing is left to be removed.
+// is none below it. One that has ended never gets well: nothing waits for that. It
+// says whether nothing is left to be removed.
 func (d *decision) shrink() bool {
 	for _, p := range d.condemned {
 		d.out.Own = append(d.out.Own, d.owned(p, d.ordinal(p), false)...)
@@ -207,7 +208,7 @@ func (d *decision) shrink() bool {
 	}
 	for _, p := range d.condemned {
 		if d.ordered() {
-			if p.DeletionTimestamp == nil && (d.available(p) || p == lowestUnhealthy) {
+			if p.DeletionTimestamp == nil && (d.available(p) || ended(p) || p == lowestUnhealthy) {
 				d.out.Delete = append(d.out.Delete, p)
 			}
 			return false

@@ -126,6 +126,7 @@ func TestSteps(t *testing.T) {
 		{"not while one below is unhealthy", "0:v2- 1:v2 2:v2", "", newSet(1)},
 		{"an unhealthy one goes if none below is", "0:v2 1:v2 2:v2-", "-db-2", newSet(1)},
 		{"and waits if one is", "0:v2 1:v2- 2:v2-", "", newSet(1)},
+		{"one that has ended is not waited for", "0:v2 1:v2! 2:v2!", "-db-2", newSet(0)},
 		{"scaled down all at once", "0:v2- 1:v2- 2:v2", "-db-2 -db-1", newSet(1, parallel)},
 		{"scaling goes before updating", "0:v1 1:v1", "+db-2:v2", newSet(3)},
 		{"updated from the highest", "0:v1 1:v1 2:v1", "-db-2", newSet(3)},
