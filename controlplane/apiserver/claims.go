@@ -24,7 +24,10 @@ func claimResources() []*resource {
 	}
 }
 
-// claimCreate starts the life of a claim: nothing is bound to it yet.
+// claimCreate starts the life of a claim: nothing is bound to it yet, and it will
+// not go while a pod uses it.
 func claimCreate(_ context.Context, obj runtime.Object) {
-	obj.(*corev1.PersistentVolumeClaim).Status.Phase = corev1.ClaimPending
+	claim := obj.(*corev1.PersistentVolumeClaim)
+	claim.Status.Phase = corev1.ClaimPending
+	protect(claim, claimProtection)
 }

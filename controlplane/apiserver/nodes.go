@@ -3,8 +3,10 @@ package apiserver
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -48,19 +50,43 @@ func (r podReader) PodsOnNode(ctx context.Context, namespace, node string) ([]co
 	return list.(*corev1.PodList).Items, nil
 }
 
+// volumeReader answers the authorizer about volumes.
+type volumeReader struct{ server *Server }
+
+var _ authz.Volumes = volumeReader{}
+
+// Volume implements authz.Volumes.
+func (r volumeReader) Volume(ctx context.Context, name string) (*corev1.PersistentVolume, error) {
+	volumes := r.server.stores[corev1.Resource("persistentvolumes")]
+	obj, err := volumes.Get(ctx, name, &metav1.GetOptions{})
+	if err != nil {
+		return nil, err
+	}
+	return obj.(*corev1.PersistentVolume), nil
+}
+
 // nodeRestriction keeps a worker from creating a Node or a lease under another
-// name than its own, as the NodeRestriction admission plugin of kube-apiserver.
+// name than its own, as the NodeRestriction admission plugin of kube-apiserver, and
+// from changing more of a volume than that its directory is gone.
 type nodeRestriction struct{}
 
 var _ admission.ValidationInterface = nodeRestriction{}
 
 // Handles implements admission.Interface.
-func (nodeRestriction) Handles(op admission.Operation) bool { return op == admission.Create }
+func (nodeRestriction) Handles(op admission.Operation) bool {
+	return op == admission.Create || op == admission.Update
+}
 
 // Validate implements admission.ValidationInterface.
 func (nodeRestriction) Validate(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	node, ok := authz.NodeName(a.GetUserInfo())
 	if !ok || a.GetSubresource() != "" {
+		return nil
+	}
+	if a.GetOperation() == admission.Update {
+		if pv, ok := a.GetObject().(*corev1.PersistentVolume); ok && !letsGo(pv, a.GetOldObject().(*corev1.PersistentVolume)) {
+			return admission.NewForbidden(a, fmt.Errorf("node %q may only remove the finalizer %s of a volume", node, localPathProvisioner))
+		}
 		return nil
 	}
 	switch a.GetResource().GroupResource().String() {
@@ -76,4 +102,13 @@ func (nodeRestriction) Validate(_ context.Context, a admission.Attributes, _ adm
 		return admission.NewForbidden(a, fmt.Errorf("node %q may not create one named %q", node, name))
 	}
 	return nil
+}
+
+// letsGo says whether a volume is as it was but for the finalizer by which its
+// directory holds it.
+func letsGo(pv, old *corev1.PersistentVolume) bool {
+	want := old.DeepCopy()
+	want.Finalizers = slices.DeleteFunc(want.Finalizers, func(f string) bool { return f == localPathProvisioner })
+	want.ManagedFields, want.ResourceVersion = pv.ManagedFields, pv.ResourceVersion
+	return equality.Semantic.DeepEqual(pv, want)
 }

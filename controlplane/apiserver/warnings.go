@@ -66,7 +66,8 @@ func podSpecWarnings(s *corev1.PodSpec, p *field.Path) []string {
 }
 
 func supportedVolume(v *corev1.Volume) bool {
-	return v.EmptyDir != nil || v.ConfigMap != nil || v.Secret != nil || v.DownwardAPI != nil || v.Projected != nil || v.HostPath != nil
+	return v.EmptyDir != nil || v.ConfigMap != nil || v.Secret != nil || v.DownwardAPI != nil || v.Projected != nil || v.HostPath != nil ||
+		v.PersistentVolumeClaim != nil
 }
 
 func serviceWarnings(obj runtime.Object) []string {

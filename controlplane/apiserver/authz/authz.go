@@ -25,15 +25,18 @@ type Pods interface {
 }
 
 // Authorizer is the whole decision.
-type Authorizer struct{ pods Pods }
+type Authorizer struct {
+	pods    Pods
+	volumes Volumes
+}
 
 var (
 	_ authorizer.Authorizer   = &Authorizer{}
 	_ authorizer.RuleResolver = &Authorizer{}
 )
 
-// New returns an Authorizer that asks pods about workers' pods.
-func New(pods Pods) *Authorizer { return &Authorizer{pods: pods} }
+// New returns an Authorizer that asks pods and volumes about those of workers.
+func New(pods Pods, volumes Volumes) *Authorizer { return &Authorizer{pods: pods, volumes: volumes} }
 
 // Authorize implements authorizer.Authorizer.
 func (a *Authorizer) Authorize(ctx context.Context, attrs authorizer.Attributes) (authorizer.Decision, string, error) {

@@ -63,7 +63,7 @@ func person(name string, groups ...string) user.Info {
 }
 
 func TestAuthorize(t *testing.T) {
-	a := New(cluster{testPod("a", "one"), testPod("b", "two")})
+	a := New(cluster{testPod("a", "one"), testPod("b", "two")}, volumes{})
 	node := person(pki.UserNodePrefix+"one", pki.GroupNodes)
 	impostor := person(pki.UserNodePrefix + "one")
 	controllers, scheduler, reconciler := person(pki.UserControllerManager), person(pki.UserScheduler), person(pki.UserReconciler)
@@ -149,7 +149,7 @@ func TestAuthorize(t *testing.T) {
 }
 
 func TestPaths(t *testing.T) {
-	a := New(cluster{})
+	a := New(cluster{}, volumes{})
 	anonymous := &user.DefaultInfo{Name: user.Anonymous, Groups: []string{user.AllUnauthenticated}}
 	for _, tt := range []struct {
 		who  user.Info

@@ -32,8 +32,10 @@ func (a *Authorizer) authorizeNode(ctx context.Context, node string, attrs autho
 			return nodeObject(node, attrs)
 		case "pods":
 			return a.nodePod(ctx, node, attrs)
-		case "secrets", "configmaps":
+		case "secrets", "configmaps", "persistentvolumeclaims":
 			return a.nodeReference(ctx, node, attrs)
+		case "persistentvolumes":
+			return a.nodeVolume(ctx, node, attrs)
 		}
 	case "coordination.k8s.io":
 		if attrs.GetResource() == "leases" {
@@ -118,7 +120,8 @@ func selectsNode(attrs authorizer.Attributes, node string) bool {
 	return false
 }
 
-// nodeReference lets a worker read the ConfigMaps and Secrets that its pods name.
+// nodeReference lets a worker read the ConfigMaps, Secrets and claims that its pods
+// name.
 func (a *Authorizer) nodeReference(ctx context.Context, node string, attrs authorizer.Attributes) (authorizer.Decision, string, error) {
 	verb := attrs.GetVerb()
 	if (verb != "get" && verb != "list" && verb != "watch") || attrs.GetSubresource() != "" {
@@ -127,21 +130,33 @@ func (a *Authorizer) nodeReference(ctx context.Context, node string, attrs autho
 	if attrs.GetName() == "" || attrs.GetNamespace() == "" {
 		return refuse("a node may read %s only one by one, by name", attrs.GetResource())
 	}
-	pods, err := a.pods.PodsOnNode(ctx, attrs.GetNamespace(), node)
-	if err != nil {
-		return authorizer.DecisionNoOpinion, "", fmt.Errorf("list the pods of node %s: %w", node, err)
-	}
-	for i := range pods {
-		secrets, configMaps := References(&pods[i])
+	named, err := a.refers(ctx, node, attrs.GetNamespace(), func(pod *corev1.Pod) bool {
+		secrets, configMaps := References(pod)
 		names := configMaps
-		if attrs.GetResource() == "secrets" {
+		switch attrs.GetResource() {
+		case "secrets":
 			names = secrets
+		case "persistentvolumeclaims":
+			names = Claims(pod)
 		}
-		if slices.Contains(names, attrs.GetName()) {
-			return authorizer.DecisionAllow, "", nil
-		}
+		return slices.Contains(names, attrs.GetName())
+	})
+	if err != nil {
+		return authorizer.DecisionNoOpinion, "", err
+	}
+	if named {
+		return authorizer.DecisionAllow, "", nil
 	}
 	return refuse("no pod on node %q refers to %s %s/%s", node, attrs.GetResource(), attrs.GetNamespace(), attrs.GetName())
+}
+
+// refers says whether a pod on a node refers to something in its namespace.
+func (a *Authorizer) refers(ctx context.Context, node, namespace string, refers func(*corev1.Pod) bool) (bool, error) {
+	pods, err := a.pods.PodsOnNode(ctx, namespace, node)
+	if err != nil {
+		return false, fmt.Errorf("list the pods of node %s: %w", node, err)
+	}
+	return slices.ContainsFunc(pods, func(pod corev1.Pod) bool { return refers(&pod) }), nil
 }
 
 // References returns the names of the Secrets and ConfigMaps that a pod needs.

@@ -46,7 +46,7 @@ var components = map[string][]rbacv1.PolicyRule{
 	pki.UserControllerManager: {
 		{Verbs: append(slices.Clone(read), "update", "patch", "delete", "deletecollection"), APIGroups: all, Resources: all},
 		{Verbs: []string{"create"}, APIGroups: core, Resources: []string{
-			"pods", "pods/eviction", "endpoints", "events", "serviceaccounts", "configmaps", "persistentvolumeclaims",
+			"pods", "pods/eviction", "endpoints", "events", "serviceaccounts", "configmaps", "persistentvolumes", "persistentvolumeclaims",
 		}},
 		{Verbs: []string{"create"}, APIGroups: []string{"apps"}, Resources: []string{"replicasets", "controllerrevisions"}},
 		{Verbs: []string{"create"}, APIGroups: []string{"batch"}, Resources: []string{"jobs"}},
@@ -61,6 +61,7 @@ var components = map[string][]rbacv1.PolicyRule{
 		{Verbs: read, APIGroups: core, Resources: []string{
 			"nodes", "namespaces", "services", "replicationcontrollers", "persistentvolumes", "persistentvolumeclaims",
 		}},
+		{Verbs: []string{"update", "patch"}, APIGroups: core, Resources: []string{"persistentvolumes", "persistentvolumeclaims"}},
 		{Verbs: read, APIGroups: []string{"apps"}, Resources: []string{"replicasets", "statefulsets"}},
 		{Verbs: read, APIGroups: []string{"policy"}, Resources: []string{"poddisruptionbudgets"}},
 		{Verbs: read, APIGroups: []string{"storage.k8s.io", "scheduling.k8s.io"}, Resources: all},

@@ -26,6 +26,8 @@ func Register(s *runtime.Scheme) {
 	add(s, StatefulSet)
 	add(s, DaemonSet)
 	add(s, PersistentVolumeClaim)
+	add(s, PersistentVolume)
+	add(s, StorageClass)
 	add(s, Application)
 }
 

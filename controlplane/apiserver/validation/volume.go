@@ -76,8 +76,9 @@ func volume(v *corev1.VolumeSource, path *field.Path) field.ErrorList {
 	return errs
 }
 
-// setSources names the sources that a volume has, by their JSON names.
-func setSources(v *corev1.VolumeSource) []string {
+// setSources names the sources that a volume has, by their JSON names; v points to
+// a struct of pointers.
+func setSources(v any) []string {
 	var out []string
 	r := reflect.ValueOf(v).Elem()
 	for i := range r.NumField() {
