@@ -13,10 +13,13 @@ import (
 	"gitk8s.dev/gitk8s/controlplane/controllers/daemonset"
 	"gitk8s.dev/gitk8s/controlplane/controllers/deployment"
 	"gitk8s.dev/gitk8s/controlplane/controllers/endpointslice"
+	"gitk8s.dev/gitk8s/controlplane/controllers/ephemeral"
 	"gitk8s.dev/gitk8s/controlplane/controllers/garbagecollector"
 	"gitk8s.dev/gitk8s/controlplane/controllers/namespace"
 	"gitk8s.dev/gitk8s/controlplane/controllers/nodeipam"
 	"gitk8s.dev/gitk8s/controlplane/controllers/nodelifecycle"
+	"gitk8s.dev/gitk8s/controlplane/controllers/persistentvolume"
+	"gitk8s.dev/gitk8s/controlplane/controllers/protection"
 	"gitk8s.dev/gitk8s/controlplane/controllers/replicaset"
 	"gitk8s.dev/gitk8s/controlplane/controllers/statefulset"
 	"gitk8s.dev/gitk8s/controlplane/pki"
@@ -54,6 +57,9 @@ func (c *controlPlane) startLoops(ctx context.Context, p *parts) error {
 		"endpointslice controller":  endpointslice.New(k, f),
 		"node lifecycle controller": lifecycle,
 		"pod network controller":    nodeipam.New(k, f, netip.MustParsePrefix(podCIDR), nodeBits),
+		"volume controller":         persistentvolume.New(k, f, rec),
+		"protection controller":     protection.New(k, f),
+		"ephemeral controller":      ephemeral.New(k, f, rec),
 	}
 	meta, err := metadata.NewForConfig(cfg)
 	if err != nil {

@@ -67,7 +67,7 @@ func podSpecWarnings(s *corev1.PodSpec, p *field.Path) []string {
 
 func supportedVolume(v *corev1.Volume) bool {
 	return v.EmptyDir != nil || v.ConfigMap != nil || v.Secret != nil || v.DownwardAPI != nil || v.Projected != nil || v.HostPath != nil ||
-		v.PersistentVolumeClaim != nil
+		v.PersistentVolumeClaim != nil || v.Ephemeral != nil
 }
 
 func serviceWarnings(obj runtime.Object) []string {
