@@ -36,6 +36,7 @@ var Filters = []Filter{
 	{"NodeAffinity", nodeAffinity},
 	{"NodePorts", nodePorts},
 	{"NodeResourcesFit", nodeResourcesFit},
+	{"VolumeBinding", volumeBinding},
 }
 
 func because(reason string) []Rejection { return []Rejection{{Reason: reason}} }

@@ -16,7 +16,9 @@ type Result struct {
 
 // FitError says why no node could take a pod, per reason and with counts.
 type FitError struct {
-	Nodes   int
+	Nodes int
+	// Pod is what keeps the pod from every node, if something does.
+	Pod     string
 	Reasons []ReasonCount
 }
 
@@ -33,6 +35,9 @@ type ReasonCount struct {
 func (e *FitError) Error() string {
 	if e.Nodes == 0 {
 		return "no nodes are available to schedule pods"
+	}
+	if e.Pod != "" {
+		return fmt.Sprintf("0/%d nodes are available: %s.", e.Nodes, e.Pod)
 	}
 	parts := make([]string, len(e.Reasons))
 	for i, r := range e.Reasons {

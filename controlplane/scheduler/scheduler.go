@@ -33,6 +33,8 @@ type Scheduler struct {
 	client kubernetes.Interface
 	events record.EventRecorder
 	synced []cache.InformerSynced
+	// storage is what pods' claims are bound to.
+	storage *storage
 
 	mu      sync.Mutex
 	cluster *Cluster
@@ -48,6 +50,8 @@ func New(client kubernetes.Interface, f informers.SharedInformerFactory, events 
 		synced:  []cache.InformerSynced{pods.Informer().HasSynced, nodes.Informer().HasSynced},
 		cluster: NewCluster(), queue: newQueue(), kick: make(chan struct{}, 1),
 	}
+	s.storage = newStorage(f, s.wake)
+	s.synced = append(s.synced, s.storage.synced...)
 	nodes.Informer().AddEventHandler(controller.Handler(s.onNode))
 	pods.Informer().AddEventHandler(controller.Handler(s.onPod))
 	return s
@@ -104,6 +108,14 @@ func (s *Scheduler) onPod(old, p *corev1.Pod) {
 	s.signal()
 }
 
+// wake tries all resting pods again.
+func (s *Scheduler) wake() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.queue.wake()
+	s.signal()
+}
+
 func ended(p *corev1.Pod) bool {
 	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
 }
@@ -123,6 +135,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	slots := make(chan struct{}, bindersAtOnce)
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	defer s.storage.binding.Wait()
 	for {
 		next := s.drain(ctx, func(f func()) {
 			slots <- struct{}{}
@@ -153,7 +166,7 @@ func (s *Scheduler) drain(ctx context.Context, do func(func())) time.Time {
 			return next
 		}
 		pod := e.pod
-		res, err := Schedule(pod, s.cluster.Nodes())
+		res, plan, err := s.decide(pod)
 		if err == nil {
 			s.cluster.Place(pod, res.Node)
 		} else {
@@ -162,6 +175,11 @@ func (s *Scheduler) drain(ctx context.Context, do func(func())) time.Time {
 		s.mu.Unlock()
 		if err != nil {
 			do(func() { s.unschedulable(ctx, pod.Pod, err) })
+			continue
+		}
+		if !plan.empty() {
+			// It waits for others, and keeps none of the slots meanwhile.
+			s.storage.binding.Go(func() { s.bindWithVolumes(ctx, e, pod, plan) })
 			continue
 		}
 		do(func() { s.bind(ctx, e, pod, res.Node) })

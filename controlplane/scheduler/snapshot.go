@@ -43,6 +43,8 @@ type Pod struct {
 	// Owner is the controller of the pod; pods of one owner are spread.
 	Owner types.UID
 
+	// volumes is set before each decision: what the pod's claims ask of its node.
+	volumes   *podVolumes
 	affinity  nodeaffinity.RequiredNodeAffinity
 	preferred *nodeaffinity.PreferredSchedulingTerms
 }
