@@ -51,10 +51,7 @@ func Of(u *unstructured.Unstructured) Result {
 	case "Pod":
 		return pod(u)
 	case "PersistentVolumeClaim":
-		if phase := str(u, "status", "phase"); phase != "Bound" {
-			return progress("is %s, not Bound", orElse(phase, "new"))
-		}
-		return Result{Status: Current}
+		return claim(u)
 	case "Job.batch":
 		return job(u)
 	case "Namespace":
@@ -138,6 +135,20 @@ func job(u *unstructured.Unstructured) Result {
 	}
 	// As in kstatus: a Job that runs has been deployed; its end is its own business.
 	return Result{Status: Current}
+}
+
+// claim: one that waits for its first consumer stays Pending for as long as no pod
+// uses it, and one that a pod waits for shows in the pod. Neither holds anything up
+// by itself.
+func claim(u *unstructured.Unstructured) Result {
+	switch phase := str(u, "status", "phase"); phase {
+	case "Bound":
+		return Result{Status: Current}
+	case "Lost":
+		return Result{Status: Failed, Message: "has lost its volume"}
+	default:
+		return Result{Status: Current, Message: "is " + orElse(phase, "new") + ", not Bound"}
+	}
 }
 
 // generic trusts the standard conditions of kinds it does not know.

@@ -37,7 +37,9 @@ func TestOf(t *testing.T) {
 		{"pod that fits nowhere", "{apiVersion: v1, kind: Pod, status: {phase: Pending, conditions: [{type: PodScheduled, status: 'False', message: too big}]}}", InProgress, "too big"},
 		{"pod failed", "{apiVersion: v1, kind: Pod, status: {phase: Failed, message: oops}}", Failed, "oops"},
 		{"job failed", "{apiVersion: batch/v1, kind: Job, status: {conditions: [{type: Failed, status: 'True', message: oops}]}}", Failed, "oops"},
-		{"claim", "{apiVersion: v1, kind: PersistentVolumeClaim, status: {phase: Pending}}", InProgress, "Pending"},
+		{"claim that waits for its first pod", "{apiVersion: v1, kind: PersistentVolumeClaim, status: {phase: Pending}}", Current, "Pending"},
+		{"claim", "{apiVersion: v1, kind: PersistentVolumeClaim, status: {phase: Bound}}", Current, ""},
+		{"claim without its volume", "{apiVersion: v1, kind: PersistentVolumeClaim, status: {phase: Lost}}", Failed, "lost its volume"},
 		{"unknown kind, not Ready", "{apiVersion: x/v1, kind: Thing, status: {conditions: [{type: Ready, status: 'False', message: soon}]}}", InProgress, "soon"},
 		{"unknown kind, stalled", "{apiVersion: x/v1, kind: Thing, status: {conditions: [{type: Stalled, status: 'True', message: oops}]}}", Failed, "oops"},
 	} {

@@ -34,6 +34,7 @@ type Agent struct {
 	objects  *objectCache
 	services *serviceCache
 	volumes  *volume.Manager
+	keeper   *volumeKeeper
 	prober   *probe.Scheduler
 	node     *nodeState
 
@@ -97,7 +98,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer broadcaster.Shutdown()
 	a.recorder = recorder
 	a.objects = newObjectCache(ctx, a.cfg.Client)
-	a.volumes = volume.NewManager(a.podsDir(), a.objects, a.allocatable)
+	a.volumes = volume.NewManager(a.podsDir(), a.localDir(), volumeSources{a.objects, a}, a.allocatable)
+	a.keeper = newVolumeKeeper(a)
 	a.prober = probe.NewScheduler(ctx, probe.Once)
 	a.mu.Lock()
 	a.running = true
@@ -117,6 +119,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.followServices(ctx) })
 	wg.Go(func() { a.followPods(ctx) })
 	wg.Go(func() { a.sweep(ctx) })
+	wg.Go(func() { a.keeper.run(ctx) })
 	wg.Wait()
 
 	a.mu.Lock()

@@ -194,11 +194,11 @@ func absolute(p string) string {
 }
 
 // readOnlyVolume says whether a volume's files belong to the node, which replaces
-// them.
+// them, or the pod wants its claim's not to be written.
 func readOnlyVolume(pod *v1.Pod, name string) bool {
 	for _, v := range pod.Spec.Volumes {
 		if v.Name == name {
-			return v.ConfigMap != nil || v.Secret != nil || v.DownwardAPI != nil || v.Projected != nil
+			return (v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly) || v.ConfigMap != nil || v.Secret != nil || v.DownwardAPI != nil || v.Projected != nil
 		}
 	}
 	return false

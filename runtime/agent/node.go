@@ -83,10 +83,11 @@ func (n *nodeState) run(ctx context.Context) {
 	wg.Wait()
 }
 
-// register makes the Node, or brings the labels of an existing one up to date.
+// register makes the Node, or brings labels and annotations of an existing one up
+// to date.
 func (n *nodeState) register(ctx context.Context) error {
 	api := n.a.cfg.Client.CoreV1().Nodes()
-	want := &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.a.cfg.NodeName, Labels: n.labels()}}
+	want := &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.a.cfg.NodeName, Labels: n.labels(), Annotations: n.annotations()}}
 	want.Status = n.status(nil, n.a.cfg.Now())
 	node, err := api.Create(ctx, want, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
@@ -94,13 +95,15 @@ func (n *nodeState) register(ctx context.Context) error {
 			return fmt.Errorf("get node %s: %w", n.a.cfg.NodeName, err)
 		}
 		fresh := node.DeepCopy()
-		if fresh.Labels == nil {
-			fresh.Labels = map[string]string{}
+		for k, v := range n.labels() {
+			metav1.SetMetaDataLabel(&fresh.ObjectMeta, k, v)
 		}
-		maps.Copy(fresh.Labels, n.labels())
-		if !equality.Semantic.DeepEqual(fresh.Labels, node.Labels) {
+		for k, v := range n.annotations() {
+			metav1.SetMetaDataAnnotation(&fresh.ObjectMeta, k, v)
+		}
+		if !equality.Semantic.DeepEqual(fresh.ObjectMeta, node.ObjectMeta) {
 			if node, err = api.Update(ctx, fresh, metav1.UpdateOptions{}); err != nil {
-				return fmt.Errorf("update labels of node %s: %w", n.a.cfg.NodeName, err)
+				return fmt.Errorf("update metadata of node %s: %w", n.a.cfg.NodeName, err)
 			}
 		}
 	} else if err != nil {
@@ -120,6 +123,20 @@ func (n *nodeState) labels() map[string]string {
 	out[v1.LabelOSStable] = runtime.GOOS
 	out[v1.LabelArchStable] = runtime.GOARCH
 	return out
+}
+
+func (n *nodeState) annotations() map[string]string {
+	return map[string]string{annotationRoot: n.a.localDir()}
+}
+
+// labelsNow are the labels of the Node as last seen.
+func (n *nodeState) labelsNow() map[string]string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.node == nil {
+		return n.labels()
+	}
+	return n.node.Labels
 }
 
 // follow watches the node's own object for its podCIDR, and makes it again when

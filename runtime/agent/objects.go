@@ -17,15 +17,16 @@ import (
 // objectWait bounds how long a container's start waits for an object to be read.
 const objectWait = 10 * time.Second
 
-// objectKey names a ConfigMap or a Secret.
+// objectKey names a ConfigMap, a Secret or a claim.
 type objectKey struct{ kind, namespace, name string }
 
 const (
 	kindConfigMap = "ConfigMap"
 	kindSecret    = "Secret"
+	kindClaim     = "PersistentVolumeClaim"
 )
 
-// objectCache watches the ConfigMaps and Secrets that the node's pods name, each by
+// objectCache watches the objects that the node's pods name, each by
 // a watch of its own: a node may read no others. An object is watched while a pod
 // holds it.
 type objectCache struct {
@@ -70,7 +71,9 @@ func references(pod *v1.Pod) []objectKey {
 	for _, s := range pod.Spec.ImagePullSecrets {
 		add(kindSecret, s.Name)
 	}
-	for _, v := range pod.Spec.Volumes {
+	for i := range pod.Spec.Volumes {
+		v := &pod.Spec.Volumes[i]
+		add(kindClaim, claimName(pod, v))
 		switch {
 		case v.ConfigMap != nil:
 			add(kindConfigMap, v.ConfigMap.Name)
@@ -168,7 +171,17 @@ func (c *objectCache) follow(ctx context.Context, k objectKey, e *objectEntry) {
 	}
 	selector := fields.OneTermEqualSelector("metadata.name", k.name)
 	core := c.client.CoreV1()
-	if k.kind == kindConfigMap {
+	switch k.kind {
+	case kindClaim:
+		follow(ctx, "persistentvolumeclaim", &v1.PersistentVolumeClaim{}, selector,
+			func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+				return core.PersistentVolumeClaims(k.namespace).List(ctx, o)
+			},
+			func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+				return core.PersistentVolumeClaims(k.namespace).Watch(ctx, o)
+			}, s, onError)
+		return
+	case kindConfigMap:
 		follow(ctx, "configmap", &v1.ConfigMap{}, selector,
 			func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 				return core.ConfigMaps(k.namespace).List(ctx, o)

@@ -79,7 +79,9 @@ func (w *worker) removeSandbox(ctx context.Context, again bool) func() {
 	defer cancel()
 	err := w.a.cfg.Runtime.RemoveSandbox(ctx, w.uid)
 	if err == nil && !again {
-		err = w.a.volumes.TearDown(w.uid)
+		if err = w.a.volumes.TearDown(w.uid); err == nil {
+			w.a.keeper.poke()
+		}
 	}
 	if err == nil {
 		err = w.a.cfg.Network.Teardown(ctx, w.uid)

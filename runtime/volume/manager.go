@@ -17,12 +17,16 @@ import (
 type Sources interface {
 	ConfigMap(ctx context.Context, namespace, name string) (*v1.ConfigMap, error)
 	Secret(ctx context.Context, namespace, name string) (*v1.Secret, error)
+	// PersistentVolume returns the volume that the claim of a pod's volume is bound
+	// to, or an error that says why there is none for this node.
+	PersistentVolume(ctx context.Context, pod *v1.Pod, v *v1.Volume) (*v1.PersistentVolume, error)
 }
 
 // Manager makes and removes the volumes of the pods of one node. It is safe for
 // concurrent use; calls for one pod are done one after the other.
 type Manager struct {
 	podsDir     string
+	localDir    string
 	sources     Sources
 	allocatable func() v1.ResourceList
 
@@ -36,9 +40,10 @@ type podLock struct {
 }
 
 // NewManager returns a manager that keeps the volumes of pod uid in
-// podsDir/<uid>/volumes. allocatable is what the node offers to pods.
-func NewManager(podsDir string, sources Sources, allocatable func() v1.ResourceList) *Manager {
-	return &Manager{podsDir: podsDir, sources: sources, allocatable: allocatable, locks: map[string]*podLock{}}
+// podsDir/<uid>/volumes, and makes local volumes in localDir, an absolute path.
+// allocatable is what the node offers to pods.
+func NewManager(podsDir, localDir string, sources Sources, allocatable func() v1.ResourceList) *Manager {
+	return &Manager{podsDir: podsDir, localDir: filepath.Clean(localDir), sources: sources, allocatable: allocatable, locks: map[string]*podLock{}}
 }
 
 func (m *Manager) lock(uid string) (unlock func()) {
@@ -114,6 +119,8 @@ func (m *Manager) setUp(ctx context.Context, pod *v1.Pod, v *v1.Volume) error {
 		return checkHostPath(v.HostPath.Path, kind)
 	case v.EmptyDir != nil:
 		return m.setUpEmptyDir(dir, v.EmptyDir, gid)
+	case usesClaim(v):
+		return m.setUpClaim(ctx, pod, v)
 	case isRendered(v):
 		payload, err := m.payload(ctx, pod, v)
 		if err != nil {
@@ -138,7 +145,7 @@ func (m *Manager) setUp(ctx context.Context, pod *v1.Pod, v *v1.Volume) error {
 		_, err = Write(dir, payload, gid)
 		return err
 	}
-	return fmt.Errorf("this kind of volume is not supported; use emptyDir, configMap, secret, downwardAPI, projected or hostPath")
+	return fmt.Errorf("this kind of volume is not supported; use emptyDir, configMap, secret, downwardAPI, projected, hostPath or persistentVolumeClaim")
 }
 
 func (m *Manager) setUpEmptyDir(dir string, src *v1.EmptyDirVolumeSource, gid *int64) error {
@@ -241,7 +248,7 @@ func (m *Manager) projection(ctx context.Context, pod *v1.Pod, src v1.VolumeProj
 	return nil, fmt.Errorf("this kind of projected source is not supported; use configMap, secret or downwardAPI")
 }
 
-// Path returns the directory, or for a hostPath the file, that holds the volume on
+// Path returns the directory, or for a hostPath perhaps the file, that holds the volume on
 // this machine.
 func (m *Manager) Path(pod *v1.Pod, name string) (string, error) {
 	for i := range pod.Spec.Volumes {
@@ -251,6 +258,9 @@ func (m *Manager) Path(pod *v1.Pod, name string) (string, error) {
 		}
 		if v.HostPath != nil {
 			return v.HostPath.Path, nil
+		}
+		if usesClaim(v) {
+			return os.Readlink(m.volumeDir(string(pod.UID), name))
 		}
 		return m.volumeDir(string(pod.UID), name), nil
 	}

@@ -227,13 +227,21 @@ func (f fakeSources) Secret(_ context.Context, _, name string) (*v1.Secret, erro
 	return s, nil
 }
 
+func (f fakeSources) PersistentVolume(_ context.Context, _ *v1.Pod, v *v1.Volume) (*v1.PersistentVolume, error) {
+	pv, _ := f["pv/"+v.Name].(*v1.PersistentVolume)
+	if pv == nil {
+		return nil, errors.New("not bound")
+	}
+	return pv, nil
+}
+
 func TestManager(t *testing.T) {
 	dir := t.TempDir()
 	src := fakeSources{
 		"cm/c": &v1.ConfigMap{Data: map[string]string{"k": "v"}},
 		"s/s":  &v1.Secret{Data: map[string][]byte{"p": []byte("hush")}},
 	}
-	m := NewManager(dir, src, func() v1.ResourceList { return nil })
+	m := NewManager(dir, filepath.Join(dir, "local"), src, func() v1.ResourceList { return nil })
 	gid := int64(1234)
 	limit := resource.MustParse("1Mi")
 	pod := &v1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "u", Name: "p"}}
@@ -321,7 +329,7 @@ func testSubPath(t *testing.T, m *Manager, root string) {
 }
 
 func TestServiceAccountTokenSaysWhy(t *testing.T) {
-	m := NewManager(t.TempDir(), fakeSources{}, func() v1.ResourceList { return nil })
+	m := NewManager(t.TempDir(), t.TempDir(), fakeSources{}, func() v1.ResourceList { return nil })
 	pod := &v1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "u"}}
 	pod.Spec.Volumes = []v1.Volume{{Name: "t", VolumeSource: v1.VolumeSource{Projected: &v1.ProjectedVolumeSource{
 		Sources: []v1.VolumeProjection{{ServiceAccountToken: &v1.ServiceAccountTokenProjection{Path: "token"}}},

@@ -70,6 +70,14 @@ func volume(v *corev1.VolumeSource, path *field.Path) field.ErrorList {
 	if s := v.Projected; s != nil {
 		errs = append(errs, projected(s, path.Child("projected"))...)
 	}
+	if s := v.Ephemeral; s != nil {
+		p := path.Child("ephemeral", "volumeClaimTemplate")
+		if s.VolumeClaimTemplate == nil {
+			errs = append(errs, field.Required(p, ""))
+		} else {
+			errs = append(errs, claimSpec(&s.VolumeClaimTemplate.Spec, p.Child("spec"))...)
+		}
+	}
 	if s := v.PersistentVolumeClaim; s != nil && s.ClaimName == "" {
 		errs = append(errs, field.Required(path.Child("persistentVolumeClaim", "claimName"), ""))
 	}
