@@ -20,6 +20,7 @@ func claimResources() []*resource {
 			newObject: object[corev1.PersistentVolumeClaim], newList: object[corev1.PersistentVolumeClaimList],
 			table: printers.PersistentVolumeClaims, name: apivalidation.NameIsDNSSubdomain, status: true,
 			check: checked(validation.PersistentVolumeClaim), prepareCreate: claimCreate,
+			warnings: claimWarnings,
 		},
 	}
 }

@@ -41,13 +41,14 @@ func volumeResources() []*resource {
 			newObject: object[corev1.PersistentVolume], newList: object[corev1.PersistentVolumeList],
 			table: printers.PersistentVolumes, name: apivalidation.NameIsDNSSubdomain, status: true,
 			check: checked(validation.PersistentVolume), prepareCreate: volumeCreate, prepareStatusUpdate: volumeStatusUpdate,
+			warnings: volumeWarnings,
 		},
 		{
 			gv: storagev1.SchemeGroupVersion, kind: "StorageClass", plural: "storageclasses",
 			singular: "storageclass", shortNames: []string{"sc"},
 			newObject: object[storagev1.StorageClass], newList: object[storagev1.StorageClassList],
 			table: printers.StorageClasses, name: apivalidation.NameIsDNSSubdomain,
-			check: checked(validation.StorageClass),
+			check: checked(validation.StorageClass), warnings: classWarnings,
 		},
 	}
 }
@@ -121,7 +122,8 @@ func newer(a, b *storagev1.StorageClass) bool {
 	return b.CreationTimestamp.Before(&a.CreationTimestamp)
 }
 
-// Validate lets a claim ask for more only if its class can give more.
+// Validate lets a claim ask for more only if its class can give more. That it is
+// bound has been seen to: the spec of one that is not is immutable.
 func (s storageAdmission) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	claim, ok := a.GetObject().(*corev1.PersistentVolumeClaim)
 	if !ok || !isClaim(a) || a.GetOperation() != admission.Update {
@@ -134,9 +136,6 @@ func (s storageAdmission) Validate(ctx context.Context, a admission.Attributes, 
 	size, before := claim.Spec.Resources.Requests[corev1.ResourceStorage], old.Spec.Resources.Requests[corev1.ResourceStorage]
 	if size.Cmp(before) <= 0 {
 		return nil
-	}
-	if old.Status.Phase != corev1.ClaimBound {
-		return admission.NewForbidden(a, errors.New("Only bound persistent volume claims can be expanded"))
 	}
 	if name := ptr.Deref(claim.Spec.StorageClassName, ""); name != "" {
 		obj, err := s.classes().Get(ctx, name, &metav1.GetOptions{})
