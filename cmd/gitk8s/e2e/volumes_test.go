@@ -212,9 +212,20 @@ spec: {nodeName: worker-1, `+oneContainer+`, volumes: [{name: data, persistentVo
 	})
 	c.apply(t, ns, `apiVersion: v1
 kind: PersistentVolumeClaim
-metadata: {name: big}
+metadata: {name: many}
 spec: {accessModes: [ReadWriteMany], storageClassName: local-path, resources: {requests: {storage: 1Mi}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: writers}
+spec: {`+oneContainer+`, volumes: [{name: data, persistentVolumeClaim: {claimName: many}}]}
 `)
+	eventually(t, "the claim says why it gets no volume", func() error {
+		if out := k.run(t, "describe", "pvc", "many"); !strings.Contains(out, "ProvisioningFailed") || !strings.Contains(out, "only supports the access modes ReadWriteOnce") {
+			return errors.New(out)
+		}
+		return nil
+	})
 	if r := k.try("", "patch", "pvc", "shared", "-p", `{"spec":{"resources":{"requests":{"storage":"2Mi"}}}}`); !strings.Contains(r.stderr, "must support resize") {
 		t.Errorf("a claim of a class that cannot grow: %s", r)
 	}

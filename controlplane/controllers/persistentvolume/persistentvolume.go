@@ -224,11 +224,12 @@ func (c *Controller) do(ctx context.Context, about runtime.Object, step Step) er
 }
 
 // writeVolume writes what differs from what is known. Both writes are refused if
-// somebody else has written meanwhile; the watch brings that, and the next try.
+// somebody else has written meanwhile; the watch brings that, and the next try. So
+// is one of a volume that has gone: no claim must be bound to it.
 func (c *Controller) writeVolume(ctx context.Context, v *corev1.PersistentVolume) error {
 	old, err := c.volumes.Get(v.Name)
 	if err != nil {
-		return ignoreGone(err)
+		return fmt.Errorf("update volume: %w", err)
 	}
 	api := c.client.CoreV1().PersistentVolumes()
 	if status := v.Status; !apiequality.Semantic.DeepEqual(old.Spec, v.Spec) || !apiequality.Semantic.DeepEqual(old.ObjectMeta, v.ObjectMeta) {
