@@ -105,7 +105,7 @@ func (e *evictionREST) ask(ctx context.Context, pod *corev1.Pod, dryRun bool) er
 
 // budgetOver returns the budget that selects a pod, or nil.
 func budgetOver(ctx context.Context, budgets *store, pod *corev1.Pod) (*policyv1.PodDisruptionBudget, error) {
-	list, err := budgets.List(ctx, &internalversion.ListOptions{ResourceVersion: "0"})
+	list, err := budgets.List(ctx, &internalversion.ListOptions{}) // the newest: one made just now counts
 	if err != nil {
 		return nil, err
 	}

@@ -23,16 +23,16 @@ type Snapshot struct {
 	// Pods that the budget selects.
 	Pods []*corev1.Pod
 	// Scale is how many pods the controllers of Pods want together; only asked for
-	// when the budget counts by it (see CountsByScale).
+	// when the budget counts by it (see countsByScale).
 	Scale int
 	// Err says why Scale could not be found.
 	Err error
 }
 
-// CountsByScale says whether a budget needs the scale of its pods' controllers: a
+// countsByScale says whether a budget needs the scale of its pods' controllers: a
 // share of pods is one of those wanted, not of those that happen to be there
 // ("Specifying a Disruption Budget for your Application").
-func CountsByScale(b *policyv1.PodDisruptionBudget) bool {
+func countsByScale(b *policyv1.PodDisruptionBudget) bool {
 	return b.Spec.MaxUnavailable != nil || b.Spec.MinAvailable != nil && b.Spec.MinAvailable.Type == intstr.String
 }
 
@@ -72,7 +72,7 @@ func Decide(s Snapshot, now time.Time) (policyv1.PodDisruptionBudgetStatus, time
 // wanted is how many pods there should be and how many of them must be healthy.
 func wanted(s Snapshot) (expected, desired int, err error) {
 	spec := &s.Budget.Spec
-	if CountsByScale(s.Budget) && s.Err != nil {
+	if countsByScale(s.Budget) && s.Err != nil {
 		return 0, 0, s.Err
 	}
 	switch {

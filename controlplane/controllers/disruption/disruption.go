@@ -138,7 +138,7 @@ func (c *Controller) sync(ctx context.Context, key string) error {
 	if s.Pods, err = c.pods.Pods(namespace).List(selector); err != nil {
 		return err
 	}
-	if CountsByScale(b) {
+	if countsByScale(b) {
 		s.Scale, s.Err = c.owners.scale(s.Pods)
 	}
 	if s.Err != nil {
