@@ -23,8 +23,9 @@ const (
 	// disruptedPodsLimit bounds the pods on their way out that one budget keeps
 	// account of, as in kube-apiserver.
 	disruptedPodsLimit = 2000
-	// evictionRetry is when a refused client should ask again.
-	evictionRetry = 10 * time.Second
+	// processing is when to ask again about a budget that the controller has not
+	// seen yet.
+	processing = 10 * time.Second
 )
 
 // evictionREST deletes a pod if the disruption budget over it allows that
@@ -139,13 +140,13 @@ func disrupt(b *policyv1.PodDisruptionBudget, pod string, now time.Time) error {
 	s := &b.Status
 	switch {
 	case s.ObservedGeneration < b.Generation:
-		return tooManyDisruptions(fmt.Sprintf("The disruption budget %s is still being processed by the server.", b.Name))
+		return tooManyDisruptions(fmt.Sprintf("The disruption budget %s is still being processed by the server.", b.Name), processing)
 	case s.DisruptionsAllowed < 0:
 		return apierrors.NewForbidden(policyv1.Resource("poddisruptionbudget"), b.Name, fmt.Errorf("pdb disruptions allowed is negative"))
 	case len(s.DisruptedPods) > disruptedPodsLimit:
 		return apierrors.NewForbidden(policyv1.Resource("poddisruptionbudget"), b.Name, fmt.Errorf("DisruptedPods map too big - too many evictions not confirmed by PDB controller"))
 	case s.DisruptionsAllowed == 0:
-		return tooManyDisruptions(fmt.Sprintf("The disruption budget %s needs %d healthy pods and has %d currently", b.Name, s.DesiredHealthy, s.CurrentHealthy))
+		return tooManyDisruptions(fmt.Sprintf("The disruption budget %s needs %d healthy pods and has %d currently", b.Name, s.DesiredHealthy, s.CurrentHealthy), 0)
 	}
 	s.DisruptionsAllowed--
 	if s.DisruptionsAllowed == 0 {
@@ -162,8 +163,10 @@ func disrupt(b *policyv1.PodDisruptionBudget, pod string, now time.Time) error {
 	return nil
 }
 
-func tooManyDisruptions(why string) error {
-	err := apierrors.NewTooManyRequests("Cannot evict pod as it would violate the pod's disruption budget.", int(evictionRetry/time.Second))
+// tooManyDisruptions refuses an eviction. Clients wait for retry by themselves and
+// in silence, so it is 0 where nobody knows how long it will take.
+func tooManyDisruptions(why string, retry time.Duration) error {
+	err := apierrors.NewTooManyRequests("Cannot evict pod as it would violate the pod's disruption budget.", int(retry/time.Second))
 	err.ErrStatus.Details.Causes = append(err.ErrStatus.Details.Causes, metav1.StatusCause{Type: policyv1.DisruptionBudgetCause, Message: why})
 	return err
 }

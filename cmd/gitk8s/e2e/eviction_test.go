@@ -70,3 +70,26 @@ spec: {minAvailable: 2, selector: {matchLabels: {app: web}}}
 	})
 	await(t, c, budgets, ns, "web", "one may go again", allowed(1, 3))
 }
+
+// drained moves the two pods app=web of namespace default from worker-1 to worker-2
+// with kubectl drain: refused at once while a budget needs both, then one by one.
+func drained(t *testing.T, c *cluster) {
+	t.Helper()
+	c.kubectl(t, "create", "pdb", "web", "--selector=app=web", "--min-available=2")
+	budgets := policyv1.SchemeGroupVersion.WithResource("poddisruptionbudgets")
+	await(t, c, budgets, "default", "web", "it is counted", func(b *policyv1.PodDisruptionBudget) bool {
+		return b.Status.ObservedGeneration == b.Generation && b.Status.CurrentHealthy == 2
+	})
+	r := c.run("kubectl", "drain", "worker-1", "--timeout=2s")
+	if r.code == 0 {
+		t.Fatalf("drained against the budget: %s", r)
+	}
+	contains(t, r.stderr, "Cannot evict pod as it would violate the pod's disruption budget.", "will retry after 5s")
+	c.kubectl(t, "patch", "pdb", "web", "--type=merge", "--patch", `{"spec":{"minAvailable":1}}`)
+	contains(t, c.kubectl(t, "drain", "worker-1", "--timeout=60s"), "node/worker-1 drained")
+	c.awaitPods(t, "default", "app=web", "both are on worker-2", func(pods []*corev1.Pod) bool {
+		return len(pods) == 2 && allReady(pods) && pods[0].Spec.NodeName == "worker-2" && pods[1].Spec.NodeName == "worker-2"
+	})
+	contains(t, c.kubectl(t, "get", "nodes"), "Ready,SchedulingDisabled")
+	c.kubectl(t, "uncordon", "worker-1")
+}
