@@ -14,9 +14,12 @@ import (
 	"syscall"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
+	watchtools "k8s.io/client-go/tools/watch"
 )
 
 // patience bounds every wait: what takes longer does not work.
@@ -159,6 +162,23 @@ func (c *cluster) run(ctx context.Context, args ...string) (string, error) {
 		return "", fmt.Errorf("gitk8s %s: %w: %s", strings.Join(args, " "), err, stderr.String())
 	}
 	return strings.TrimSpace(string(out)), nil
+}
+
+// watchPods watches the pods of an app for what happens from now on. The server may
+// close a watch whose reader falls behind, as a reader on two busy cores does; this
+// one goes on where that one ended.
+func (c *cluster) watchPods(ctx context.Context, app string) (watch.Interface, error) {
+	opts := metav1.ListOptions{LabelSelector: "app=" + app}
+	list, err := c.CoreV1().Pods(namespace).List(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	return watchtools.NewRetryWatcherWithContext(ctx, list.ResourceVersion, &cache.ListWatch{
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.LabelSelector = opts.LabelSelector
+			return c.CoreV1().Pods(namespace).Watch(ctx, o)
+		},
+	})
 }
 
 // until reads a watch until done says so, and tells when that was.

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 )
 
@@ -141,7 +140,7 @@ func (b *bench) pushes(ctx context.Context, c *cluster) error {
 // pushAndWait pushes, and returns after what time the Deployment's pods were Ready
 // and `git push` had returned.
 func (c *cluster) pushAndWait(ctx context.Context, r *repo, name string, replicas int) (ready, returned time.Duration, err error) {
-	w, err := c.CoreV1().Pods(namespace).Watch(ctx, metav1.ListOptions{LabelSelector: "app=" + name})
+	w, err := c.watchPods(ctx, name)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -166,7 +165,7 @@ func (c *cluster) pushAndWait(ctx context.Context, r *repo, name string, replica
 
 // prune pushes a commit without the Deployment and waits until its pods are gone.
 func (c *cluster) prune(ctx context.Context, r *repo, name string) error {
-	w, err := c.CoreV1().Pods(namespace).Watch(ctx, metav1.ListOptions{LabelSelector: "app=" + name})
+	w, err := c.watchPods(ctx, name)
 	if err != nil {
 		return err
 	}

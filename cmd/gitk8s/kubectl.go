@@ -1,7 +1,10 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"slices"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
@@ -36,12 +39,20 @@ func (e *env) takeOurFlags(args []string) ([]string, error) {
 // kubectl runs kubectl's own command tree in this process. It ends the process
 // itself on an error, with the codes that kubectl has.
 func (e *env) kubectl(cmd *cobra.Command, args []string) error {
+	k, err := e.kubectlCommand(args)
+	if err != nil {
+		return err
+	}
+	return k.ExecuteContext(cmd.Context())
+}
+
+func (e *env) kubectlCommand(args []string) (*cobra.Command, error) {
 	flags := genericclioptions.NewConfigFlags(true).WithDeprecatedPasswordFlag().WithDiscoveryBurst(300).WithDiscoveryQPS(50)
 	explicit := slices.ContainsFunc(args, func(a string) bool { return a == "--kubeconfig" || len(a) > 13 && a[:13] == "--kubeconfig=" })
 	if !explicit {
 		path, err := e.kubeconfigPath()
 		if err != nil {
-			return err
+			return nil, err
 		}
 		flags.KubeConfig = &path
 	}
@@ -51,7 +62,7 @@ func (e *env) kubectl(cmd *cobra.Command, args []string) error {
 	})
 	k.SetArgs(args)
 	k.SilenceErrors, k.SilenceUsage = false, false
-	return k.ExecuteContext(cmd.Context())
+	return k, nil
 }
 
 func newLogs(e *env) *cobra.Command {
@@ -70,20 +81,39 @@ func newLogs(e *env) *cobra.Command {
 				e.say("application %s runs no pods", args[0])
 				return nil
 			}
-			for _, s := range selectors {
-				words := []string{"logs", "-n", s.namespace, "-l", s.selector, "--all-containers", "--prefix", "--tail", e.v.GetString("tail")}
-				if e.v.GetBool("follow") {
-					words = append(words, "--follow", "--max-log-requests", "50")
-				}
-				if err := e.kubectl(cmd, words); err != nil {
-					return err
-				}
-			}
-			return nil
+			return e.logs(cmd.Context(), selectors)
 		},
 	}
 	cmd.Flags().BoolP("follow", "f", false, "go on with what comes")
 	cmd.Flags().String("tail", "100", "lines of each container to begin with; -1 for all")
 	namespaceFlag(cmd)
 	return cmd
+}
+
+// logs prints the logs of the pods of each selector: one after the other, or all at
+// once when they are followed, for none of them ends by itself then.
+func (e *env) logs(ctx context.Context, selectors []podSelector) error {
+	var commands []*cobra.Command
+	for _, s := range selectors {
+		words := []string{"logs", "-n", s.namespace, "-l", s.selector, "--all-containers", "--prefix", "--tail", e.v.GetString("tail")}
+		if e.v.GetBool("follow") {
+			words = append(words, "--follow", "--max-log-requests", "50")
+		}
+		k, err := e.kubectlCommand(words)
+		if err != nil {
+			return err
+		}
+		commands = append(commands, k)
+	}
+	errs := make([]error, len(commands))
+	var wg sync.WaitGroup
+	for i, k := range commands {
+		if !e.v.GetBool("follow") {
+			errs[i] = k.ExecuteContext(ctx)
+			continue
+		}
+		wg.Go(func() { errs[i] = k.ExecuteContext(ctx) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }

@@ -12,6 +12,7 @@ import (
 
 	"gitk8s.dev/gitk8s/controlplane/controllers/daemonset"
 	"gitk8s.dev/gitk8s/controlplane/controllers/deployment"
+	"gitk8s.dev/gitk8s/controlplane/controllers/disruption"
 	"gitk8s.dev/gitk8s/controlplane/controllers/endpointslice"
 	"gitk8s.dev/gitk8s/controlplane/controllers/ephemeral"
 	"gitk8s.dev/gitk8s/controlplane/controllers/garbagecollector"
@@ -53,6 +54,7 @@ func (c *controlPlane) startLoops(ctx context.Context, p *parts) error {
 		"replicaset controller":     replicaset.New(k, f, rec),
 		"statefulset controller":    statefulset.New(k, f, rec),
 		"daemonset controller":      daemonset.New(k, f, rec),
+		"disruption controller":     disruption.New(k, f, rec),
 		"replication controller":    replicaset.NewForReplicationControllers(k, f, rec),
 		"endpointslice controller":  endpointslice.New(k, f),
 		"node lifecycle controller": lifecycle,

@@ -110,3 +110,25 @@ func TestEnrolledConfig(t *testing.T) {
 		}
 	}
 }
+
+// TestCompletion: every shell gets a script, and the script's question for the next
+// word is answered with our commands.
+func TestCompletion(t *testing.T) {
+	run := func(args ...string) string {
+		var out, errOut bytes.Buffer
+		root := newRoot(stdio{&bytes.Buffer{}, &out, &errOut})
+		root.SetArgs(args)
+		if err := root.Execute(); err != nil {
+			t.Fatalf("%v: %v\n%s", args, err, &errOut)
+		}
+		return out.String()
+	}
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		if out := run("completion", shell); !strings.Contains(out, "gitk8s") {
+			t.Errorf("the script for %s: %q", shell, out)
+		}
+	}
+	if out := run("__complete", "ro"); !strings.Contains(out, "rollback\t") {
+		t.Errorf("ro is completed to %q", out)
+	}
+}

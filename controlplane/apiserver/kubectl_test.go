@@ -119,6 +119,7 @@ func testKubectl(t *testing.T, run kubectl) {
 		{args: "auth can-i delete pods --as=nobody", want: []string{"no"}, fail: true},
 		{args: "get events,leases,cm,secrets,sa,nodes,rs,controllerrevisions,endpoints,revisions -A", want: []string{"endpoints/kubernetes"}},
 		{args: "get --raw /openapi/v3", want: []string{"apis/gitk8s.dev/v1alpha1"}},
+		{args: "get --raw /openapi/v2", want: []string{"io.k8s.api.apps.v1.Deployment"}},
 		{args: "delete -f FILE", want: []string{`"shop" deleted`}},
 	}
 	for _, step := range steps {

@@ -6,11 +6,9 @@ import (
 	"net/http"
 
 	corev1 "k8s.io/api/core/v1"
-	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/apiserver/pkg/util/dryrun"
 
@@ -71,7 +69,7 @@ func podSubresources(s *Server, st *store) map[string]rest.Storage {
 	workers := &workers{server: s, pods: st}
 	return map[string]rest.Storage{
 		"binding":     &bindingREST{st},
-		"eviction":    &evictionREST{st},
+		"eviction":    &evictionREST{server: s, pods: st},
 		"log":         &logREST{workers},
 		"exec":        &execREST{workers},
 		"attach":      &attachREST{workers},
@@ -153,59 +151,18 @@ func bind(pod *corev1.Pod, binding *corev1.Binding) error {
 
 // setScheduled sets the PodScheduled condition.
 func setScheduled(pod *corev1.Pod) {
-	scheduled := corev1.PodCondition{
+	setPodCondition(pod, corev1.PodCondition{
 		Type: corev1.PodScheduled, Status: corev1.ConditionTrue, LastTransitionTime: metav1.Now(),
-	}
+	})
+}
+
+// setPodCondition replaces the condition of the same type, or adds one.
+func setPodCondition(pod *corev1.Pod, c corev1.PodCondition) {
 	for i := range pod.Status.Conditions {
-		if pod.Status.Conditions[i].Type == corev1.PodScheduled {
-			pod.Status.Conditions[i] = scheduled
+		if pod.Status.Conditions[i].Type == c.Type {
+			pod.Status.Conditions[i] = c
 			return
 		}
 	}
-	pod.Status.Conditions = append(pod.Status.Conditions, scheduled)
-}
-
-// evictionREST deletes a pod on behalf of a drain. There are no disruption
-// budgets to ask.
-type evictionREST struct{ pods *store }
-
-var (
-	_ rest.NamedCreater             = &evictionREST{}
-	_ rest.GroupVersionKindProvider = &evictionREST{}
-)
-
-// New implements rest.Storage.
-func (*evictionREST) New() runtime.Object { return &policyv1.Eviction{} }
-
-// Destroy implements rest.Storage.
-func (*evictionREST) Destroy() {}
-
-// GroupVersionKind says that the body is of another group than pods.
-func (*evictionREST) GroupVersionKind(schema.GroupVersion) schema.GroupVersionKind {
-	return policyv1.SchemeGroupVersion.WithKind("Eviction")
-}
-
-// Create implements rest.NamedCreater.
-func (e *evictionREST) Create(ctx context.Context, name string, obj runtime.Object, validate rest.ValidateObjectFunc, options *metav1.CreateOptions) (runtime.Object, error) {
-	eviction, ok := obj.(*policyv1.Eviction)
-	if !ok {
-		return nil, apierrors.NewBadRequest(fmt.Sprintf("not an Eviction: %T", obj))
-	}
-	if name != eviction.Name {
-		return nil, apierrors.NewBadRequest("name in URL does not match name in Eviction object")
-	}
-	if validate != nil {
-		if err := validate(ctx, eviction.DeepCopy()); err != nil {
-			return nil, err
-		}
-	}
-	deletion := &metav1.DeleteOptions{DryRun: options.DryRun}
-	if eviction.DeleteOptions != nil {
-		deletion = eviction.DeleteOptions.DeepCopy()
-		deletion.DryRun = append(deletion.DryRun, options.DryRun...)
-	}
-	if _, _, err := e.pods.Delete(ctx, name, rest.ValidateAllObjectFunc, deletion); err != nil {
-		return nil, err
-	}
-	return &metav1.Status{Status: metav1.StatusSuccess, Code: http.StatusCreated}, nil
+	pod.Status.Conditions = append(pod.Status.Conditions, c)
 }

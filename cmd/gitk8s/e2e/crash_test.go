@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -49,6 +50,10 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: http}]}
 `, tag)}
 }
 
+// lost are the requests that may fail when a pod is killed: the client has one under
+// way at a time, so one, and those that are sent to it until the proxies know.
+const lost = 30
+
 // life is what must not change in a container that is not restarted.
 type life struct {
 	id       string
@@ -62,6 +67,11 @@ func lifeOf(p *corev1.Pod) life {
 	}
 	s := p.Status.ContainerStatuses[0]
 	return life{s.ContainerID, s.State.Running.StartedAt, s.RestartCount}
+}
+
+// isNew says whether a pod is Ready with the image of a tag.
+func isNew(p *corev1.Pod, tag string) bool {
+	return strings.Contains(p.Spec.Containers[0].Image, ":"+tag) && ready(p)
 }
 
 // processOf finds the process of the cluster whose command line has all parts.
@@ -156,6 +166,7 @@ spec: {nodeName: worker-1, containers: [{name: client, image: "gitk8s.local/test
 		if err := json.Unmarshal([]byte(ask(t, "stop")), &report); err != nil {
 			t.Fatal(err)
 		}
+		t.Logf("%d of %d requests failed", report.Failed, report.Total)
 		if report.Failed > allowed || report.Total < 5 {
 			t.Errorf("%d of %d requests failed, %d may:\n%s", report.Failed, report.Total, allowed, strings.Join(report.Errors, "\n"))
 		}
@@ -180,25 +191,9 @@ spec: {nodeName: worker-1, containers: [{name: client, image: "gitk8s.local/test
 			_ = r.try("push", "gitk8s", "main") // `up` may be killed under it
 		}()
 		c.awaitPods(t, ns, "app=web", "one is "+tag, func(pods []*corev1.Pod) bool {
-			for _, p := range pods {
-				if strings.Contains(p.Spec.Containers[0].Image, ":"+tag) && ready(p) {
-					return true
-				}
-			}
-			return false
+			return slices.ContainsFunc(pods, func(p *corev1.Pod) bool { return isNew(p, tag) })
 		})
 		return sha, func() { <-done }
-	}
-	// fresh is a pod that has not been restarted: the next restart is at once.
-	fresh := func(t *testing.T) *corev1.Pod {
-		t.Helper()
-		for _, p := range c.awaitPods(t, ns, "app=web", "six are Ready", func(p []*corev1.Pod) bool { return len(p) == 6 && allReady(p) }) {
-			if lifeOf(p).restarts == 0 {
-				return p
-			}
-		}
-		t.Fatal("all pods were restarted")
-		return nil
 	}
 	unharmed := func(t *testing.T, was *corev1.Pod) {
 		t.Helper()
@@ -245,26 +240,33 @@ spec: {nodeName: worker-1, containers: [{name: client, image: "gitk8s.local/test
 			t.Errorf("process %d is still there", worker)
 		}
 	})
-	t.Run("a shim", func(t *testing.T) {
-		pod := fresh(t)
+	// killed ends a process of the first pod of a new tag, right after that became
+	// Ready: it comes back, and the update goes on to its end.
+	killed := func(t *testing.T, tag string, process func(*corev1.Pod) int) {
 		start(t)
-		kill9(t, c.processOf(t, "gitk8s-shim", ns+"/"+pod.Name))
-		c.awaitPod(t, ns, pod.Name, "its container runs again", func(p *corev1.Pod) bool {
-			l := lifeOf(p)
-			return ready(p) && l.id != "" && l.id != lifeOf(pod).id && l.restarts > 0
+		sha, pushed := update(t, tag)
+		var pod *corev1.Pod
+		c.awaitPods(t, ns, "app=web", "one is "+tag, func(pods []*corev1.Pod) bool {
+			i := slices.IndexFunc(pods, func(p *corev1.Pod) bool { return isNew(p, tag) })
+			if i >= 0 {
+				pod = pods[i]
+			}
+			return i >= 0
 		})
-		// Those in flight, and those until the others know that it is gone.
-		stop(t, 30)
-	})
-	t.Run("a container's init", func(t *testing.T) {
-		pod := fresh(t)
-		start(t)
-		kill9(t, child(t, c.processOf(t, "gitk8s-shim", ns+"/"+pod.Name)))
+		kill9(t, process(pod))
 		c.awaitPod(t, ns, pod.Name, "its container runs again", func(p *corev1.Pod) bool {
 			l := lifeOf(p)
 			return ready(p) && l.id != "" && l.id != lifeOf(pod).id && l.restarts == lifeOf(pod).restarts+1
 		})
-		stop(t, 30)
+		pushed()
+		rolled(t, tag, sha)
+		stop(t, lost)
+	}
+	t.Run("a shim, while a rolling update runs", func(t *testing.T) {
+		killed(t, "v2", func(p *corev1.Pod) int { return c.processOf(t, "gitk8s-shim", ns+"/"+p.Name) })
+	})
+	t.Run("a container's init, while a rolling update runs", func(t *testing.T) {
+		killed(t, "v1", func(p *corev1.Pod) int { return child(t, c.processOf(t, "gitk8s-shim", ns+"/"+p.Name)) })
 	})
 	t.Run("up, while clients write", func(t *testing.T) { killWriters(t, c, ns) })
 	t.Run("up, and then down", func(t *testing.T) {
@@ -289,15 +291,6 @@ spec: {nodeName: worker-1, containers: [{name: client, image: "gitk8s.local/test
 		})
 		c.answers(t, ns, "web", "v1 from")
 	})
-}
-
-func allReady(pods []*corev1.Pod) bool {
-	for _, p := range pods {
-		if !ready(p) {
-			return false
-		}
-	}
-	return true
 }
 
 // killWriters kills `up` while clients write; what was acknowledged must be there
@@ -360,4 +353,8 @@ func TestSecondUp(t *testing.T) {
 		t.Errorf("a second up should be refused with 1: %s", r)
 	}
 	contains(t, r.stderr, c.dataDir, strconv.Itoa(c.up.cmd.Process.Pid))
+}
+
+func allReady(pods []*corev1.Pod) bool {
+	return !slices.ContainsFunc(pods, func(p *corev1.Pod) bool { return !ready(p) })
 }

@@ -599,7 +599,7 @@ func hostPorts(t *testing.T, c *cluster, ns string) {
 }
 
 // TestNodeLost stops a worker so that its lease runs out: its pods are replaced
-// elsewhere, and end when it comes back.
+// elsewhere, and end when it comes back. Then the other one is drained.
 func TestNodeLost(t *testing.T) {
 	t.Parallel()
 	c := ownCluster(t)
@@ -658,4 +658,5 @@ spec:
 	await(t, c, nodesGVR, "", "worker-2", "it is Ready again", nodeIs(corev1.ConditionTrue))
 	awaitGone(t, c, podsGVR, "default", lost.Name)
 	await(t, c, nodesGVR, "", "worker-2", "its taints are gone", func(n *corev1.Node) bool { return len(n.Spec.Taints) == 0 })
+	drained(t, c)
 }
