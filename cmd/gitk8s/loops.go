@@ -9,6 +9,7 @@ import (
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/metadata"
+	metrics "k8s.io/metrics/pkg/client/clientset/versioned/typed/metrics/v1beta1"
 
 	"gitk8s.dev/gitk8s/controlplane/controllers/daemonset"
 	"gitk8s.dev/gitk8s/controlplane/controllers/deployment"
@@ -20,6 +21,7 @@ import (
 	"gitk8s.dev/gitk8s/controlplane/controllers/nodeipam"
 	"gitk8s.dev/gitk8s/controlplane/controllers/nodelifecycle"
 	"gitk8s.dev/gitk8s/controlplane/controllers/persistentvolume"
+	"gitk8s.dev/gitk8s/controlplane/controllers/podautoscaler"
 	"gitk8s.dev/gitk8s/controlplane/controllers/protection"
 	"gitk8s.dev/gitk8s/controlplane/controllers/replicaset"
 	"gitk8s.dev/gitk8s/controlplane/controllers/statefulset"
@@ -49,6 +51,10 @@ func (c *controlPlane) startLoops(ctx context.Context, p *parts) error {
 	if err != nil {
 		return err
 	}
+	usage, err := metrics.NewForConfig(cfg)
+	if err != nil {
+		return err
+	}
 	loops := map[string]interface{ Run(context.Context) error }{
 		"deployment controller":     deployment.New(k, f, rec),
 		"replicaset controller":     replicaset.New(k, f, rec),
@@ -62,6 +68,7 @@ func (c *controlPlane) startLoops(ctx context.Context, p *parts) error {
 		"volume controller":         persistentvolume.New(k, f, rec),
 		"protection controller":     protection.New(k, f),
 		"ephemeral controller":      ephemeral.New(k, f, rec),
+		"pod autoscaler":            podautoscaler.New(k, usage, f, rec),
 	}
 	meta, err := metadata.NewForConfig(cfg)
 	if err != nil {

@@ -27,7 +27,9 @@ import (
 // resource is one row of the table of kinds: all that the generic store and
 // strategy need to know of it.
 type resource struct {
-	gv             schema.GroupVersion
+	gv schema.GroupVersion
+	// alsoIn are further versions of the group that serve the kind.
+	alsoIn         []schema.GroupVersion
 	kind           string
 	plural         string
 	singular       string

@@ -10,6 +10,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -21,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	metricsv1beta1 "k8s.io/metrics/pkg/apis/metrics/v1beta1"
 
 	"gitk8s.dev/gitk8s/api/v1alpha1"
 	"gitk8s.dev/gitk8s/controlplane/apiserver/defaults"
@@ -44,8 +46,9 @@ func (w withoutProtobuf) SupportedMediaTypes() []runtime.SerializerInfo {
 	})
 }
 
-// servedGroups are the API groups in the order of discovery, each with the one
-// version that is served, stored and used as the hub.
+// servedGroups are the API groups in the order of discovery. The first version of
+// a group is preferred, and stored and used as the hub; kinds that another version
+// has in a form of its own are converted (addConversions).
 var servedGroups = []struct {
 	gv    schema.GroupVersion
 	build func(*runtime.Scheme) error
@@ -54,9 +57,11 @@ var servedGroups = []struct {
 	{appsv1.SchemeGroupVersion, appsv1.AddToScheme},
 	{authenticationv1.SchemeGroupVersion, authenticationv1.AddToScheme},
 	{authorizationv1.SchemeGroupVersion, authorizationv1.AddToScheme},
+	{autoscalingv2.SchemeGroupVersion, autoscalingv2.AddToScheme},
 	{autoscalingv1.SchemeGroupVersion, autoscalingv1.AddToScheme},
 	{coordinationv1.SchemeGroupVersion, coordinationv1.AddToScheme},
 	{discoveryv1.SchemeGroupVersion, discoveryv1.AddToScheme},
+	{metricsv1beta1.SchemeGroupVersion, metricsv1beta1.AddToScheme},
 	{policyv1.SchemeGroupVersion, policyv1.AddToScheme},
 	{storagev1.SchemeGroupVersion, storagev1.AddToScheme},
 	{v1alpha1.SchemeGroupVersion, v1alpha1.AddToScheme},
@@ -74,9 +79,14 @@ func newTypes() (*types, error) {
 			return nil, fmt.Errorf("apiserver: register %s: %w", g.gv, err)
 		}
 		addHubVersion(s, g.gv)
-		if err := s.SetVersionPriority(g.gv); err != nil {
+	}
+	for _, g := range servedGroups {
+		if err := s.SetVersionPriority(versionsOf(g.gv.Group)...); err != nil {
 			return nil, fmt.Errorf("apiserver: order the versions of %s: %w", g.gv.Group, err)
 		}
+	}
+	if err := addConversions(s); err != nil {
+		return nil, fmt.Errorf("apiserver: register conversions: %w", err)
 	}
 	s.AddUnversionedTypes(schema.GroupVersion{Version: "v1"},
 		&metav1.Status{}, &metav1.APIVersions{}, &metav1.APIGroupList{},
@@ -95,15 +105,26 @@ func newTypes() (*types, error) {
 	}, nil
 }
 
+// versionsOf are the versions of a group, the preferred one first.
+func versionsOf(group string) (out []schema.GroupVersion) {
+	for _, g := range servedGroups {
+		if g.gv.Group == group {
+			out = append(out, g.gv)
+		}
+	}
+	return out
+}
+
 // addHubVersion registers the Go types of a version as the internal version of
-// their group as well, but for the kinds of meta/v1 that every version has.
+// their group as well, but for the kinds of meta/v1 that every version has, and for
+// those that a version before it has.
 func addHubVersion(s *runtime.Scheme, gv schema.GroupVersion) {
 	meta := runtime.NewScheme()
 	metav1.AddToGroupVersion(meta, gv)
 	shared := meta.KnownTypes(gv)
 	hub := schema.GroupVersion{Group: gv.Group, Version: runtime.APIVersionInternal}
 	for kind, t := range s.KnownTypes(gv) {
-		if _, ok := shared[kind]; ok {
+		if _, ok := shared[kind]; ok || s.Recognizes(hub.WithKind(kind)) {
 			continue
 		}
 		s.AddKnownTypeWithName(hub.WithKind(kind), reflect.New(t).Interface().(runtime.Object))

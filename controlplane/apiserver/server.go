@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -24,6 +25,7 @@ import (
 	"k8s.io/apiserver/pkg/server/filters"
 	"k8s.io/apiserver/pkg/util/compatibility"
 	restclient "k8s.io/client-go/rest"
+	metricsv1beta1 "k8s.io/metrics/pkg/apis/metrics/v1beta1"
 
 	"gitk8s.dev/gitk8s/api/v1alpha1"
 	"gitk8s.dev/gitk8s/controlplane/apiserver/authz"
@@ -157,9 +159,11 @@ func (s *Server) install() error {
 			return err
 		}
 		s.stores[r.groupResource(r.plural)] = st
-		add(r.gv, r.plural, st)
-		if r.status {
-			add(r.gv, r.plural+"/status", openStatus(st))
+		for _, gv := range append(r.alsoIn, r.gv) {
+			add(gv, r.plural, st)
+			if r.status {
+				add(gv, r.plural+"/status", openStatus(st))
+			}
 		}
 		if r.subresources == nil {
 			continue
@@ -174,18 +178,24 @@ func (s *Server) install() error {
 			add(gv, path, st)
 		}
 	}
+	for path, st := range s.metrics() {
+		add(metricsv1beta1.SchemeGroupVersion, path, st)
+	}
 	return s.installGroups(storage)
 }
 
 func (s *Server) installGroups(storage map[schema.GroupVersion]map[string]rest.Storage) error {
 	var groups []*genericapiserver.APIGroupInfo
 	for _, g := range servedGroups {
-		if storage[g.gv] == nil {
+		versions := slices.DeleteFunc(versionsOf(g.gv.Group), func(gv schema.GroupVersion) bool { return storage[gv] == nil })
+		if len(versions) == 0 || versions[0] != g.gv {
 			continue
 		}
 		info := genericapiserver.NewDefaultAPIGroupInfo(g.gv.Group, s.types.scheme, s.types.parameters, s.types.codecs)
-		info.PrioritizedVersions = []schema.GroupVersion{g.gv}
-		info.VersionedResourcesStorageMap[g.gv.Version] = storage[g.gv]
+		info.PrioritizedVersions = versions
+		for _, gv := range versions {
+			info.VersionedResourcesStorageMap[gv.Version] = storage[gv]
+		}
 		if g.gv.Group == v1alpha1.GroupName {
 			info.NegotiatedSerializer = withoutProtobuf{s.types.codecs}
 		}

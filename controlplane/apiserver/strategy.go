@@ -129,7 +129,16 @@ func (s strategy) GetResetFields() map[fieldpath.APIVersion]*fieldpath.Set {
 	if s.r.status {
 		set.Insert(fieldpath.MakePathOrDie("status"))
 	}
-	return map[fieldpath.APIVersion]*fieldpath.Set{fieldpath.APIVersion(s.r.gv.String()): set}
+	return s.r.inVersions(set)
+}
+
+// inVersions says the same of every version that serves the kind.
+func (r *resource) inVersions(set *fieldpath.Set) map[fieldpath.APIVersion]*fieldpath.Set {
+	out := map[fieldpath.APIVersion]*fieldpath.Set{}
+	for _, gv := range append(r.alsoIn, r.gv) {
+		out[fieldpath.APIVersion(gv.String())] = set
+	}
+	return out
 }
 
 // gracefulStrategy is the strategy of a kind that is deleted in two steps.
@@ -189,7 +198,7 @@ func (s statusStrategy) GetResetFields() map[fieldpath.APIVersion]*fieldpath.Set
 	set.Insert(fieldpath.MakePathOrDie("metadata", "finalizers"))
 	set.Insert(fieldpath.MakePathOrDie("metadata", "ownerReferences"))
 	set.Insert(fieldpath.MakePathOrDie("metadata", "deletionTimestamp"))
-	return map[fieldpath.APIVersion]*fieldpath.Set{fieldpath.APIVersion(s.r.gv.String()): set}
+	return s.r.inVersions(set)
 }
 
 // accessor returns the metadata of an object of a served kind, all of which have it.

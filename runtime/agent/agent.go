@@ -37,6 +37,7 @@ type Agent struct {
 	keeper   *volumeKeeper
 	prober   *probe.Scheduler
 	node     *nodeState
+	meter    usageMeter
 
 	stopSignals sync.Map // image → signal
 

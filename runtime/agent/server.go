@@ -100,6 +100,7 @@ func (a *Agent) routes() http.Handler {
 	handle("/portForward/{namespace}/{pod}", a.servePortForward)
 	handle("GET /pods", a.servePods)
 	handle("GET /stats/summary", a.serveStats)
+	handle("GET /usage", a.serveUsage)
 	handle("GET /metrics", a.serveMetrics)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {

@@ -54,6 +54,8 @@ func main() {
 		err = os.Remove(args[1])
 	case "fetch":
 		err = fetch(os.Stdout, args[1])
+	case "busy":
+		busy(args[1])
 	case "alloc":
 		err = alloc(args[1])
 	case "orphan":
@@ -191,6 +193,19 @@ func fill(file, kib string) error {
 		return err
 	}
 	return os.WriteFile(file, make([]byte, n<<10), 0o644)
+}
+
+// busy keeps a processor busy while a file is there.
+func busy(path string) {
+	const slice = 20 * time.Millisecond
+	for {
+		if _, err := os.Stat(path); err != nil {
+			time.Sleep(slice)
+			continue
+		}
+		for start := time.Now(); time.Since(start) < slice; {
+		}
+	}
 }
 
 func alloc(s string) error {
