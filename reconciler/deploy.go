@@ -114,7 +114,7 @@ func (w *work) carryOut(ctx context.Context, p plan.Plan, rev v1alpha1.RevisionS
 	for _, a := range p.Actions {
 		switch a.Verb {
 		case plan.Create, plan.Configure:
-			now, err := w.cluster.Apply(ctx, stamp(a.Desired.Unstructured), false)
+			now, err := w.cluster.Apply(ctx, apply.WithReplicas(stamp(a.Desired.Unstructured), a.Desired, a.Live), false)
 			if err != nil {
 				return fmt.Errorf("%s %s: %w", a.Verb, a.ID, err)
 			}

@@ -48,6 +48,7 @@ func Stamp(o *unstructured.Unstructured, owner plan.Owner, commit, cause string)
 // server, by a dry run that also validates them. Faults of single objects are
 // joined in the error, each with its file and line.
 func (c *Cluster) Compare(ctx context.Context, owner plan.Owner, objects []render.Object, stamp func(*unstructured.Unstructured) *unstructured.Unstructured) ([]plan.Candidate, error) {
+	objects = yieldReplicas(objects)
 	out := make([]plan.Candidate, len(objects))
 	errs := make([]error, len(objects))
 	newNamespaces := map[string]bool{}
@@ -72,7 +73,7 @@ func (c *Cluster) Compare(ctx context.Context, owner plan.Owner, objects []rende
 			if live != nil && Agrees(o.Unstructured, live) {
 				return
 			}
-			applied, err := c.Apply(ctx, stamp(o.Unstructured), true)
+			applied, err := c.Apply(ctx, WithReplicas(stamp(o.Unstructured), &o, live), true)
 			if err != nil {
 				if live == nil && apierrors.IsNotFound(err) && newNamespaces[o.GetNamespace()] {
 					return // its namespace comes with it

@@ -39,6 +39,10 @@ type Object struct {
 	File string
 	// Line of the document's first key, from 1.
 	Line int
+	// Autoscaled: an autoscaler of the same commit decides on spec.replicas, which is
+	// not in the object any more. Replicas is what it was, nil if there was none.
+	Autoscaled bool
+	Replicas   *int64
 
 	source document // what was parsed, to find the lines of its fields
 }
