@@ -31,7 +31,7 @@ type options struct {
 }
 
 // sections in the order in which they run.
-var sections = []string{"startup", "resources", "pods", "push", "rollout", "scale", "store"}
+var sections = []string{"startup", "resources", "pods", "push", "rollout", "scale", "store", "hollow", "statefulset", "density", "probes"}
 
 func (o options) wants(section string) bool {
 	return o.only == "" || slices.Contains(strings.Split(o.only, ","), section)
@@ -96,6 +96,11 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 		{"resources", b.withPods},
 		{"scale", b.scale},
 		{"store", b.store},
+		{"hollow", b.hollow},
+		{"", b.clear},
+		{"statefulset", b.orderedStart},
+		{"density", b.density},
+		{"probes", b.probes},
 	} {
 		if s.name != "" && !o.wants(s.name) {
 			continue

@@ -1,5 +1,5 @@
 // Testserver is what the pods of the benchmark run: a web server that answers
-// everything and ends at once when it is told to, so that starts and stops measure
+// everything on $PORT, 8080 by default, and ends at once when it is told to, so that starts and stops measure
 // the cluster and not the program.
 package main
 
@@ -16,7 +16,11 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	srv := &http.Server{Addr: ":8080", Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
+	port := os.Getenv("PORT")
+	if port == "" {
+		port = "8080"
+	}
+	srv := &http.Server{Addr: ":" + port, Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
 	context.AfterFunc(ctx, func() { _ = srv.Close() })
 	if err := srv.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
 		slog.Error("cannot serve", "error", err)
