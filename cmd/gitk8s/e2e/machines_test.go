@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -254,4 +256,84 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: http}]}
 			t.Errorf("the container changed: %+v, before %+v", after, before)
 		}
 	})
+	t.Run("the API is away, and pods go on", func(t *testing.T) { apiAway(t, server, workers["two"], pods["one"], pods["two"]) })
+	t.Run("a worker is upgraded under its pods", func(t *testing.T) { upgraded(t, c, ns, workers["one"], pods["one"]) })
+}
+
+// apiAway kills the server: pods answer on, and a container that ends is started
+// again by its node alone. When the server is back it finds all that out, and has
+// nobody moved.
+func apiAway(t *testing.T, server, m *machine, other, pod *corev1.Pod) {
+	flags := []string{"--listen", server.ip.String()}
+	kill9(t, server.up.cmd.Process.Pid)
+	<-server.up.done
+	shim := m.processOf(t, "gitk8s-shim", pod.Namespace+"/"+pod.Name)
+	killed := child(t, shim)
+	kill9(t, killed)
+	for _, p := range []*corev1.Pod{pod, other} {
+		eventually(t, p.Name+" answers without a server", func() error {
+			r := m.exec("", "", filepath.Join(suite.dir, "server"), "fetch", "http://"+p.Status.PodIP+":8080/")
+			if !strings.Contains(r.stdout, p.Name) {
+				return errors.New(r.String())
+			}
+			return nil
+		})
+	}
+	if now := child(t, shim); now == killed {
+		t.Errorf("process %d is still there", killed)
+	}
+	if err := server.serve(flags...); err != nil {
+		t.Fatal(err)
+	}
+	c := server.cluster
+	for _, node := range []string{"one", "two"} {
+		await(t, c, nodesGVR, "", node, "the node is Ready", nodeReady)
+	}
+	c.awaitPod(t, pod.Namespace, pod.Name, "its restart is told", func(p *corev1.Pod) bool {
+		return ready(p) && lifeOf(p).restarts == lifeOf(pod).restarts+1
+	})
+	if now := c.awaitPod(t, other.Namespace, other.Name, "it is Ready", ready); lifeOf(now) != lifeOf(other) {
+		t.Errorf("the container changed: %+v, before %+v", lifeOf(now), lifeOf(other))
+	}
+}
+
+// upgraded stops a worker in order and starts another version of the program: its
+// pods' containers run on, and the new one has them in hand.
+func upgraded(t *testing.T, c *cluster, ns string, m *machine, pod *corev1.Pod) {
+	node := await(t, c, nodesGVR, "", pod.Spec.NodeName, "the node is Ready", nodeReady)
+	_, version, _ := strings.Cut(node.Status.NodeInfo.KubeletVersion, "+")
+	next := strings.Repeat("9", len(version))
+	program, err := os.ReadFile(suite.bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "gitk8s")
+	if err := os.WriteFile(file, bytes.ReplaceAll(program, []byte("+"+version), []byte("+"+next)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.worker.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-m.worker.done
+	p, err := m.launch(file, "agent", "--node-dir", filepath.Join(m.dataDir, "nodes", node.Name), "--log-level", "info")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.worker = p
+	await(t, c, nodesGVR, "", node.Name, "it is of the new version", func(n *corev1.Node) bool {
+		return nodeReady(n) && strings.HasSuffix(n.Status.NodeInfo.KubeletVersion, "+"+next)
+	})
+	eventually(t, "exec works again", func() error {
+		r := c.run("kubectl", "exec", "-n", ns, pod.Name, "--", "/server", "args", "back")
+		if r.code != 0 {
+			return errors.New(r.String())
+		}
+		return nil
+	})
+	if now := c.awaitPod(t, ns, pod.Name, "it is Ready", ready); lifeOf(now) != lifeOf(pod) {
+		t.Errorf("the container changed: %+v, before %+v", lifeOf(now), lifeOf(pod))
+	}
+	// The new version ends what the old one began.
+	c.kubectl(t, "delete", "pod", "-n", ns, pod.Name)
+	awaitGone(t, c, corev1.SchemeGroupVersion.WithResource("pods"), ns, pod.Name)
 }
