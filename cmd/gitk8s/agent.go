@@ -28,6 +28,7 @@ import (
 	"gitk8s.dev/gitk8s/runtime/agent"
 	"gitk8s.dev/gitk8s/runtime/container/driver"
 	"gitk8s.dev/gitk8s/runtime/network"
+	"gitk8s.dev/gitk8s/runtime/network/dns"
 	"gitk8s.dev/gitk8s/runtime/network/follow"
 )
 
@@ -73,6 +74,7 @@ on with them. With --attached it also ends when its standard input does.`,
 	f.String("registry-token-file", "", "file with the password for it")
 	f.String("egress-netns", "", "network namespace from which other registries are reached (default: the worker's own)")
 	f.String("docker-config", "", "docker config file with credentials for image registries")
+	f.String("dns-upstream", "", "name servers for names outside of the cluster, host:port with commas between, or none (default: those of /etc/resolv.conf)")
 	f.Bool("attached", false, "end when standard input does")
 	return cmd
 }
@@ -144,6 +146,8 @@ type worker struct {
 	images *registry.Store
 	driver *driver.Driver
 	proxy  *network.Proxy
+	zone   *dns.Zone
+	names  *dns.Server
 	agent  *agent.Agent
 }
 
@@ -189,6 +193,12 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 	if w.proxy, err = network.NewProxy(""); err != nil {
 		return nil, err
 	}
+	upstream, err := e.upstream()
+	if err != nil {
+		return nil, err
+	}
+	w.zone = dns.NewZone(clusterDomain, network.PodCIDR, network.ServiceCIDR)
+	w.names = dns.NewServer(w.zone, upstream)
 	l, err := net.Listen("tcp", netip.AddrPortFrom(ip, 10250).String())
 	if err != nil {
 		return nil, fmt.Errorf("listen on the node's address: %w", err)
@@ -197,6 +207,7 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 	w.agent, err = agent.New(agent.Config{
 		NodeName: name, NodeIP: ip, Client: w.client, Runtime: w.driver, Images: w.images,
 		Network: pods, PodCIDRAssigned: pods.Assign, DataDir: dir,
+		ClusterDNS: []string{network.DNSIP.String()}, ClusterDomain: clusterDomain,
 		CgroupParent: cgroupParent(dir), Listener: l, ServingCert: cert, ClientCA: pool, DockerConfig: e.v.GetString("docker-config"),
 	})
 	return w, err
@@ -256,8 +267,9 @@ func (w *worker) run(ctx context.Context) error {
 	})
 	wg.Go(func() {
 		defer cancel()
-		errs <- follow.Node(ctx, w.client, w.name, w.proxy, "")
+		errs <- follow.Node(ctx, w.client, w.name, w.proxy, w.zone, "")
 	})
+	wg.Go(func() { serveNames(ctx, w.names) })
 	wg.Wait()
 	err := errors.Join(<-errs, <-errs)
 	if errors.Is(err, context.Canceled) {

@@ -39,6 +39,8 @@ type Config struct {
 	EtcdKeyFile  string `mapstructure:"etcd-keyfile"`
 	// DockerConfig has credentials for image registries.
 	DockerConfig string `mapstructure:"docker-config"`
+	// DNSUpstream are the name servers that the workers ask for other names.
+	DNSUpstream string `mapstructure:"dns-upstream"`
 }
 
 func newViper() *viper.Viper {

@@ -58,6 +58,7 @@ and cgroup. After a crash the next start goes on with the running containers;
 	}
 	serverFlags(cmd)
 	cmd.Flags().Int("workers", 2, "how many workers to run")
+	cmd.Flags().String("dns-upstream", "", "name servers for names outside of the cluster, host:port with commas between, or none (default: those of /etc/resolv.conf)")
 	return cmd
 }
 
@@ -377,6 +378,9 @@ func (c *controlPlane) startWorker(i int) (*member, error) {
 	}
 	if c.cfg.DockerConfig != "" {
 		args = append(args, "--docker-config", c.cfg.DockerConfig)
+	}
+	if c.cfg.DNSUpstream != "" {
+		args = append(args, "--dns-upstream", c.cfg.DNSUpstream)
 	}
 	m := &member{name: name, cmd: exec.Command(self, args...), done: make(chan error, 1), stop: make(chan struct{})}
 	m.cmd.Stdout, m.cmd.Stderr = log, log

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"time"
 
@@ -22,6 +23,12 @@ import (
 )
 
 const (
+	// The name server of the cluster, under the names that it has everywhere: the
+	// tenth service address (10.43.0.10).
+	dnsName    = "kube-dns"
+	dnsAddress = 9
+	dnsPort    = 53
+
 	apiServiceName  = "kubernetes"
 	apiServiceOwner = namespaceDefault + "/" + apiServiceName
 	apiServicePort  = 443
@@ -50,7 +57,7 @@ func (s *Server) bootstrap(hook genericapiserver.PostStartHookContext) error {
 			return fmt.Errorf("create namespace %s: %w", name, err)
 		}
 	}
-	if err := errors.Join(bootstrapClass(ctx, client), s.bootstrapService(ctx, client)); err != nil {
+	if err := errors.Join(bootstrapClass(ctx, client), s.bootstrapService(ctx, client), s.bootstrapDNS(ctx, client)); err != nil {
 		return err
 	}
 	if s.config.Replicated {
@@ -108,6 +115,34 @@ func (s *Server) bootstrapService(ctx context.Context, client kubernetes.Interfa
 	}
 	if err != nil {
 		return fmt.Errorf("write service %s: %w", apiServiceOwner, err)
+	}
+	return nil
+}
+
+// bootstrapDNS makes the service at whose address every worker answers names itself:
+// it has no endpoints. A cluster that has given the address away keeps it so, and
+// has no names.
+func (s *Server) bootstrapDNS(ctx context.Context, client kubernetes.Interface) error {
+	services := client.CoreV1().Services(metav1.NamespaceSystem)
+	_, err := services.Get(ctx, dnsName, metav1.GetOptions{})
+	if !apierrors.IsNotFound(err) {
+		return err
+	}
+	_, err = services.Create(ctx, &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: dnsName, Labels: map[string]string{"k8s-app": dnsName}},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeClusterIP, ClusterIP: s.addresses.at(dnsAddress),
+			Ports: []corev1.ServicePort{
+				{Name: "dns", Port: dnsPort, Protocol: corev1.ProtocolUDP, TargetPort: intstr.FromInt32(dnsPort)},
+				{Name: "dns-tcp", Port: dnsPort, Protocol: corev1.ProtocolTCP, TargetPort: intstr.FromInt32(dnsPort)},
+			},
+		},
+	}, metav1.CreateOptions{})
+	switch {
+	case apierrors.IsInvalid(err):
+		slog.Warn("pods cannot look up names: another service has the address", "address", s.addresses.at(dnsAddress), "error", err)
+	case err != nil && !apierrors.IsAlreadyExists(err):
+		return fmt.Errorf("write service %s: %w", dnsName, err)
 	}
 	return nil
 }

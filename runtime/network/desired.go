@@ -30,7 +30,7 @@ func Desired(node string, services []*corev1.Service, slices []*discoveryv1.Endp
 				continue
 			}
 			out.Services = append(out.Services, Service{
-				IP: ip, Port: uint16(port.Port), Proto: proto,
+				IP: ip, Port: uint16(port.Port), Proto: proto, Local: ip == DNSIP,
 				Affinity:  svc.Spec.SessionAffinity == corev1.ServiceAffinityClientIP,
 				Endpoints: endpoints(node, svc, port, byService[svc.Namespace+"/"+svc.Name]),
 			})

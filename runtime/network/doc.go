@@ -20,6 +20,8 @@ var (
 	PodCIDR = netip.MustParsePrefix("10.42.0.0/16")
 	// ServiceCIDR holds all addresses of services.
 	ServiceCIDR = netip.MustParsePrefix("10.43.0.0/16")
+	// DNSIP is the service address at which every node answers names itself.
+	DNSIP = netip.MustParseAddr("10.43.0.10")
 )
 
 // firstNode is the last byte of the address of worker 0.

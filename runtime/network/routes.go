@@ -70,6 +70,25 @@ func SyncRoutes(ns string, peers []Peer) error {
 	return nil
 }
 
+// EnsureDNSAddress gives a node the address at which it answers names.
+func EnsureDNSAddress(ns string) error {
+	h, err := handle(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find lo: %w", err)
+	}
+	if err := h.AddrReplace(lo, &netlink.Addr{IPNet: ipNet(host(DNSIP))}); err != nil {
+		return fmt.Errorf("add address %s: %w", DNSIP, err)
+	}
+	return nil
+}
+
+func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
 // Leave removes from a namespace what a node adds to it besides its pods: the
 // services, and the routes to them and to the other nodes' pods.
 func Leave(ns string) error {
@@ -86,6 +105,13 @@ func Leave(ns string) error {
 		return err
 	}
 	defer h.Close()
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find lo: %w", err)
+	}
+	if err := h.AddrDel(lo, &netlink.Addr{IPNet: ipNet(host(DNSIP))}); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		return fmt.Errorf("delete address %s: %w", DNSIP, err)
+	}
 	routes, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: ipNet(ServiceCIDR)}, netlink.RT_FILTER_DST)
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)

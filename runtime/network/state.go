@@ -42,6 +42,8 @@ type Service struct {
 	// Affinity sends a client to the same endpoint for as long as the endpoints stay
 	// the same.
 	Affinity bool
+	// Local: the node itself listens at the address. Endpoints are not looked at.
+	Local bool
 	// Endpoints to choose from; none refuses connections.
 	Endpoints []netip.AddrPort
 }
@@ -109,6 +111,10 @@ func compile(s State) (*table, error) {
 		}
 		if len(svc.Endpoints) > maxEndpoints {
 			return nil, fmt.Errorf("%s: %d endpoints, more than %d", name, len(svc.Endpoints), maxEndpoints)
+		}
+		if svc.Local {
+			t.serving[key] = true
+			continue
 		}
 		endpoints := slices.Clone(svc.Endpoints)
 		slices.SortFunc(endpoints, netip.AddrPort.Compare)

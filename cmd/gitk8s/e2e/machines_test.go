@@ -218,6 +218,9 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: http}]}
 				return nil
 			})
 		}
+		for _, from := range pods {
+			contains(t, c.kubectl(t, "exec", "-n", ns, from.Name, "--", "/server", "fetch", "http://web."+ns+"/"), "v1")
+		}
 		c.answers(t, ns, "web", "v1") // through the API server, from its machine
 	})
 	t.Run("the API is a Service", func(t *testing.T) {

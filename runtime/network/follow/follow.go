@@ -1,5 +1,5 @@
 // Package follow keeps a node's network equal to what the API says: the routes to
-// the other nodes' pods and the services. In: Nodes, Services and EndpointSlices
+// the other nodes' pods, the services and their names. In: Nodes, Services and EndpointSlices
 // by watch. Changes that come together are applied together.
 package follow
 
@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"gitk8s.dev/gitk8s/runtime/network"
+	"gitk8s.dev/gitk8s/runtime/network/dns"
 )
 
 // settle is how long changes are collected before they are applied: a commit to
@@ -26,9 +27,9 @@ const settle = 5 * time.Millisecond
 // retryAfter is when a failed change is tried again.
 const retryAfter = time.Second
 
-// Node applies routes and services on a node until ctx ends. netNS is the node's
-// network namespace, empty for the caller's own.
-func Node(ctx context.Context, client kubernetes.Interface, name string, proxy *network.Proxy, netNS string) error {
+// Node applies routes and services on a node, and tells zone their names, until ctx
+// ends. netNS is the node's network namespace, empty for the caller's own.
+func Node(ctx context.Context, client kubernetes.Interface, name string, proxy *network.Proxy, zone *dns.Zone, netNS string) error {
 	f := informers.NewSharedInformerFactory(client, 0)
 	services, slices, nodes := f.Core().V1().Services(), f.Discovery().V1().EndpointSlices(), f.Core().V1().Nodes()
 	changed := make(chan struct{}, 1)
@@ -37,6 +38,9 @@ func Node(ctx context.Context, client kubernetes.Interface, name string, proxy *
 		if _, err := inf.AddEventHandler(signal(changed)); err != nil {
 			return err
 		}
+	}
+	if err := tell(zone, services.Informer(), slices.Informer()); err != nil {
+		return err
 	}
 	if _, err := nodes.Informer().AddEventHandler(onPlace(routed)); err != nil {
 		return err
@@ -59,6 +63,36 @@ func Node(ctx context.Context, client kubernetes.Interface, name string, proxy *
 		return proxy.Apply(network.Desired(name, svcs, eps))
 	})
 	return nil
+}
+
+// tell brings services and their endpoints to the zone.
+func tell(zone *dns.Zone, services, slices cache.SharedIndexInformer) error {
+	if _, err := services.AddEventHandler(on(zone.SetService, zone.DeleteService)); err != nil {
+		return err
+	}
+	_, err := slices.AddEventHandler(on(zone.SetSlice, zone.DeleteSlice))
+	return err
+}
+
+// on calls set with each new state of an object, and remove with the last one.
+func on[T any](set, remove func(*T)) cache.ResourceEventHandler {
+	added := func(obj any) {
+		if o, ok := obj.(*T); ok {
+			set(o)
+		}
+	}
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc:    added,
+		UpdateFunc: func(_, obj any) { added(obj) },
+		DeleteFunc: func(obj any) {
+			if t, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+				obj = t.Obj
+			}
+			if o, ok := obj.(*T); ok {
+				remove(o)
+			}
+		},
+	}
 }
 
 // Routes keeps the routes to all nodes' pods in a namespace that is no node's, as

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -56,6 +57,8 @@ func main() {
 		err = fetch(os.Stdout, args[1])
 	case "busy":
 		busy(args[1])
+	case "lookup":
+		err = lookup(args[1], args[2])
 	case "alloc":
 		err = alloc(args[1])
 	case "orphan":
@@ -206,6 +209,39 @@ func busy(path string) {
 		for start := time.Now(); time.Since(start) < slice; {
 		}
 	}
+}
+
+// lookup asks the name server, and prints what it says in a fixed order.
+func lookup(kind, name string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	r := &net.Resolver{PreferGo: true}
+	var out []string
+	var err error
+	switch kind {
+	case "host":
+		out, err = r.LookupHost(ctx, name)
+	case "ptr":
+		out, err = r.LookupAddr(ctx, name)
+	case "cname":
+		var s string
+		s, err = r.LookupCNAME(ctx, name)
+		out = []string{s}
+	case "txt":
+		out, err = r.LookupTXT(ctx, name)
+	case "srv":
+		var list []*net.SRV
+		_, list, err = r.LookupSRV(ctx, "", "", name)
+		for _, s := range list {
+			out = append(out, fmt.Sprintf("%s:%d", s.Target, s.Port))
+		}
+	}
+	if err != nil {
+		return err
+	}
+	slices.Sort(out)
+	fmt.Println(strings.Join(out, " "))
+	return nil
 }
 
 func alloc(s string) error {
