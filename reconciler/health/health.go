@@ -129,17 +129,6 @@ func pod(u *unstructured.Unstructured) Result {
 	return progress("is not Ready")
 }
 
-func job(u *unstructured.Unstructured) Result {
-	if c := condition(u, "Failed"); c != nil && c["status"] == "True" {
-		return Result{Status: Failed, Message: fmt.Sprint(c["message"])}
-	}
-	if str(u, "status", "startTime") == "" {
-		return progress("has not started")
-	}
-	// As in kstatus: a Job that runs has been deployed; its end is its own business.
-	return Result{Status: Current}
-}
-
 // generic trusts the standard conditions of kinds it does not know.
 func generic(u *unstructured.Unstructured) Result {
 	if c := condition(u, "Stalled"); c != nil && c["status"] == "True" {
