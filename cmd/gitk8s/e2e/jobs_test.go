@@ -9,6 +9,7 @@ import (
 
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -50,7 +51,7 @@ func TestJobs(t *testing.T) {
 	t.Parallel()
 	c := suite.shared
 	for name, test := range map[string]func(*testing.T, *cluster, string){
-		"completions": jobCompletions, "indexed": jobIndexed, "backoff": jobBackoff, "policy": jobPolicy,
+		"completions": jobCompletions, "indexed": jobIndexed, "backoff": jobBackoff, "policy": jobPolicy, "disrupted": jobDisrupted,
 		"replacement": jobReplacement, "suspend": jobSuspend, "ttl": jobTTL, "cron": cronJob,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -135,6 +136,22 @@ func jobPolicy(t *testing.T, c *cluster, ns string) {
 		t.Errorf("%s, status %+v", reason, j.Status)
 	}
 	contains(t, j.Status.Conditions[len(j.Status.Conditions)-1].Message, "Container c for pod "+ns+"/picky-", "failed with exit code 42 matching FailJob rule at index 0")
+}
+
+// jobDisrupted: an eviction is no failure, if the policy says so.
+func jobDisrupted(t *testing.T, c *cluster, ns string) {
+	c.apply(t, ns, job("calm", `backoffLimit: 0, podFailurePolicy: {rules: [{action: Ignore, onPodConditions: [{type: DisruptionTarget}]}]}`, "sleep, 1h"))
+	first := c.awaitPods(t, ns, "job-name=calm", "it runs", func(pods []*corev1.Pod) bool { return len(pods) == 1 && ready(pods[0]) })[0]
+	if err := c.k.CoreV1().Pods(ns).EvictV1(t.Context(), &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: first.Name}}); err != nil {
+		t.Fatal(err)
+	}
+	c.awaitPods(t, ns, "job-name=calm", "another runs", func(pods []*corev1.Pod) bool {
+		return len(pods) == 1 && pods[0].Name != first.Name && ready(pods[0])
+	})
+	j := await(t, c, jobsGVR, ns, "calm", "it counts one pod", func(j *batchv1.Job) bool { return j.Status.Active == 1 && *j.Status.Terminating == 0 })
+	if j.Status.Failed != 0 || len(j.Status.Conditions) > 0 {
+		t.Errorf("status %+v", j.Status)
+	}
 }
 
 // jobReplacement: a pod that was deleted is replaced when it has stopped, if that
