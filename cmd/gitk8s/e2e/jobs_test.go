@@ -10,6 +10,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -86,13 +87,20 @@ func jobCompletions(t *testing.T, c *cluster, ns string) {
 	k.run(t, "delete", "job", "three")
 	c.awaitPods(t, ns, "job-name=three", "all are gone", func(pods []*corev1.Pod) bool { return len(pods) == 0 })
 
-	// A Job that is deleted while it runs leaves no pod behind its finalizer.
-	c.apply(t, ns, job("long", "completions: 2, parallelism: 2", "sleep, 1h"))
-	c.awaitPods(t, ns, "job-name=long", "they run", func(pods []*corev1.Pod) bool {
-		return len(pods) == 2 && allReady(pods)
+	// A Job that is deleted while it runs leaves no pod behind its finalizer, and none
+	// that it leaves has one.
+	for _, cascade := range []string{"background", "foreground", "orphan"} {
+		c.apply(t, ns, job(cascade, "completions: 2, parallelism: 2", "sleep, 1h"))
+		c.awaitPods(t, ns, "job-name="+cascade, "they run", func(pods []*corev1.Pod) bool { return len(pods) == 2 && allReady(pods) })
+		k.run(t, "delete", "job", cascade, "--cascade="+cascade, "--timeout=60s")
+	}
+	for _, cascade := range []string{"background", "foreground"} {
+		c.awaitPods(t, ns, "job-name="+cascade, "all are gone", func(pods []*corev1.Pod) bool { return len(pods) == 0 })
+	}
+	c.awaitPods(t, ns, "job-name=orphan", "they are free", func(pods []*corev1.Pod) bool {
+		free := func(p *corev1.Pod) bool { return len(p.Finalizers)+len(p.OwnerReferences) == 0 }
+		return len(pods) == 2 && allReady(pods) && free(pods[0]) && free(pods[1])
 	})
-	k.run(t, "delete", "job", "long")
-	c.awaitPods(t, ns, "job-name=long", "all are gone", func(pods []*corev1.Pod) bool { return len(pods) == 0 })
 }
 
 func jobIndexed(t *testing.T, c *cluster, ns string) {
@@ -203,6 +211,7 @@ metadata: {name: tick}
 spec: {schedule: "* * * * *", timeZone: Europe/Vienna, concurrencyPolicy: Forbid, jobTemplate: {metadata: {labels: {by: tick}}, spec: {template: {spec: %s}}}}
 `, once("env")))
 	contains(t, k.run(t, "get", "cronjobs"), "TIMEZONE", "LAST SCHEDULE", "* * * * *   Europe/Vienna   False")
+	contains(t, k.run(t, "explain", "cronjob.spec.jobTemplate.spec.podFailurePolicy"), "handling failed pods")
 	k.run(t, "create", "job", "by-hand", "--from=cronjob/tick")
 	k.run(t, "wait", "--for=condition=complete", "job/by-hand", "--timeout=60s")
 	cron := await(t, c, cronJobsGVR, ns, "tick", "it has run", func(cron *batchv1.CronJob) bool {
@@ -222,10 +231,18 @@ spec: {schedule: "* * * * *", timeZone: Europe/Vienna, concurrencyPolicy: Forbid
 }
 
 // TestJobKill kills everything while a Job runs, again and again: no pod is lost,
-// none is counted twice.
+// none is counted twice. A Job from Git that has removed itself stays so.
 func TestJobKill(t *testing.T) {
 	c := ownCluster(t)
 	ns := c.namespace(t, "jobkill")
+	r := newRepo(t, c)
+	r.add(ns, "shop")
+	r.commit("first", map[string]string{
+		"brief.yaml": gitJob("brief", "", "ttlSecondsAfterFinished: 0", "test/web:v1", "env"),
+		"cfg.yaml":   "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: cfg}\ndata: {a: one}\n",
+	})
+	r.deploy()
+	awaitGone(t, c, jobsGVR, ns, "brief")
 	c.apply(t, ns, job("many", "completions: 12, parallelism: 4", "sleep, 500ms"))
 	for n := range int32(3) {
 		await(t, c, jobsGVR, ns, "many", "some have succeeded", func(j *batchv1.Job) bool { return j.Status.Succeeded > n })
@@ -241,6 +258,11 @@ func TestJobKill(t *testing.T) {
 	count := map[corev1.PodPhase]int32{}
 	for _, p := range pods {
 		count[p.Status.Phase]++
+	}
+	c.kubectl(t, "-n", ns, "patch", "configmap", "cfg", "-p", `{"data":{"a":"tampered"}}`)
+	await(t, c, configMapsGVR, ns, "cfg", "the patch is undone", func(m *corev1.ConfigMap) bool { return m.Data["a"] == "one" })
+	if _, err := c.k.BatchV1().Jobs(ns).Get(t.Context(), "brief", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		t.Errorf("the Job is made again: %v", err)
 	}
 	if j.Status.Succeeded != 12 || count[corev1.PodSucceeded] != 12 || j.Status.Failed != count[corev1.PodFailed] {
 		t.Errorf("pods %v, status %+v", count, j.Status)
