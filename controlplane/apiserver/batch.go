@@ -27,7 +27,7 @@ func batchResources() []*resource {
 			newObject: object[batchv1.Job], newList: object[batchv1.JobList],
 			table: printers.Jobs, name: apivalidation.NameIsDNSSubdomain, status: true, generation: true,
 			check: checked(validation.Job), validateStatus: checked(validation.JobStatus),
-			prepareCreate: jobCreate, warnings: jobWarnings, fields: jobFields,
+			prepareCreate: jobCreate, warnings: jobWarnings, fields: jobFields, orphans: orphanedPods,
 		},
 		{
 			gv: batch, kind: "CronJob", plural: "cronjobs", singular: "cronjob", shortNames: []string{"cj"},
@@ -38,6 +38,10 @@ func batchResources() []*resource {
 		},
 	}
 }
+
+// orphanedPods is what batch/v1 has kept of older versions: kubectl and controllers
+// say what is to happen to the pods, a bare request may not.
+const orphanedPods = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning"
 
 // jobCreate gives a Job a selector of its own, and its pods the labels for it. What
 // is set already stays, and validation refuses it if it does not fit.

@@ -1,6 +1,8 @@
 package apiserver_test
 
 import (
+	"slices"
+	"strings"
 	"testing"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -9,9 +11,15 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"gitk8s.dev/gitk8s/controlplane/apiserver/apiservertest"
 )
+
+// warnings collects the warnings of a server.
+type warnings []string
+
+func (w *warnings) HandleWarningHeader(_ int, _, text string) { *w = append(*w, text) }
 
 const jobManifest = `{"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "hello"}, "spec": {
 	"template": {"metadata": {"labels": {"app": "hello"}}, "spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}}}`
@@ -19,7 +27,8 @@ const jobManifest = `{"apiVersion": "batch/v1", "kind": "Job", "metadata": {"nam
 // TestJobs: the server gives a Job its selector, keeps it through further applies,
 // and guards what may not change.
 func TestJobs(t *testing.T) {
-	client := kubernetes.NewForConfigOrDie(apiservertest.Start(t))
+	cfg := apiservertest.Start(t)
+	client := kubernetes.NewForConfigOrDie(cfg)
 	jobs, ctx := client.BatchV1().Jobs("default"), t.Context()
 	apply := func(manifest string) (*batchv1.Job, error) {
 		return jobs.Patch(ctx, "hello", types.ApplyPatchType, []byte(manifest), metav1.PatchOptions{FieldManager: "test"})
@@ -57,6 +66,18 @@ func TestJobs(t *testing.T) {
 		if err != nil || len(list.Items) != want {
 			t.Errorf("%s selects %d, want %d: %v", selector, len(list.Items), want, err)
 		}
+	}
+	// A bare request leaves the pods, and says so.
+	var warned warnings
+	warning := rest.CopyConfig(cfg)
+	warning.WarningHandler = &warned
+	bare := kubernetes.NewForConfigOrDie(warning).BatchV1().Jobs("default")
+	if err := bare.Delete(ctx, "hello", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	job, err = jobs.Get(ctx, "hello", metav1.GetOptions{})
+	if err != nil || !slices.Contains(job.Finalizers, metav1.FinalizerOrphanDependents) || len(warned) != 1 || !strings.HasPrefix(warned[0], "child pods are preserved by default") {
+		t.Errorf("finalizers %v, warnings %q, %v", job.Finalizers, warned, err)
 	}
 	manual := true
 	_, err = jobs.Create(ctx, &batchv1.Job{
