@@ -28,20 +28,20 @@ type cluster struct {
 	removed  bool
 }
 
-func (c *cluster) names() []*corev1.Pod {
+// list returns the pods in the order in which they were made.
+func (c *cluster) list() []*corev1.Pod {
 	var out []*corev1.Pod
-	for _, p := range c.pods {
-		out = append(out, p)
+	for i := range c.uid {
+		if p := c.pods[types.UID(strconv.Itoa(i+1))]; p != nil {
+			out = append(out, p)
+		}
 	}
-	slices.SortFunc(out, func(a, b *corev1.Pod) int {
-		return len(a.UID)*100 + int(a.UID[len(a.UID)-1]) - len(b.UID)*100 - int(b.UID[len(b.UID)-1])
-	})
 	return out
 }
 
 func (c *cluster) snapshot() Snapshot {
 	s := Snapshot{Job: c.job.DeepCopy()}
-	for _, p := range c.names() {
+	for _, p := range c.list() {
 		s.Pods = append(s.Pods, p.DeepCopy())
 	}
 	return s
@@ -151,7 +151,8 @@ func (c *cluster) apply(t *rapid.T, d Decision, steps int) {
 		p.Name = p.GenerateName + strconv.Itoa(c.uid)
 		p.CreationTimestamp = metav1.NewTime(c.now)
 		p.Status.Phase = corev1.PodPending
-		if want := c.failures(w.Index); c.job.Spec.BackoffLimitPerIndex != nil && !c.removed && number(p, batchv1.JobIndexFailureCountAnnotation) != want {
+		// What was taken out forgets what its pod carried on.
+		if want := c.failures(w.Index); c.job.Spec.BackoffLimitPerIndex != nil && !c.removed && !c.resizes && number(p, batchv1.JobIndexFailureCountAnnotation) != want {
 			t.Fatalf("index %d has failed %d times, its new pod says %v", w.Index, want, p.Annotations)
 		}
 		c.pods[p.UID], c.index[p.UID] = p, w.Index
@@ -222,11 +223,11 @@ func (c *cluster) exit(p *corev1.Pod, code int32) {
 
 // happen is one thing that workers, or people, do to a pod.
 func (c *cluster) happen(t *rapid.T, mayFail bool) {
-	pods := c.names()
+	pods := c.list()
 	if len(pods) == 0 {
 		return
 	}
-	p := rapid.SampledFrom(pods).Draw(t, "pod")
+	p := pods[rapid.IntRange(0, len(pods)-1).Draw(t, "pod")]
 	switch what := rapid.IntRange(0, 5).Draw(t, "event"); {
 	case p.DeletionTimestamp != nil:
 		c.exit(p, 143)
@@ -252,10 +253,10 @@ func (c *cluster) settle(t *rapid.T) {
 	for range 400 {
 		d := Decide(c.snapshot(), c.now)
 		c.apply(t, d, 1<<30)
-		if Finished(c.job) && !slices.ContainsFunc(c.names(), tracked) {
+		if Finished(c.job) && !slices.ContainsFunc(c.list(), tracked) {
 			return
 		}
-		for _, p := range c.names() {
+		for _, p := range c.list() {
 			if p.DeletionTimestamp != nil {
 				c.exit(p, 143)
 			} else {
