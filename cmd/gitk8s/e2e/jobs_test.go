@@ -47,12 +47,18 @@ func complete(j *batchv1.Job) bool {
 	return ok
 }
 
+func failed(j *batchv1.Job) bool {
+	_, ok := jobHas(j, batchv1.JobFailed)
+	return ok
+}
+
 // TestJobs runs Jobs of all kinds to their end.
 func TestJobs(t *testing.T) {
 	t.Parallel()
 	c := suite.shared
 	for name, test := range map[string]func(*testing.T, *cluster, string){
 		"completions": jobCompletions, "indexed": jobIndexed, "backoff": jobBackoff, "policy": jobPolicy, "disrupted": jobDisrupted,
+		"per-index": jobPerIndex, "success": jobSuccess, "restarts": jobRestarts,
 		"replacement": jobReplacement, "suspend": jobSuspend, "ttl": jobTTL, "cron": cronJob,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -126,7 +132,7 @@ func jobBackoff(t *testing.T, c *cluster, ns string) {
 	k := kubectls(c)["own"].in(ns)
 	c.apply(t, ns, job("bad", "backoffLimit: 1", "exit, '3'"))
 	k.run(t, "wait", "--for=condition=failed", "job/bad", "--timeout=60s")
-	j := await(t, c, jobsGVR, ns, "bad", "it has failed", func(j *batchv1.Job) bool { _, ok := jobHas(j, batchv1.JobFailed); return ok })
+	j := await(t, c, jobsGVR, ns, "bad", "it has failed", failed)
 	if reason, _ := jobHas(j, batchv1.JobFailed); reason != batchv1.JobReasonBackoffLimitExceeded || j.Status.Failed != 2 {
 		t.Errorf("%s, status %+v", reason, j.Status)
 	}
@@ -137,9 +143,36 @@ func jobBackoff(t *testing.T, c *cluster, ns string) {
 	contains(t, k.run(t, "describe", "job", "bad"), "BackoffLimitExceeded", "Job has reached the specified backoff limit")
 }
 
+// jobPerIndex: an index that fails does not keep the others from succeeding.
+func jobPerIndex(t *testing.T, c *cluster, ns string) {
+	c.apply(t, ns, job("each", "completions: 3, parallelism: 3, completionMode: Indexed, backoffLimitPerIndex: 0", "exit, $(JOB_COMPLETION_INDEX)"))
+	j := await(t, c, jobsGVR, ns, "each", "it has failed", failed)
+	if reason, _ := jobHas(j, batchv1.JobFailed); reason != batchv1.JobReasonFailedIndexes || j.Status.CompletedIndexes != "0" || *j.Status.FailedIndexes != "1,2" {
+		t.Errorf("%s, status %+v", reason, j.Status)
+	}
+}
+
+// jobSuccess: an index may be enough, and the others are stopped.
+func jobSuccess(t *testing.T, c *cluster, ns string) {
+	c.apply(t, ns, job("first", "completions: 3, parallelism: 3, completionMode: Indexed, successPolicy: {rules: [{succeededIndexes: '0'}]}", "sleep, $(JOB_COMPLETION_INDEX)h"))
+	j := await(t, c, jobsGVR, ns, "first", "it is complete", complete)
+	if reason, _ := jobHas(j, batchv1.JobComplete); reason != batchv1.JobReasonSuccessPolicy || j.Status.CompletedIndexes != "0" || j.Status.Active+*j.Status.Terminating > 0 {
+		t.Errorf("%s, status %+v", reason, j.Status)
+	}
+}
+
+// jobRestarts: what its node restarts counts against the limit, too.
+func jobRestarts(t *testing.T, c *cluster, ns string) {
+	c.apply(t, ns, strings.Replace(job("again", "backoffLimit: 1", "exit, '3'"), "restartPolicy: Never", "restartPolicy: OnFailure", 1))
+	j := await(t, c, jobsGVR, ns, "again", "it has failed", failed)
+	if reason, _ := jobHas(j, batchv1.JobFailed); reason != batchv1.JobReasonBackoffLimitExceeded || j.Status.Failed != 1 {
+		t.Errorf("%s, status %+v", reason, j.Status)
+	}
+}
+
 func jobPolicy(t *testing.T, c *cluster, ns string) {
 	c.apply(t, ns, job("picky", `completions: 2, podFailurePolicy: {rules: [{action: FailJob, onExitCodes: {containerName: c, operator: In, values: [42]}}]}`, "exit, '42'"))
-	j := await(t, c, jobsGVR, ns, "picky", "it has failed", func(j *batchv1.Job) bool { _, ok := jobHas(j, batchv1.JobFailed); return ok })
+	j := await(t, c, jobsGVR, ns, "picky", "it has failed", failed)
 	if reason, _ := jobHas(j, batchv1.JobFailed); reason != batchv1.JobReasonPodFailurePolicy || j.Status.Failed != 1 {
 		t.Errorf("%s, status %+v", reason, j.Status)
 	}
