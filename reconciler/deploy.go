@@ -94,6 +94,7 @@ func (w *work) begin(ctx context.Context, rev *v1alpha1.Revision, objects []rend
 	w.st.began = started
 	clear(w.st.reported)
 	clear(w.st.applied)
+	clear(w.st.replaced)
 	if err := w.save(ctx); err != nil {
 		return err
 	}
@@ -113,8 +114,8 @@ func (w *work) carryOut(ctx context.Context, p plan.Plan, rev v1alpha1.RevisionS
 	stamp := w.stamp(rev)
 	for _, a := range p.Actions {
 		switch a.Verb {
-		case plan.Create, plan.Configure:
-			now, err := w.cluster.Apply(ctx, apply.WithReplicas(stamp(a.Desired.Unstructured), a.Desired, a.Live), false)
+		case plan.Create, plan.Configure, plan.Replace:
+			now, err := w.applyOne(ctx, a, apply.WithReplicas(stamp(a.Desired.Unstructured), a.Desired, a.Live))
 			if err != nil {
 				return fmt.Errorf("%s %s: %w", a.Verb, a.ID, err)
 			}
@@ -153,19 +154,21 @@ func (w *work) prepare(ctx context.Context, c gitsource.Commit) (prepared, error
 	if err != nil {
 		return prepared{}, err
 	}
+	w.keepJobPins(objects)
 	p := prepared{commit: c, objects: objects}
 	if w.app.Spec.Images.Resolve != v1alpha1.ResolveOff {
 		if p.pins, err = pinImages(ctx, w.cfg.Images, objects); err != nil {
 			return prepared{}, err
 		}
 	}
-	p.plan, err = w.plan(ctx, objects, v1alpha1.RevisionSpec{Commit: c.SHA, Subject: c.Subject})
+	p.plan, err = w.plan(ctx, objects, v1alpha1.RevisionSpec{Commit: c.SHA, Subject: c.Subject}, plan.Replaceable)
 	return p, err
 }
 
-// plan compares objects with the cluster.
-func (w *work) plan(ctx context.Context, objects []render.Object, rev v1alpha1.RevisionSpec) (plan.Plan, error) {
-	candidates, err := w.cluster.Compare(ctx, w.owner, objects, w.stamp(rev))
+// plan compares objects with the cluster. Those that cannot be changed may be
+// replaced if replace says so.
+func (w *work) plan(ctx context.Context, objects []render.Object, rev v1alpha1.RevisionSpec, replace func(*unstructured.Unstructured) bool) (plan.Plan, error) {
+	candidates, err := w.cluster.Compare(ctx, w.owner, objects, w.stamp(rev), replace)
 	if err != nil {
 		return plan.Plan{}, err
 	}

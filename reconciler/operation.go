@@ -3,6 +3,7 @@ package reconciler
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -13,6 +14,7 @@ import (
 	"gitk8s.dev/gitk8s/api/v1alpha1"
 	"gitk8s.dev/gitk8s/history"
 	"gitk8s.dev/gitk8s/reconciler/plan"
+	"gitk8s.dev/gitk8s/reconciler/render"
 )
 
 // Triggers of a deploy that are not a look at the remote.
@@ -125,7 +127,7 @@ func (w *work) restore(ctx context.Context, rev *v1alpha1.Revision, trigger stri
 		return nil
 	}
 	wrapped := wrap(objects)
-	p, err := w.plan(ctx, wrapped, rev.Spec)
+	p, err := w.plan(ctx, wrapped, rev.Spec, jobsToo)
 	if err != nil {
 		w.refuse(rev.Spec.Commit, trigger, started, err)
 		return nil
@@ -195,7 +197,11 @@ func (w *work) heal(ctx context.Context) error {
 		again()
 		return err
 	}
-	p, err := w.plan(ctx, w.st.deployed, *rev)
+	deployed := slices.DeleteFunc(slices.Clone(w.st.deployed), func(o render.Object) bool {
+		_, ok := w.hasRun(o)
+		return ok
+	})
+	p, err := w.plan(ctx, deployed, *rev, jobsToo)
 	if err != nil {
 		again()
 		return fmt.Errorf("compare with revision %s: %w", w.status().Revision, err)

@@ -27,6 +27,7 @@ func (r *Reconciler) Preview(ctx context.Context, key, commit string, files fs.F
 	if err != nil {
 		return plan.Plan{}, err
 	}
+	r.keepJobPins(objects)
 	w := &work{Reconciler: r, key: key, app: app, owner: plan.Owner{Namespace: app.Namespace, Name: app.Name}}
-	return w.plan(ctx, objects, v1alpha1.RevisionSpec{Commit: commit})
+	return w.plan(ctx, objects, v1alpha1.RevisionSpec{Commit: commit}, plan.Replaceable)
 }

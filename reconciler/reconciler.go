@@ -81,6 +81,9 @@ type state struct {
 	// applied is the newest version of each object that we wrote: until the cache
 	// shows it, the object's health is that of the version before.
 	applied map[render.ID]written
+	// replaced are the objects that we deleted to make them anew, which the cache may
+	// still show.
+	replaced map[render.ID]types.UID
 	// began is when the deploy under way began, more exactly than the status has it.
 	began time.Time
 	// reported are the last lines sent to listeners, by object.
@@ -169,7 +172,7 @@ func (r *Reconciler) Listen(key string) (lines <-chan Progress, cancel func()) {
 func (r *Reconciler) stateOf(key string) *state {
 	st := r.state[key]
 	if st == nil {
-		st = &state{drifted: true, reported: map[render.ID]string{}, applied: map[render.ID]written{}}
+		st = &state{drifted: true, reported: map[render.ID]string{}, applied: map[render.ID]written{}, replaced: map[render.ID]types.UID{}}
 		r.state[key] = st
 	}
 	return st

@@ -267,8 +267,14 @@ func (w *work) health() Health {
 // statusOf is how far one deployed object has come.
 func (w *work) statusOf(o render.Object) health.Result {
 	live := w.cluster.Cached(o.Unstructured)
+	if result, ok := w.hasRun(o); ok {
+		return result
+	}
 	if live == nil {
 		return health.Result{Status: health.InProgress, Message: "does not exist"}
+	}
+	if w.st.replaced[render.IDOf(o.Unstructured)] == live.GetUID() {
+		return health.Result{Status: health.InProgress, Message: "is being replaced"}
 	}
 	if v, ok := w.st.applied[render.IDOf(o.Unstructured)]; ok && v.uid == live.GetUID() && live.GetGeneration() < v.generation {
 		return health.Result{Status: health.InProgress, Message: "has just been changed"}

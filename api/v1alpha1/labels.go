@@ -18,6 +18,9 @@ const (
 	// AnnotationPrune set to "disabled" keeps an object when its manifest leaves
 	// the repository.
 	AnnotationPrune = GroupName + "/prune"
+	// AnnotationReplace set to "enabled" has an object deleted and made anew when a
+	// field of it changes that cannot be changed, such as the template of a Job.
+	AnnotationReplace = GroupName + "/replace"
 
 	// FieldManager is the server-side apply field manager of the reconciler.
 	FieldManager = "gitk8s"

@@ -11,12 +11,14 @@ import (
 	"k8s.io/client-go/metadata"
 	metrics "k8s.io/metrics/pkg/client/clientset/versioned/typed/metrics/v1beta1"
 
+	"gitk8s.dev/gitk8s/controlplane/controllers/cronjob"
 	"gitk8s.dev/gitk8s/controlplane/controllers/daemonset"
 	"gitk8s.dev/gitk8s/controlplane/controllers/deployment"
 	"gitk8s.dev/gitk8s/controlplane/controllers/disruption"
 	"gitk8s.dev/gitk8s/controlplane/controllers/endpointslice"
 	"gitk8s.dev/gitk8s/controlplane/controllers/ephemeral"
 	"gitk8s.dev/gitk8s/controlplane/controllers/garbagecollector"
+	"gitk8s.dev/gitk8s/controlplane/controllers/job"
 	"gitk8s.dev/gitk8s/controlplane/controllers/namespace"
 	"gitk8s.dev/gitk8s/controlplane/controllers/nodeipam"
 	"gitk8s.dev/gitk8s/controlplane/controllers/nodelifecycle"
@@ -25,6 +27,7 @@ import (
 	"gitk8s.dev/gitk8s/controlplane/controllers/protection"
 	"gitk8s.dev/gitk8s/controlplane/controllers/replicaset"
 	"gitk8s.dev/gitk8s/controlplane/controllers/statefulset"
+	"gitk8s.dev/gitk8s/controlplane/controllers/ttlafterfinished"
 	"gitk8s.dev/gitk8s/controlplane/pki"
 	"gitk8s.dev/gitk8s/controlplane/scheduler"
 	"gitk8s.dev/gitk8s/gitsource"
@@ -60,6 +63,9 @@ func (c *controlPlane) startLoops(ctx context.Context, p *parts) error {
 		"replicaset controller":     replicaset.New(k, f, rec),
 		"statefulset controller":    statefulset.New(k, f, rec),
 		"daemonset controller":      daemonset.New(k, f, rec),
+		"job controller":            job.New(k, f, rec),
+		"cronjob controller":        cronjob.New(k, f, rec),
+		"ttl controller":            ttlafterfinished.New(k, f),
 		"disruption controller":     disruption.New(k, f, rec),
 		"replication controller":    replicaset.NewForReplicationControllers(k, f, rec),
 		"endpointslice controller":  endpointslice.New(k, f),

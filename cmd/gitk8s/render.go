@@ -177,7 +177,7 @@ func (e *env) planHere(ctx context.Context, app, dir, rev string) (plan.Plan, er
 	keepPins(c.Cluster, objects)
 	candidates, err := c.Compare(ctx, owner, objects, func(u *unstructured.Unstructured) *unstructured.Unstructured {
 		return apply.Stamp(u, owner, "", "")
-	})
+	}, plan.Replaceable)
 	if err != nil {
 		return plan.Plan{}, err
 	}

@@ -51,6 +51,9 @@ type resource struct {
 	generation, annotationsBumpGeneration bool
 	// noGarbageCollection: objects of the kind are not owners.
 	noGarbageCollection bool
+	// orphans is the warning given when an object of the kind is deleted without a
+	// word on its dependents, which then stay; empty if they go.
+	orphans string
 	// ttlSeconds after which an object vanishes; 0 means never.
 	ttlSeconds uint64
 

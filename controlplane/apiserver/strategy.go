@@ -47,6 +47,9 @@ func (s strategy) DefaultGarbageCollectionPolicy(context.Context) rest.GarbageCo
 	if s.r.noGarbageCollection {
 		return rest.Unsupported
 	}
+	if s.r.orphans != "" {
+		return rest.OrphanDependents
+	}
 	return rest.DeleteDependents
 }
 

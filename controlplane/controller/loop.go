@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 )
@@ -42,6 +43,15 @@ func NewLoop(name string, workers int, sync func(ctx context.Context, key string
 
 // Add queues a key.
 func (l *Loop) Add(key string) { l.queue.Add(key) }
+
+// AddWhere queues the keys of those objects for which f says so.
+func AddWhere[T metav1.Object](l *Loop, objects []T, f func(T) bool) {
+	for _, o := range objects {
+		if f(o) {
+			l.Add(cache.NewObjectName(o.GetNamespace(), o.GetName()).String())
+		}
+	}
+}
 
 // AddAfter queues a key once d has passed.
 func (l *Loop) AddAfter(key string, d time.Duration) { l.queue.AddAfter(key, d) }

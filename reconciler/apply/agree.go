@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"strings"
 	"sync"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -45,9 +46,12 @@ func Stamp(o *unstructured.Unstructured, owner plan.Owner, commit, cause string)
 
 // Compare finds out, for each wanted object, what the cluster has and what it
 // would have. Only objects whose manifest changed or that drifted are asked of the
-// server, by a dry run that also validates them. Faults of single objects are
-// joined in the error, each with its file and line.
-func (c *Cluster) Compare(ctx context.Context, owner plan.Owner, objects []render.Object, stamp func(*unstructured.Unstructured) *unstructured.Unstructured) ([]plan.Candidate, error) {
+// server, by a dry run that also validates them. Objects that cannot be changed are
+// to be replaced if replace says so. Faults of single objects are joined in the
+// error, each with its file and line.
+func (c *Cluster) Compare(ctx context.Context, owner plan.Owner, objects []render.Object,
+	stamp func(*unstructured.Unstructured) *unstructured.Unstructured, replace func(*unstructured.Unstructured) bool,
+) ([]plan.Candidate, error) {
 	objects = yieldReplicas(objects)
 	out := make([]plan.Candidate, len(objects))
 	errs := make([]error, len(objects))
@@ -74,6 +78,10 @@ func (c *Cluster) Compare(ctx context.Context, owner plan.Owner, objects []rende
 				return
 			}
 			applied, err := c.Apply(ctx, WithReplicas(stamp(o.Unstructured), &o, live), true)
+			if live != nil && immutable(err) && replace(o.Unstructured) {
+				out[i].Replace = true
+				return
+			}
 			if err != nil {
 				if live == nil && apierrors.IsNotFound(err) && newNamespaces[o.GetNamespace()] {
 					return // its namespace comes with it
@@ -88,7 +96,27 @@ func (c *Cluster) Compare(ctx context.Context, owner plan.Owner, objects []rende
 	return out, errors.Join(errs...)
 }
 
+// immutable says that an object is refused for nothing but that fields of it cannot
+// be changed: as a new one it would be valid.
+func immutable(err error) bool {
+	var status apierrors.APIStatus
+	if !apierrors.IsInvalid(err) || !errors.As(err, &status) || status.Status().Details == nil {
+		return false
+	}
+	causes := status.Status().Details.Causes
+	for _, c := range causes {
+		if !strings.HasSuffix(c.Message, "field is immutable") {
+			return false
+		}
+	}
+	return len(causes) > 0
+}
+
 func fault(o render.Object, err error) error {
+	if o.GetKind() == "Job" && immutable(err) {
+		err = fmt.Errorf("what a Job runs cannot be changed: give it another name, delete it first, or annotate it with %s: enabled; "+
+			"what runs again and again is a CronJob: %w", v1alpha1.AnnotationReplace, err)
+	}
 	if o.File == "" {
 		return fmt.Errorf("%s: %w", render.IDOf(o.Unstructured), err)
 	}

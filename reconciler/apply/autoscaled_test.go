@@ -58,7 +58,7 @@ func TestAutoscaled(t *testing.T) {
 	deploy := func(text, want string, replicas int32) {
 		t.Helper()
 		objects := parse(t, text)
-		candidates, err := c.Compare(ctx, shop, objects, stamp)
+		candidates, err := c.Compare(ctx, shop, objects, stamp, plan.Replaceable)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -38,6 +38,8 @@ type Cluster struct {
 
 	mu     sync.RWMutex
 	caches map[schema.GroupVersionResource]cache.SharedIndexInformer
+	// ended are Jobs that have finished and do not exist any more.
+	ended map[render.ID]*unstructured.Unstructured
 }
 
 // NewCluster returns a cluster; Watch must run before Live and Owned are called.
@@ -46,6 +48,7 @@ func NewCluster(client dynamic.Interface, disco discovery.DiscoveryInterface) *C
 		client: client, disco: disco,
 		mapper: restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(disco)),
 		caches: map[schema.GroupVersionResource]cache.SharedIndexInformer{},
+		ended:  map[render.ID]*unstructured.Unstructured{},
 	}
 }
 
@@ -68,7 +71,7 @@ func (c *Cluster) Watch(ctx context.Context, changed func(plan.Owner, render.ID)
 	factory := dynamicinformer.NewFilteredDynamicSharedInformerFactory(c.client, 0, metav1.NamespaceAll, func(o *metav1.ListOptions) {
 		o.LabelSelector = v1alpha1.LabelApplication
 	})
-	handler := func(obj any) {
+	tell := func(obj any, first func(*unstructured.Unstructured)) {
 		if t, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 			obj = t.Obj
 		}
@@ -76,6 +79,7 @@ func (c *Cluster) Watch(ctx context.Context, changed func(plan.Owner, render.ID)
 		if !ok {
 			return
 		}
+		first(u)
 		if owner, ok := plan.OwnerOf(u); ok {
 			changed(owner, render.IDOf(u))
 		}
@@ -92,7 +96,9 @@ func (c *Cluster) Watch(ctx context.Context, changed func(plan.Owner, render.ID)
 			}
 			informer := factory.ForResource(gvr).Informer()
 			if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-				AddFunc: handler, UpdateFunc: func(_, obj any) { handler(obj) }, DeleteFunc: handler,
+				AddFunc:    func(obj any) { tell(obj, c.forget) },
+				UpdateFunc: func(_, obj any) { tell(obj, c.forget) },
+				DeleteFunc: func(obj any) { tell(obj, c.remember) },
 			}); err != nil {
 				return err
 			}
@@ -211,6 +217,8 @@ func (c *Cluster) Apply(ctx context.Context, u *unstructured.Unstructured, dryRu
 	o := metav1.PatchOptions{FieldManager: v1alpha1.FieldManager, Force: &force, FieldValidation: metav1.FieldValidationStrict}
 	if dryRun {
 		o.DryRun = []string{metav1.DryRunAll}
+	} else {
+		c.forget(u) // what ended before is not what comes now
 	}
 	return api.Patch(ctx, u.GetName(), applyPatchType, body, o)
 }

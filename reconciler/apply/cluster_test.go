@@ -78,7 +78,7 @@ func TestAgainstAServer(t *testing.T) {
 	}
 	planFor := func(objects []render.Object, commit string) plan.Plan {
 		t.Helper()
-		candidates, err := c.Compare(ctx, shop, objects, stamp(commit))
+		candidates, err := c.Compare(ctx, shop, objects, stamp(commit), plan.Replaceable)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -117,7 +117,7 @@ func TestAgainstAServer(t *testing.T) {
 	}
 	// What is invalid is told with its place, and nothing is applied.
 	bad := parse(t, strings.Replace(manifests, "replicas: 2", "replicas: -1", 1))
-	if _, err := c.Compare(ctx, shop, bad, stamp("c3")); err == nil || !strings.Contains(err.Error(), "app.yaml:6:") || !strings.Contains(err.Error(), "spec.replicas") {
+	if _, err := c.Compare(ctx, shop, bad, stamp("c3"), plan.Replaceable); err == nil || !strings.Contains(err.Error(), "app.yaml:6:") || !strings.Contains(err.Error(), "spec.replicas") {
 		t.Errorf("a negative number of replicas: %v", err)
 	}
 	// What left the manifests is pruned.
@@ -125,7 +125,7 @@ func TestAgainstAServer(t *testing.T) {
 		t.Errorf("after leaving out the Deployment: %s", p.Summary())
 	}
 	other := plan.Owner{Namespace: "default", Name: "other"}
-	candidates, err := c.Compare(ctx, other, objects[:1], stamp("c5"))
+	candidates, err := c.Compare(ctx, other, objects[:1], stamp("c5"), plan.Replaceable)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -126,17 +126,6 @@ func pod(u *unstructured.Unstructured) Result {
 	return progress("is not Ready")
 }
 
-func job(u *unstructured.Unstructured) Result {
-	if c := condition(u, "Failed"); c != nil && c["status"] == "True" {
-		return Result{Status: Failed, Message: fmt.Sprint(c["message"])}
-	}
-	if str(u, "status", "startTime") == "" {
-		return progress("has not started")
-	}
-	// As in kstatus: a Job that runs has been deployed; its end is its own business.
-	return Result{Status: Current}
-}
-
 // claim: one that waits for its first consumer stays Pending for as long as no pod
 // uses it, and one that a pod waits for shows in the pod. Neither holds anything up
 // by itself.

@@ -40,6 +40,13 @@ func TestOf(t *testing.T) {
 		{"claim that waits for its first pod", "{apiVersion: v1, kind: PersistentVolumeClaim, status: {phase: Pending}}", Current, "Pending"},
 		{"claim", "{apiVersion: v1, kind: PersistentVolumeClaim, status: {phase: Bound}}", Current, ""},
 		{"claim without its volume", "{apiVersion: v1, kind: PersistentVolumeClaim, status: {phase: Lost}}", Failed, "lost its volume"},
+		{"job not started", "{apiVersion: batch/v1, kind: Job, spec: {completions: 3}}", InProgress, "0 of 3 pods succeeded"},
+		{"job running", "{apiVersion: batch/v1, kind: Job, spec: {completions: 3}, status: {startTime: '2026-01-01T00:00:00Z', active: 1, succeeded: 2}}", InProgress, "2 of 3 pods succeeded"},
+		{"job of a work queue", "{apiVersion: batch/v1, kind: Job, spec: {parallelism: 3}, status: {startTime: '2026-01-01T00:00:00Z', active: 2, succeeded: 1}}", InProgress, "2 pods still to end"},
+		{"job complete", "{apiVersion: batch/v1, kind: Job, spec: {completions: 3}, status: {succeeded: 3, conditions: [{type: SuccessCriteriaMet, status: 'True'}, {type: Complete, status: 'True'}]}}", Current, "has completed"},
+		{"job about to fail", "{apiVersion: batch/v1, kind: Job, status: {active: 1, conditions: [{type: FailureTarget, status: 'True', message: oops}]}}", InProgress, "oops"},
+		{"job suspended", "{apiVersion: batch/v1, kind: Job, spec: {suspend: true}}", Current, "is suspended"},
+		{"cron job", "{apiVersion: batch/v1, kind: CronJob, spec: {schedule: '* * * * *'}}", Current, ""},
 		{"unknown kind, not Ready", "{apiVersion: x/v1, kind: Thing, status: {conditions: [{type: Ready, status: 'False', message: soon}]}}", InProgress, "soon"},
 		{"unknown kind, stalled", "{apiVersion: x/v1, kind: Thing, status: {conditions: [{type: Stalled, status: 'True', message: oops}]}}", Failed, "oops"},
 	} {

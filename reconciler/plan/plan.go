@@ -24,6 +24,8 @@ const (
 	Create Verb = "create"
 	// Configure an object that differs.
 	Configure Verb = "configure"
+	// Replace an object that cannot be changed: it is deleted and created.
+	Replace Verb = "replace"
 	// Unchanged objects are left alone.
 	Unchanged Verb = "unchanged"
 	// Prune an object whose manifest has gone.
@@ -65,7 +67,7 @@ func (p Plan) Count(v Verb) (n int) {
 // Summary is the plan in one line: "1 to create, 2 to configure, 14 unchanged".
 func (p Plan) Summary() string {
 	var parts []string
-	for _, v := range []Verb{Create, Configure, Prune} {
+	for _, v := range []Verb{Create, Configure, Replace, Prune} {
 		if n := p.Count(v); n > 0 {
 			parts = append(parts, fmt.Sprintf("%d to %s", n, v))
 		}
@@ -110,6 +112,13 @@ type Candidate struct {
 	// Applied is what the API server answered to a dry run; nil if none was needed
 	// because Live already agrees.
 	Applied *unstructured.Unstructured
+	// Replace says that Live cannot become what is wanted.
+	Replace bool
+}
+
+// Replaceable says whether an object may be deleted and made anew.
+func Replaceable(u *unstructured.Unstructured) bool {
+	return u.GetAnnotations()[v1alpha1.AnnotationReplace] == "enabled"
 }
 
 // Make orders the wanted objects and finds those to prune among owned, the
@@ -125,6 +134,8 @@ func Make(owner Owner, candidates []Candidate, owned []*unstructured.Unstructure
 		switch {
 		case c.Live == nil:
 			a.Verb = Create
+		case c.Replace:
+			a.Verb = Replace
 		case c.Applied == nil || Equal(c.Live, c.Applied):
 			a.Verb, a.Applied = Unchanged, nil
 		default:

@@ -65,12 +65,13 @@ func TestMake(t *testing.T) {
 		{Desired: wanted(object("ConfigMap", "same")), Live: live},
 		{Desired: wanted(object("ConfigMap", "drifted")), Live: object("ConfigMap", "drifted", data("a", "2")), Applied: object("ConfigMap", "drifted", data("a", "1"))},
 		{Desired: wanted(object("ConfigMap", "equal")), Live: live, Applied: live.DeepCopy()},
+		{Desired: wanted(object("Job", "stuck")), Live: object("Job", "stuck"), Replace: true},
 		{Desired: wanted(object("Namespace", "ns"))},
 	}, []*unstructured.Unstructured{
 		live, kept, copied, object("Service", "gone", ownedBy(shop)), object("ConfigMap", "gone", ownedBy(shop)),
 		object("ConfigMap", "other", ownedBy(Owner{"default", "other"})), object("ConfigMap", "nobody"),
 	}, true)
-	const want = "create Namespace/ns, unchanged ConfigMap/same, configure ConfigMap/drifted, unchanged ConfigMap/equal, create Pod/new, " +
+	const want = "create Namespace/ns, unchanged ConfigMap/same, configure ConfigMap/drifted, unchanged ConfigMap/equal, create Pod/new, replace Job/stuck, " +
 		"prune Service/gone, prune ConfigMap/gone"
 	if got := verbs(p); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
@@ -78,7 +79,7 @@ func TestMake(t *testing.T) {
 	if len(conflicts) > 0 {
 		t.Error(conflicts)
 	}
-	if got := p.Summary(); got != "2 to create, 1 to configure, 2 to prune, 2 unchanged" {
+	if got := p.Summary(); got != "2 to create, 1 to configure, 1 to replace, 2 to prune, 2 unchanged" {
 		t.Error(got)
 	}
 }

@@ -25,6 +25,8 @@ func Register(s *runtime.Scheme) {
 	add(s, ReplicationController)
 	add(s, StatefulSet)
 	add(s, DaemonSet)
+	add(s, Job)
+	add(s, CronJob)
 	add(s, PersistentVolumeClaim)
 	add(s, PersistentVolume)
 	add(s, StorageClass)

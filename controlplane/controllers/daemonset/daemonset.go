@@ -4,7 +4,6 @@
 package daemonset
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,7 +49,7 @@ type Controller struct {
 	pods      corelisters.PodLister
 	revisions *history.Revisions
 	synced    []cache.InformerSynced
-	expected  *controller.Expectations
+	control   controller.PodControl
 	backOff   *flowcontrol.Backoff
 	loop      *controller.Loop
 }
@@ -65,12 +64,13 @@ func New(client kubernetes.Interface, f informers.SharedInformerFactory, events 
 		synced: []cache.InformerSynced{
 			sets.Informer().HasSynced, revisions.Informer().HasSynced, nodes.Informer().HasSynced, pods.Informer().HasSynced,
 		},
-		expected: controller.NewExpectations(), backOff: flowcontrol.NewBackOff(firstBackOff, longestBackOff),
+		control: controller.PodControl{Client: client, Events: events, Expected: controller.NewExpectations()},
+		backOff: flowcontrol.NewBackOff(firstBackOff, longestBackOff),
 	}
 	c.loop = controller.NewLoop("daemonset", 2, c.sync)
 	sets.Informer().AddEventHandler(controller.Handler(func(old, ds *appsv1.DaemonSet) {
 		if ds == nil {
-			c.expected.Forget(controller.Key(old))
+			c.control.Expected.Forget(controller.Key(old))
 			ds = old
 		}
 		c.loop.Add(controller.Key(ds))
@@ -97,7 +97,9 @@ func (c *Controller) onPod(old, pod *corev1.Pod) {
 		}
 		if ref := metav1.GetControllerOf(p); ref != nil {
 			if ref.Kind == kind.Kind {
-				c.observe(p.Namespace+"/"+ref.Name, old, pod)
+				key := p.Namespace + "/" + ref.Name
+				c.control.Observe(key, old, pod)
+				c.loop.Add(key)
 			}
 			continue
 		}
@@ -108,34 +110,19 @@ func (c *Controller) onPod(old, pod *corev1.Pod) {
 	}
 }
 
-// observe notes what an event shows of what was asked for.
-func (c *Controller) observe(key string, old, pod *corev1.Pod) {
-	if old == nil {
-		c.expected.Created(key)
-	}
-	if pod == nil || pod.DeletionTimestamp != nil {
-		c.expected.Deleted(key, cmp.Or(pod, old).UID)
-	}
-	c.loop.Add(key)
-}
-
 func (c *Controller) addWhere(namespace string, f func(*appsv1.DaemonSet) bool) {
 	sets, err := c.sets.DaemonSets(namespace).List(labels.Everything())
 	if err != nil {
 		return
 	}
-	for _, ds := range sets {
-		if f(ds) {
-			c.loop.Add(controller.Key(ds))
-		}
-	}
+	controller.AddWhere(c.loop, sets, f)
 }
 
 func (c *Controller) sync(ctx context.Context, key string) error {
 	namespace, name := controller.SplitKey(key)
 	ds, err := c.sets.DaemonSets(namespace).Get(name)
 	if apierrors.IsNotFound(err) {
-		c.expected.Forget(key)
+		c.control.Expected.Forget(key)
 		return nil
 	}
 	if err != nil {
@@ -145,7 +132,7 @@ func (c *Controller) sync(ctx context.Context, key string) error {
 	if err != nil || selector.Empty() {
 		return nil // refused by validation; it would select every pod
 	}
-	satisfied := c.expected.Satisfied(key)
+	satisfied := c.control.Expected.Satisfied(key)
 	owner := ownerOf(ds, selector)
 	revisions, err := c.revisions.Owned(ctx, owner, c.live(ds))
 	if err != nil {
@@ -208,11 +195,7 @@ func (c *Controller) snapshot(ctx context.Context, ds *appsv1.DaemonSet, owner h
 	if err != nil {
 		return s, err
 	}
-	s.Pods, err = controller.Take(ctx, ds, kind, controller.Claim(ds, owner.Selector, all), c.live(ds),
-		func(ctx context.Context, p *corev1.Pod, body []byte) error {
-			_, err := c.client.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.StrategicMergePatchType, body, metav1.PatchOptions{})
-			return err
-		})
+	s.Pods, err = controller.Take(ctx, ds, kind, controller.Claim(ds, owner.Selector, all), c.live(ds), c.control.Patch)
 	if err != nil {
 		return s, err
 	}
@@ -238,39 +221,8 @@ func (c *Controller) do(ctx context.Context, key string, ds *appsv1.DaemonSet, h
 		}
 	}
 	creates, deletes := d.Create[:min(len(d.Create), burst)], d.Delete[:min(len(d.Delete), burst)]
-	c.expected.ExpectCreate(key, len(creates))
-	for _, p := range deletes {
-		c.expected.ExpectDelete(key, p.UID)
-	}
-	tried, createErr := controller.SlowStart(len(creates), func(i int) error {
-		created, err := c.client.CoreV1().Pods(ds.Namespace).Create(ctx, newPod(ds, creates[i], hash), metav1.CreateOptions{})
-		if err != nil {
-			c.expected.Created(key)
-			c.events.Eventf(ds, corev1.EventTypeWarning, "FailedCreate", "Error creating: %v", err)
-			return fmt.Errorf("create pod of %s for node %s: %w", key, creates[i], err)
-		}
-		c.events.Eventf(ds, corev1.EventTypeNormal, "SuccessfulCreate", "Created pod: %s", created.Name)
-		return nil
-	})
-	for range len(creates) - tried {
-		c.expected.Created(key)
-	}
-	deleteErr := controller.Each(len(deletes), func(i int) error { return c.delete(ctx, key, ds, deletes[i]) })
-	return errors.Join(createErr, deleteErr)
-}
-
-func (c *Controller) delete(ctx context.Context, key string, ds *appsv1.DaemonSet, p *corev1.Pod) error {
-	err := c.client.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(p.UID))})
-	if err == nil {
-		c.events.Eventf(ds, corev1.EventTypeNormal, "SuccessfulDelete", "Deleted pod: %s", p.Name)
-		return nil
-	}
-	c.expected.Deleted(key, p.UID)
-	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
-		return nil
-	}
-	c.events.Eventf(ds, corev1.EventTypeWarning, "FailedDelete", "Error deleting pod %q: %v", p.Name, err)
-	return fmt.Errorf("delete pod %s/%s: %w", p.Namespace, p.Name, err)
+	createErr := c.control.Create(ctx, ds, key, len(creates), func(i int) *corev1.Pod { return newPod(ds, creates[i], hash) })
+	return errors.Join(createErr, c.control.Delete(ctx, ds, key, deletes))
 }
 
 func (c *Controller) updateStatus(ctx context.Context, ds *appsv1.DaemonSet, s appsv1.DaemonSetStatus) error {

@@ -210,9 +210,30 @@ func (c *Controller) markNotReady(ctx context.Context, p *corev1.Pod) error {
 	if !controller.PodReady(p) {
 		return nil
 	}
-	body := fmt.Appendf(nil, `{"metadata":{"uid":%q},"status":{"conditions":[{"type":"Ready","status":"False","reason":"NodeLost","message":"The node has stopped reporting.","lastTransitionTime":%q}]}}`,
-		p.UID, time.Now().UTC().Format(time.RFC3339))
-	_, err := c.client.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.StrategicMergePatchType, body, metav1.PatchOptions{}, "status")
+	return c.setCondition(ctx, p, corev1.PodCondition{
+		Type: corev1.PodReady, Status: corev1.ConditionFalse, Reason: "NodeLost", Message: "The node has stopped reporting.",
+	})
+}
+
+// disrupted says on a pod that it goes for no fault of its own, which its Job may
+// ask (KEP-3329).
+func (c *Controller) disrupted(ctx context.Context, p *corev1.Pod, reason, message string) error {
+	if controller.PodCondition(p, corev1.DisruptionTarget) != nil || !controller.PodActive(p) {
+		return nil
+	}
+	return c.setCondition(ctx, p, corev1.PodCondition{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: reason, Message: message})
+}
+
+// setCondition changes one condition of a pod, if it is still there.
+func (c *Controller) setCondition(ctx context.Context, p *corev1.Pod, condition corev1.PodCondition) error {
+	condition.LastTransitionTime = metav1.Now()
+	body, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{"uid": p.UID}, "status": map[string]any{"conditions": []corev1.PodCondition{condition}},
+	})
+	if err != nil {
+		return err
+	}
+	_, err = c.client.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.StrategicMergePatchType, body, metav1.PatchOptions{}, "status")
 	if apierrors.IsNotFound(err) || apierrors.IsInvalid(err) || apierrors.IsConflict(err) {
 		return nil
 	}
@@ -247,6 +268,9 @@ func (c *Controller) syncPod(ctx context.Context, key string) error {
 		return nil
 	}
 	c.limit.Accept()
+	if err := c.disrupted(ctx, p, "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint"); err != nil {
+		return err
+	}
 	c.events.Eventf(p, corev1.EventTypeNormal, "TaintManagerEviction", "Marking for deletion Pod %s", key)
 	err = c.client.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(p.UID))})
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
@@ -259,6 +283,9 @@ func (c *Controller) syncPod(ctx context.Context, key string) error {
 // confirm its end.
 func (c *Controller) removeOrphan(ctx context.Context, p *corev1.Pod) error {
 	if _, err := c.client.CoreV1().Nodes().Get(ctx, p.Spec.NodeName, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		return err
+	}
+	if err := c.disrupted(ctx, p, "DeletionByPodGC", "PodGC: node no longer exists"); err != nil {
 		return err
 	}
 	zero := int64(0)

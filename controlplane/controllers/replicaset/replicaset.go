@@ -34,13 +34,12 @@ const burst = 500
 
 // Controller is the ReplicaSet controller, or that of ReplicationControllers.
 type Controller struct {
-	client   kubernetes.Interface
-	events   record.EventRecorder
-	target   target
-	pods     corelisters.PodLister
-	synced   []cache.InformerSynced
-	expected *controller.Expectations
-	loop     *controller.Loop
+	client  kubernetes.Interface
+	target  target
+	pods    corelisters.PodLister
+	synced  []cache.InformerSynced
+	control controller.PodControl
+	loop    *controller.Loop
 }
 
 // New returns a controller of ReplicaSets that watches through f; f is started by
@@ -54,9 +53,9 @@ func New(client kubernetes.Interface, f informers.SharedInformerFactory, events 
 func newController(client kubernetes.Interface, f informers.SharedInformerFactory, events record.EventRecorder, of target) *Controller {
 	pods := f.Core().V1().Pods()
 	c := &Controller{
-		client: client, events: events, target: of, pods: pods.Lister(),
-		synced:   []cache.InformerSynced{of.synced, pods.Informer().HasSynced},
-		expected: controller.NewExpectations(),
+		client: client, target: of, pods: pods.Lister(),
+		synced:  []cache.InformerSynced{of.synced, pods.Informer().HasSynced},
+		control: controller.PodControl{Client: client, Events: events, Expected: controller.NewExpectations()},
 	}
 	c.loop = controller.NewLoop(strings.ToLower(of.kind.Kind), 5, c.sync)
 	pods.Informer().AddEventHandler(controller.Handler(c.onPod))
@@ -68,7 +67,7 @@ func (c *Controller) Run(ctx context.Context) error { return c.loop.Run(ctx, c.s
 
 func (c *Controller) onSet(old, rs *appsv1.ReplicaSet) {
 	if rs == nil {
-		c.expected.Forget(controller.Key(old))
+		c.control.Expected.Forget(controller.Key(old))
 		rs = old
 	}
 	c.loop.Add(controller.Key(rs))
@@ -84,12 +83,7 @@ func (c *Controller) onPod(old, pod *corev1.Pod) {
 	}
 	if ref := metav1.GetControllerOf(current); ref != nil && ref.Kind == c.target.kind.Kind {
 		key := current.Namespace + "/" + ref.Name
-		if old == nil {
-			c.expected.Created(key)
-		}
-		if pod == nil || pod.DeletionTimestamp != nil {
-			c.expected.Deleted(key, current.UID)
-		}
+		c.control.Observe(key, old, pod)
 		c.loop.Add(key)
 	} else if pod != nil {
 		c.addMatching(pod)
@@ -111,18 +105,17 @@ func (c *Controller) addMatching(pod *corev1.Pod) {
 	if err != nil {
 		return
 	}
-	for _, rs := range sets {
-		if s, err := metav1.LabelSelectorAsSelector(rs.Spec.Selector); err == nil && !s.Empty() && s.Matches(labels.Set(pod.Labels)) {
-			c.loop.Add(controller.Key(rs))
-		}
-	}
+	controller.AddWhere(c.loop, sets, func(rs *appsv1.ReplicaSet) bool {
+		s, err := metav1.LabelSelectorAsSelector(rs.Spec.Selector)
+		return err == nil && !s.Empty() && s.Matches(labels.Set(pod.Labels))
+	})
 }
 
 func (c *Controller) sync(ctx context.Context, key string) error {
 	namespace, name := controller.SplitKey(key)
 	rs, err := c.target.get(namespace, name)
 	if apierrors.IsNotFound(err) {
-		c.expected.Forget(key)
+		c.control.Expected.Forget(key)
 		return nil
 	}
 	if err != nil {
@@ -132,7 +125,7 @@ func (c *Controller) sync(ctx context.Context, key string) error {
 	if err != nil || selector.Empty() {
 		return nil // refused by validation; nothing sensible can be done with it
 	}
-	satisfied := c.expected.Satisfied(key)
+	satisfied := c.control.Expected.Satisfied(key)
 	owned, err := c.claim(ctx, rs, selector)
 	if err != nil {
 		return err
@@ -191,46 +184,9 @@ func (c *Controller) claim(ctx context.Context, rs *appsv1.ReplicaSet, selector 
 
 func (c *Controller) do(ctx context.Context, key string, rs *appsv1.ReplicaSet, d Decision) error {
 	if d.Create > 0 {
-		return c.create(ctx, key, rs, min(d.Create, burst))
+		return c.control.Create(ctx, rs, key, min(d.Create, burst), func(int) *corev1.Pod { return newPod(rs, c.target.kind) })
 	}
-	deletes := d.Delete[:min(len(d.Delete), burst)]
-	for _, p := range deletes {
-		c.expected.ExpectDelete(key, p.UID)
-	}
-	return controller.Each(len(deletes), func(i int) error {
-		p := deletes[i]
-		err := c.client.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{
-			Preconditions: metav1.NewUIDPreconditions(string(p.UID)),
-		})
-		if err != nil {
-			c.expected.Deleted(key, p.UID)
-			if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
-				return nil
-			}
-			c.events.Eventf(rs, corev1.EventTypeWarning, "FailedDelete", "Error deleting pod %q: %v", p.Name, err)
-			return fmt.Errorf("delete pod %s/%s: %w", p.Namespace, p.Name, err)
-		}
-		c.events.Eventf(rs, corev1.EventTypeNormal, "SuccessfulDelete", "Deleted pod: %s", p.Name)
-		return nil
-	})
-}
-
-func (c *Controller) create(ctx context.Context, key string, rs *appsv1.ReplicaSet, n int) error {
-	c.expected.ExpectCreate(key, n)
-	tried, err := controller.SlowStart(n, func(int) error {
-		created, err := c.client.CoreV1().Pods(rs.Namespace).Create(ctx, newPod(rs, c.target.kind), metav1.CreateOptions{})
-		if err != nil {
-			c.expected.Created(key)
-			c.events.Eventf(rs, corev1.EventTypeWarning, "FailedCreate", "Error creating: %v", err)
-			return fmt.Errorf("create pod of %s: %w", key, err)
-		}
-		c.events.Eventf(rs, corev1.EventTypeNormal, "SuccessfulCreate", "Created pod: %s", created.Name)
-		return nil
-	})
-	for range n - tried {
-		c.expected.Created(key)
-	}
-	return err
+	return c.control.Delete(ctx, rs, key, d.Delete[:min(len(d.Delete), burst)])
 }
 
 func newPod(rs *appsv1.ReplicaSet, kind schema.GroupVersionKind) *corev1.Pod {

@@ -39,24 +39,24 @@ func (c *Controller) do(ctx context.Context, key string, set *appsv1.StatefulSet
 		}
 	}
 	creates, deletes := d.Create[:min(len(d.Create), burst)], d.Delete[:min(len(d.Delete), burst)]
-	c.expected.ExpectCreate(key, len(creates))
+	c.control.Expected.ExpectCreate(key, len(creates))
 	tried, createErr := controller.SlowStart(len(creates), func(i int) error {
 		err := c.create(ctx, set, creates[i])
 		if err != nil {
-			c.expected.Created(key)
+			c.control.Expected.Created(key)
 		}
 		return err
 	})
 	for range len(creates) - tried {
-		c.expected.Created(key)
+		c.control.Expected.Created(key)
 	}
 	for _, p := range deletes {
-		c.expected.ExpectDelete(key, p.UID)
+		c.control.Expected.ExpectDelete(key, p.UID)
 	}
 	deleteErr := controller.Each(len(deletes), func(i int) error {
 		done, err := c.delete(ctx, set, deletes[i])
 		if !done {
-			c.expected.Deleted(key, deletes[i].UID)
+			c.control.Expected.Deleted(key, deletes[i].UID)
 		}
 		return err
 	})

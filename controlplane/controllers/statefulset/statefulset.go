@@ -5,7 +5,6 @@
 package statefulset
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,7 +41,7 @@ type Controller struct {
 	claims    corelisters.PersistentVolumeClaimLister
 	revisions *history.Revisions
 	synced    []cache.InformerSynced
-	expected  *controller.Expectations
+	control   controller.PodControl
 	loop      *controller.Loop
 }
 
@@ -52,7 +51,8 @@ func New(client kubernetes.Interface, f informers.SharedInformerFactory, events 
 	pods, claims := f.Core().V1().Pods(), f.Core().V1().PersistentVolumeClaims()
 	c := &Controller{
 		client: client, events: events, sets: sets.Lister(), pods: pods.Lister(), claims: claims.Lister(),
-		revisions: history.NewRevisions(client, revisions.Lister()), expected: controller.NewExpectations(),
+		revisions: history.NewRevisions(client, revisions.Lister()),
+		control:   controller.PodControl{Client: client, Events: events, Expected: controller.NewExpectations()},
 		synced: []cache.InformerSynced{
 			sets.Informer().HasSynced, revisions.Informer().HasSynced, pods.Informer().HasSynced, claims.Informer().HasSynced,
 		},
@@ -60,7 +60,7 @@ func New(client kubernetes.Interface, f informers.SharedInformerFactory, events 
 	c.loop = controller.NewLoop("statefulset", 5, c.sync)
 	sets.Informer().AddEventHandler(controller.Handler(func(old, set *appsv1.StatefulSet) {
 		if set == nil {
-			c.expected.Forget(controller.Key(old))
+			c.control.Expected.Forget(controller.Key(old))
 			set = old
 		}
 		c.loop.Add(controller.Key(set))
@@ -80,7 +80,9 @@ func (c *Controller) onPod(old, pod *corev1.Pod) {
 		}
 		if ref := metav1.GetControllerOf(p); ref != nil {
 			if ref.Kind == kind.Kind {
-				c.observe(p.Namespace+"/"+ref.Name, old, pod)
+				key := p.Namespace + "/" + ref.Name
+				c.control.Observe(key, old, pod)
+				c.loop.Add(key)
 			}
 			continue
 		}
@@ -90,17 +92,6 @@ func (c *Controller) onPod(old, pod *corev1.Pod) {
 			return named && err == nil && s.Matches(labels.Set(p.Labels))
 		})
 	}
-}
-
-// observe notes what an event shows of what was asked for.
-func (c *Controller) observe(key string, old, pod *corev1.Pod) {
-	if old == nil {
-		c.expected.Created(key)
-	}
-	if pod == nil || pod.DeletionTimestamp != nil {
-		c.expected.Deleted(key, cmp.Or(pod, old).UID)
-	}
-	c.loop.Add(key)
 }
 
 // onClaim wakes the sets whose pods wait for a claim to be gone, or that have lost
@@ -121,11 +112,7 @@ func (c *Controller) addWhere(namespace string, f func(*appsv1.StatefulSet) bool
 	if err != nil {
 		return
 	}
-	for _, set := range sets {
-		if f(set) {
-			c.loop.Add(controller.Key(set))
-		}
-	}
+	controller.AddWhere(c.loop, sets, f)
 }
 
 func (c *Controller) sync(ctx context.Context, key string) error {
@@ -141,7 +128,7 @@ func (c *Controller) sync(ctx context.Context, key string) error {
 	if err != nil || selector.Empty() {
 		return nil // refused by validation; it would select every pod
 	}
-	satisfied := c.expected.Satisfied(key)
+	satisfied := c.control.Expected.Satisfied(key)
 	owner := ownerOf(set, selector)
 	revisions, err := c.revisions.Owned(ctx, owner, c.live(set))
 	if err != nil {
@@ -230,11 +217,7 @@ func (c *Controller) ownedPods(ctx context.Context, set *appsv1.StatefulSet, sel
 		_, ok := ordinalOf(set, p)
 		return !ok
 	})
-	return controller.Take(ctx, set, kind, controller.Claim(set, selector, named), c.live(set),
-		func(ctx context.Context, p *corev1.Pod, body []byte) error {
-			_, err := c.client.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.StrategicMergePatchType, body, metav1.PatchOptions{})
-			return err
-		})
+	return controller.Take(ctx, set, kind, controller.Claim(set, selector, named), c.live(set), c.control.Patch)
 }
 
 func (c *Controller) updateStatus(ctx context.Context, set *appsv1.StatefulSet, s appsv1.StatefulSetStatus) error {
