@@ -52,8 +52,12 @@ func imagesOf(p *corev1.PodSpec) []string {
 	return out
 }
 
-// imageName adds the tag that is meant where there is none.
+// imageName adds the tag that is meant where there is none. An image by digest is
+// the same in every repository.
 func imageName(name string) string {
+	if _, digest, ok := strings.Cut(name, "@"); ok {
+		return digest
+	}
 	if strings.LastIndexByte(name, ':') <= strings.LastIndexByte(name, '/') {
 		return name + ":latest"
 	}
@@ -68,7 +72,7 @@ func present(n *corev1.Node) map[string]int64 {
 	out := make(map[string]int64, 2*len(n.Status.Images))
 	for i := range n.Status.Images {
 		for _, name := range n.Status.Images[i].Names {
-			out[name] = n.Status.Images[i].SizeBytes
+			out[imageName(name)] = n.Status.Images[i].SizeBytes
 		}
 	}
 	return out
