@@ -28,6 +28,7 @@ func Register(s *runtime.Scheme) {
 	add(s, PersistentVolumeClaim)
 	add(s, PersistentVolume)
 	add(s, StorageClass)
+	add(s, PriorityClass)
 	add(s, Application)
 }
 
