@@ -108,12 +108,18 @@ func (d *decision) asIs(n *Node) verdict {
 
 // Schedule chooses the node for a pod: of those that no filter rejects the one with
 // the highest score, the first among equals. It begins with the node at place from
-// and, where there are many, leaves it at a part of them. It is a pure function of
+// and, where there are many, leaves it at a part of them. A node that was cleared for
+// the pod comes before all others. It is a pure function of
 // its arguments; the error is a *FitError.
 func Schedule(c *Cluster, p *Pod, from int) (Result, error) {
 	c.tidy()
 	nodes := c.Nodes()
 	d := c.decision(p)
+	if n := c.nodes[c.nominee[p.UID]]; n != nil {
+		if v := d.on(n); v.fits() {
+			return Result{Node: n.Name, Next: from}, nil
+		}
+	}
 	want := enough(len(nodes))
 	if len(nodes) <= want {
 		from = 0

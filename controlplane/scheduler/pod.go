@@ -84,7 +84,7 @@ func NewPod(p *corev1.Pod) *Pod {
 // countsAs says whether two states of one pod on a node are counted alike: its spec
 // does not change but for its requests.
 func (p *Pod) countsAs(o *Pod) bool {
-	return p.labelKey == o.labelKey && (p.DeletionTimestamp == nil) == (o.DeletionTimestamp == nil) &&
+	return p.labelKey == o.labelKey && p.priority == o.priority && (p.DeletionTimestamp == nil) == (o.DeletionTimestamp == nil) &&
 		p.Requests.equal(&o.Requests) && p.rated.equal(&o.rated)
 }
 

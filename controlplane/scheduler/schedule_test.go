@@ -177,9 +177,11 @@ func TestSchedule(t *testing.T) {
 			pod: pod("p", func(p *corev1.Pod) { p.Spec.Containers[0].Image = "web:v1" }), want: "b",
 		},
 		{
-			name:  "an image by its digest",
-			nodes: []*corev1.Node{node("a", "4", "4Gi"), node("b", "4", "4Gi", func(n *corev1.Node) { n.Status.Images = []corev1.ContainerImage{{Names: []string{"<none>@sha256:1"}, SizeBytes: 500 << 20}} })},
-			pod:   pod("p", func(p *corev1.Pod) { p.Spec.Containers[0].Image = "web@sha256:1" }), want: "b",
+			name: "an image by its digest",
+			nodes: []*corev1.Node{node("a", "4", "4Gi"), node("b", "4", "4Gi", func(n *corev1.Node) {
+				n.Status.Images = []corev1.ContainerImage{{Names: []string{"<none>@sha256:1"}, SizeBytes: 500 << 20}}
+			})},
+			pod: pod("p", func(p *corev1.Pod) { p.Spec.Containers[0].Image = "web@sha256:1" }), want: "b",
 		},
 		{
 			name:    "cpu and memory used alike",

@@ -15,6 +15,7 @@ import (
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	policylisters "k8s.io/client-go/listers/policy/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
@@ -36,7 +37,8 @@ type Scheduler struct {
 	synced []cache.InformerSynced
 	// storage is what pods' claims are bound to.
 	storage *storage
-	budgets budgets
+	// budgets are nil where nothing is evicted.
+	budgets policylisters.PodDisruptionBudgetLister
 
 	mu      sync.Mutex
 	cluster *Cluster
@@ -227,14 +229,28 @@ func (s *Scheduler) drain(ctx context.Context, do func(func())) time.Time {
 	return time.Time{}
 }
 
-// refused puts a pod aside that fits nowhere, and returns what is to be done about
-// it. The caller holds mu.
+// refused puts a pod aside that fits nowhere, or clears a node for it, and returns
+// what is to be done about it. The caller holds mu.
 func (s *Scheduler) refused(e *entry, why error) func(context.Context) {
+	pod := e.pod
 	var fit *FitError
 	if !errors.As(why, &fit) {
 		s.queue.retry(e, time.Now())
-		return func(ctx context.Context) { s.report(ctx, e.pod.Pod, why, "") }
+		return func(ctx context.Context) { s.report(ctx, pod.Pod, why, "") }
 	}
 	s.queue.rest(e, fit.Plugins(), time.Now())
-	return func(ctx context.Context) { s.report(ctx, e.pod.Pod, why, "") }
+	plan, reason := Preempt(s.cluster, pod, fit, s.allBudgets(), s.from)
+	fit.Preemption = reason
+	if plan == nil {
+		s.cluster.Nominate(pod, "")
+		return func(ctx context.Context) { s.report(ctx, pod.Pod, fit, "") }
+	}
+	s.cluster.Nominate(pod, plan.Node)
+	for _, other := range plan.Displaced {
+		s.cluster.Nominate(other, "")
+	}
+	return func(ctx context.Context) {
+		s.report(ctx, pod.Pod, fit, plan.Node)
+		s.preempt(ctx, e, pod, plan)
+	}
 }

@@ -51,6 +51,8 @@ type Cluster struct {
 	// cordoned and tainted count nodes, images the nodes that have each.
 	cordoned, tainted int
 	images            map[string]int
+	// priorities counts the pods on nodes by priority.
+	priorities map[int32]int
 
 	namespaces map[string]labels.Set
 	topologies []*topology
@@ -70,7 +72,7 @@ type Cluster struct {
 func NewCluster() *Cluster {
 	c := &Cluster{
 		nodes: map[string]*Node{}, waiting: map[string]map[types.UID]*Pod{}, where: map[types.UID]string{},
-		nominated: map[string]map[types.UID]*Pod{}, nominee: map[types.UID]string{}, images: map[string]int{},
+		nominated: map[string]map[types.UID]*Pod{}, nominee: map[types.UID]string{}, images: map[string]int{}, priorities: map[int32]int{},
 		namespaces: map[string]labels.Set{}, byKey: map[string]*topology{},
 		classes: map[classKey]*podClass{}, queries: map[string]*query{}, terms: map[termKey]*term{},
 		selectors: newSelectors(),
@@ -189,9 +191,14 @@ func (c *Cluster) RemoveNode(name string) {
 	if n == nil {
 		return
 	}
-	c.countAll(n, -1)
+	pods := maps.Clone(n.Pods)
+	for _, p := range pods {
+		c.take(p, n)
+	}
 	c.leave(n)
-	c.waiting[name] = n.Pods
+	if len(pods) > 0 {
+		c.waiting[name] = pods
+	}
 	delete(c.nodes, name)
 	c.sorted = nil
 }
@@ -199,12 +206,16 @@ func (c *Cluster) RemoveNode(name string) {
 func (c *Cluster) put(p *Pod, n *Node) {
 	n.Pods[p.UID] = p
 	n.add(p, 1)
+	c.priorities[p.priority]++
 	c.count(p, n, 1)
 }
 
 func (c *Cluster) take(p *Pod, n *Node) {
 	delete(n.Pods, p.UID)
 	n.add(p, -1)
+	if c.priorities[p.priority]--; c.priorities[p.priority] == 0 {
+		delete(c.priorities, p.priority)
+	}
 	c.count(p, n, -1)
 }
 
