@@ -53,10 +53,7 @@ func newFitError(nodes []*Node, from int, verdicts []verdict) *FitError {
 
 // String words a reason: "1 Insufficient memory (needs 512Mi, 100Mi free)".
 func (r ReasonCount) String() string {
-	if r.Detail == "" {
-		return fmt.Sprintf("%d %s", r.Nodes, r.Reason)
-	}
-	return fmt.Sprintf("%d %s (%s)", r.Nodes, r.Reason, r.Detail)
+	return fmt.Sprintf("%d %s", r.Nodes, r.Rejection.String())
 }
 
 // Plugins are those that keep the pod from a node.

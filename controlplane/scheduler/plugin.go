@@ -34,6 +34,14 @@ type Rejection struct {
 	Final bool
 }
 
+// String words a rejection: "Insufficient memory (needs 512Mi, 100Mi free)".
+func (r *Rejection) String() string {
+	if r.Detail == "" {
+		return r.Reason
+	}
+	return r.Reason + " (" + r.Detail + ")"
+}
+
 // MaxScore is the best that a node can be given by one plugin.
 const MaxScore = 100
 
