@@ -89,8 +89,8 @@ func (d *decision) prepare() {
 // on asks the filters about a node. Where it is being cleared for others that are
 // no less important the pod must fit with and without them: they may come, or not.
 func (d *decision) on(n *Node) verdict {
-	if others := d.c.nominated[n.Name]; len(others) > 0 {
-		if v := d.besides(n, others); !v.fits() {
+	if len(d.c.nominated) > 0 {
+		if v := d.besides(n); !v.fits() {
 			return v
 		}
 	}
