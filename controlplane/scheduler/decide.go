@@ -121,22 +121,23 @@ func Schedule(c *Cluster, p *Pod, from int) (Result, error) {
 		}
 	}
 	want := enough(len(nodes))
-	if len(nodes) <= want {
+	if len(nodes) <= want || from >= len(nodes) {
 		from = 0
 	}
-	fit, verdicts, looked := c.scratch.fit[:0], c.scratch.verdicts[:0], 0
-	for looked < len(nodes) && len(fit) < want {
-		n := nodes[(from+looked)%len(nodes)]
-		looked++
-		v := d.on(n)
-		if v.fits() {
-			fit = append(fit, n)
+	fit, looked := c.scratch.fit[:0], 0
+	verdicts := slices.Grow(c.scratch.verdicts[:0], len(nodes))[:len(nodes)]
+	for at := from; looked < len(nodes) && len(fit) < want; looked++ {
+		if at == len(nodes) {
+			at = 0
 		}
-		verdicts = append(verdicts, v)
+		if verdicts[at] = d.on(nodes[at]); verdicts[at].plugin == nil {
+			fit = append(fit, nodes[at])
+		}
+		at++
 	}
 	c.scratch.fit, c.scratch.verdicts = fit, verdicts
 	if len(fit) == 0 {
-		return Result{}, newFitError(nodes, from, verdicts)
+		return Result{}, newFitError(nodes, verdicts)
 	}
 	res := Result{}
 	if len(nodes) > want {

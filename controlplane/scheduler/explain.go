@@ -82,7 +82,7 @@ func (s *Snapshot) Explain(pod *corev1.Pod) Explanation {
 		}
 	}
 	if len(fit) == 0 {
-		s.refuse(&out, p, newFitError(c.Nodes(), 0, verdicts))
+		s.refuse(&out, p, newFitError(c.Nodes(), verdicts))
 	} else {
 		out.Nodes = d.explain(fit)
 		out.Chosen = out.Nodes[0].Node

@@ -26,11 +26,9 @@ type ReasonCount struct {
 	Nodes int
 }
 
-func newFitError(nodes []*Node, from int, verdicts []verdict) *FitError {
-	e := &FitError{Nodes: len(nodes), verdicts: make([]verdict, len(nodes))}
-	for i, v := range verdicts {
-		e.verdicts[(from+i)%len(nodes)] = v
-	}
+// newFitError counts the verdicts of all nodes, in their order.
+func newFitError(nodes []*Node, verdicts []verdict) *FitError {
+	e := &FitError{Nodes: len(nodes), verdicts: slices.Clone(verdicts)}
 	reasons := map[string]*ReasonCount{}
 	for i := range e.verdicts {
 		for _, r := range e.verdicts[i].reasons {

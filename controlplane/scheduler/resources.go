@@ -77,13 +77,13 @@ func (r *Resources) equal(o *Resources) bool {
 
 // within says whether r is no more than all less used.
 func (r *Resources) within(all, used *Resources) bool {
-	fits := func(want, free int64) bool { return want == 0 || want <= free }
-	if !fits(r.MilliCPU, all.MilliCPU-used.MilliCPU) || !fits(r.Memory, all.Memory-used.Memory) ||
-		!fits(r.Storage, all.Storage-used.Storage) || !fits(r.Pods, all.Pods-used.Pods) {
+	// What is not asked for may be overused.
+	if r.MilliCPU > 0 && r.MilliCPU > all.MilliCPU-used.MilliCPU || r.Memory > 0 && r.Memory > all.Memory-used.Memory ||
+		r.Storage > 0 && r.Storage > all.Storage-used.Storage || r.Pods > 0 && r.Pods > all.Pods-used.Pods {
 		return false
 	}
 	for name, want := range r.Other {
-		if !fits(want, all.Other[name]-used.Other[name]) {
+		if want > 0 && want > all.Other[name]-used.Other[name] {
 			return false
 		}
 	}

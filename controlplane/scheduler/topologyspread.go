@@ -131,19 +131,31 @@ func spreadFilter(c *Cluster, p *Pod) Check {
 	if len(p.hard) == 0 {
 		return nil
 	}
-	spreads := c.spreads(p, p.hard, true)
+	// most is how many pods a domain may have for this one to join them.
+	type bound struct {
+		topology int
+		counts   []int32
+		most     int32
+	}
+	bounds := make([]bound, len(p.hard))
+	for i, s := range c.spreads(p, p.hard, true) {
+		bounds[i] = bound{s.topology.index, s.counts.counts, s.lowest + s.maxSkew}
+		if s.self {
+			bounds[i].most--
+		}
+	}
 	return func(n *Node) []Rejection {
-		for i := range spreads {
-			s := &spreads[i]
-			domain := n.domains[s.topology.index]
+		for i := range bounds {
+			b := &bounds[i]
+			domain := n.domains[b.topology]
 			if domain == none {
 				return errSpreadMissing
 			}
-			count := s.counts.of(domain)
-			if s.self {
-				count++
+			count := int32(0)
+			if int(domain) < len(b.counts) {
+				count = b.counts[domain]
 			}
-			if count-s.lowest > s.maxSkew {
+			if count > b.most {
 				return errSpread
 			}
 		}
