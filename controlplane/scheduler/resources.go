@@ -82,6 +82,9 @@ func (r *Resources) within(all, used *Resources) bool {
 		r.Storage > 0 && r.Storage > all.Storage-used.Storage || r.Pods > 0 && r.Pods > all.Pods-used.Pods {
 		return false
 	}
+	if len(r.Other) == 0 {
+		return true
+	}
 	for name, want := range r.Other {
 		if want > 0 && want > all.Other[name]-used.Other[name] {
 			return false
