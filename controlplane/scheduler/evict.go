@@ -38,7 +38,7 @@ func (s *Scheduler) preempt(ctx context.Context, e *entry, pod *Pod, plan *Preem
 				slog.Warn("preemption failed, will retry", "pod", pod.Namespace+"/"+pod.Name, "victim", victim.Namespace+"/"+victim.Name, "error", err)
 			}
 			s.mu.Lock()
-			s.cluster.Nominate(pod, "")
+			s.release(pod)
 			s.queue.retry(e, time.Now())
 			s.signal()
 			s.mu.Unlock()

@@ -184,3 +184,35 @@ func TestNominated(t *testing.T) {
 		t.Errorf("preempted for a pod without a claim: %v", fmt.Sprint(plan))
 	}
 }
+
+// TestNominationEnds: room that was kept for a pod which goes away is offered to those
+// that wait for it.
+func TestNominationEnds(t *testing.T) {
+	s := &Scheduler{cluster: cluster(node("a", "4", "8Gi")), queue: newQueue(), storage: &storage{}, kick: make(chan struct{}, 1)}
+	first := pod("first", cpu("3"), priority(10), func(p *corev1.Pod) {
+		p.Spec.SchedulerName, p.Status.NominatedNodeName = corev1.DefaultSchedulerName, "a"
+	})
+	s.onPod(nil, first)
+	s.queue.pop() // as if it were waiting for its victims
+	s.onPod(nil, pod("second", cpu("2")))
+	s.drain(t.Context(), func(func()) {})
+	if len(s.queue.resting) != 1 {
+		t.Fatal("the second pod does not wait for room")
+	}
+	s.onPod(first, nil)
+	if len(s.queue.resting) != 0 {
+		t.Error("the second pod still rests when the room is free")
+	}
+}
+
+// TestBeingBound: a pod that changes while it is being bound is not placed again.
+func TestBeingBound(t *testing.T) {
+	s := &Scheduler{cluster: cluster(node("a", "4", "8Gi")), queue: newQueue(), storage: &storage{}, kick: make(chan struct{}, 1)}
+	p := pod("p")
+	s.onPod(nil, p)
+	s.drain(t.Context(), func(func()) {})
+	s.onPod(p, pod("p", app("web")))
+	if s.queue.pop() != nil {
+		t.Error("it is to be placed again")
+	}
+}

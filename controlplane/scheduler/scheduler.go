@@ -106,9 +106,9 @@ func (s *Scheduler) onPod(old, p *corev1.Pod) {
 		s.placed(old, p)
 	case p.DeletionTimestamp != nil || p.Spec.SchedulerName != corev1.DefaultSchedulerName || len(p.Spec.SchedulingGates) > 0:
 		s.queue.remove(p.UID)
-		s.cluster.Nominate(NewPod(p), "")
-	case old != nil && apiequality.Semantic.DeepEqual(old.Spec, p.Spec) && apiequality.Semantic.DeepEqual(old.Labels, p.Labels):
-		s.queue.refresh(NewPod(p)) // our own condition coming back
+		s.release(NewPod(p))
+	case s.cluster.where[p.UID] != "" || old != nil && apiequality.Semantic.DeepEqual(old.Spec, p.Spec) && apiequality.Semantic.DeepEqual(old.Labels, p.Labels):
+		s.queue.refresh(NewPod(p)) // it is being bound, or our own condition comes back
 	default:
 		pod := NewPod(p)
 		if old == nil {
@@ -121,9 +121,17 @@ func (s *Scheduler) onPod(old, p *corev1.Pod) {
 
 // forget takes a pod that is no more out of the cluster.
 func (s *Scheduler) forget(p *Pod) {
-	s.cluster.Nominate(p, "")
+	s.release(p)
 	node, ok := s.cluster.where[p.UID]
 	if s.cluster.Remove(p.UID); ok {
+		s.tell(podEvent(podGone, p, node))
+	}
+}
+
+// release ends the nomination of a pod: the room that was kept for it is free.
+func (s *Scheduler) release(p *Pod) {
+	node, ok := s.cluster.nominee[p.UID]
+	if s.cluster.Nominate(p, ""); ok {
 		s.tell(podEvent(podGone, p, node))
 	}
 }
@@ -238,11 +246,13 @@ func (s *Scheduler) refused(e *entry, why error) func(context.Context) {
 		s.queue.retry(e, time.Now())
 		return func(ctx context.Context) { s.report(ctx, pod.Pod, why, "") }
 	}
-	s.queue.rest(e, fit.Plugins(), time.Now())
 	plan, reason := Preempt(s.cluster, pod, fit, s.allBudgets(), s.from)
 	fit.Preemption = reason
 	if plan == nil {
-		s.cluster.Nominate(pod, "")
+		s.release(pod)
+	}
+	s.queue.rest(e, fit.Plugins(), time.Now())
+	if plan == nil {
 		return func(ctx context.Context) { s.report(ctx, pod.Pod, fit, "") }
 	}
 	s.cluster.Nominate(pod, plan.Node)
