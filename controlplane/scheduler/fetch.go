@@ -28,10 +28,7 @@ func Fetch(ctx context.Context, client kubernetes.Interface) (*Snapshot, error) 
 	s := &Snapshot{Cluster: NewCluster()}
 	c := s.Cluster
 	claims, volumes, classes := newIndexer(), newIndexer(), newIndexer()
-	s.storage = &storage{
-		claims:  corelisters.NewPersistentVolumeClaimLister(claims),
-		volumes: corelisters.NewPersistentVolumeLister(volumes), classes: storagelisters.NewStorageClassLister(classes),
-	}
+	s.storage = storageIn(claims, volumes, classes)
 	core, apps, all := client.CoreV1(), client.AppsV1(), metav1.NamespaceAll
 	for _, fetch := range []func() error{
 		func() error {
@@ -73,6 +70,13 @@ func (c *Cluster) takeIn(p *corev1.Pod) {
 		c.Place(NewPod(p), p.Spec.NodeName)
 	case p.DeletionTimestamp == nil && len(p.Spec.SchedulingGates) == 0 && p.Status.NominatedNodeName != "":
 		c.Nominate(NewPod(p), p.Status.NominatedNodeName)
+	}
+}
+
+func storageIn(claims, volumes, classes cache.Indexer) *storage {
+	return &storage{
+		claims:  corelisters.NewPersistentVolumeClaimLister(claims),
+		volumes: corelisters.NewPersistentVolumeLister(volumes), classes: storagelisters.NewStorageClassLister(classes),
 	}
 }
 

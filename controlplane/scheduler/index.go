@@ -290,6 +290,9 @@ func (c *Cluster) SetNamespace(name string, set map[string]string) {
 	if set == nil {
 		delete(c.namespaces, name)
 	}
+	if !slices.ContainsFunc(slices.Collect(maps.Values(c.classes)), func(cl *podClass) bool { return cl.namespace == name }) {
+		return
+	}
 	// Which classes the selectors of namespaces are about has to be found out anew.
 	for _, n := range c.nodes {
 		for _, p := range n.Pods {

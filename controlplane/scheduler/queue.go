@@ -133,8 +133,7 @@ func (e *entry) back(now time.Time) {
 	e.earliest = now.Add(wait)
 }
 
-// happened tries those resting pods again that an event can let through. Pods that
-// something else than plugins holds back have their own reason among kinds.
+// happened tries those resting pods again that an event can let through.
 func (q *queue) happened(c *Cluster, ev *Event) {
 	for _, e := range q.resting {
 		if e.wakes(c, ev) {
@@ -145,7 +144,7 @@ func (q *queue) happened(c *Cluster, ev *Event) {
 
 func (e *entry) wakes(c *Cluster, ev *Event) bool {
 	if len(e.held) == 0 {
-		return true
+		return true // there was no node to be held back from
 	}
 	for _, plugin := range e.held {
 		if plugin.Wakes != nil && plugin.Wakes(c, e.pod, ev) {

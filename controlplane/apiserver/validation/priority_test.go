@@ -33,15 +33,15 @@ func TestSchedulingGates(t *testing.T) {
 	gated := func(gates string) string {
 		return "{metadata: {name: p}, spec: {schedulingGates: [" + gates + "], containers: [{name: c, image: i}]}}"
 	}
-	old := gatedPod(t, gated("{name: a}, {name: b}"))
-	match(t, Pod(gatedPod(t, gated("{name: b}")), old))
-	match(t, Pod(gatedPod(t, gated("")), old))
-	match(t, Pod(gatedPod(t, gated("{name: a}, {name: c}")), old), "spec.schedulingGates[1].name: Forbidden: only deletion is allowed, but found new scheduling gate 'c'")
-	match(t, Pod(gatedPod(t, "{metadata: {name: p}, spec: {nodeName: n, schedulingGates: [{name: a}], containers: [{name: c, image: i}]}}"), nil),
+	old := defaultedPod(t, gated("{name: a}, {name: b}"))
+	match(t, Pod(defaultedPod(t, gated("{name: b}")), old))
+	match(t, Pod(defaultedPod(t, gated("")), old))
+	match(t, Pod(defaultedPod(t, gated("{name: a}, {name: c}")), old), "spec.schedulingGates[1].name: Forbidden: only deletion is allowed, but found new scheduling gate 'c'")
+	match(t, Pod(defaultedPod(t, "{metadata: {name: p}, spec: {nodeName: n, schedulingGates: [{name: a}], containers: [{name: c, image: i}]}}"), nil),
 		"spec.nodeName: Forbidden: cannot be set until all schedulingGates have been cleared")
 }
 
-func gatedPod(t *testing.T, text string) *corev1.Pod {
+func defaultedPod(t *testing.T, text string) *corev1.Pod {
 	pod := read[corev1.Pod](t, text)
 	defaults.Pod(pod)
 	return pod
