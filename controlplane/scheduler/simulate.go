@@ -7,8 +7,8 @@ import (
 )
 
 // Simulate places pods on nodes as the scheduler does, queue included, without an
-// API: each pod is bound as soon as its node is chosen. Pods with claims stay out. It returns the placed pods'
-// nodes by the pods' UIDs.
+// API: each pod is bound as soon as its node is chosen. Pods with claims stay out. It
+// returns the placed pods' nodes by the pods' UIDs.
 func Simulate(ctx context.Context, c *Cluster, pods []*corev1.Pod) map[string]string {
 	s := &Scheduler{cluster: c, queue: newQueue(), storage: storageIn(newIndexer(), newIndexer(), newIndexer()), kick: make(chan struct{}, 1)}
 	for _, p := range pods {

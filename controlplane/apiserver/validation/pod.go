@@ -59,6 +59,7 @@ func podUpdate(pod, old *corev1.Pod, path *field.Path) field.ErrorList {
 		merged.TerminationGracePeriodSeconds = o
 	}
 	errs = append(errs, gatesUpdate(merged.SchedulingGates, old.Spec.SchedulingGates, path.Child("schedulingGates"))...)
+	errs = append(errs, gatedUpdate(merged, &old.Spec, path)...)
 	merged.SchedulingGates = old.Spec.SchedulingGates
 	if len(errs) == 0 && !equality.Semantic.DeepEqual(*merged, old.Spec) {
 		errs = append(errs, field.Forbidden(path, "pod updates may not change fields other than `spec.containers[*].image`,"+
