@@ -29,11 +29,10 @@ type Result struct {
 
 // scratch is memory that decisions use again.
 type scratch struct {
-	fit      []*Node
-	verdicts []verdict
-	total    []int64
-	one      []int64
-	seen     []bool
+	fit   []*Node
+	total []int64
+	one   []int64
+	seen  []bool
 }
 
 // marks returns n unset marks.
@@ -106,6 +105,32 @@ func (d *decision) asIs(n *Node) verdict {
 	return verdict{}
 }
 
+// accepts says whether a node fits. Why not takes longer: here the check that objected
+// last is the first to be asked about the next node.
+func (d *decision) accepts(n *Node) bool {
+	if len(d.c.nominated) > 0 {
+		v := d.on(n)
+		return v.fits()
+	}
+	for i := range d.checks {
+		if len(d.checks[i].check(n)) > 0 {
+			d.checks[0], d.checks[i] = d.checks[i], d.checks[0]
+			return false
+		}
+	}
+	return true
+}
+
+// all asks the filters, in their order, about all nodes.
+func (d *decision) all(nodes []*Node) []verdict {
+	d.prepare()
+	out := make([]verdict, len(nodes))
+	for i, n := range nodes {
+		out[i] = d.on(n)
+	}
+	return out
+}
+
 // Schedule chooses the node for a pod: of those that no filter rejects the one with
 // the highest score, the first among equals. It begins with the node at place from
 // and, where there are many, leaves it at a part of them. A node that was cleared for
@@ -125,19 +150,18 @@ func Schedule(c *Cluster, p *Pod, from int) (Result, error) {
 		from = 0
 	}
 	fit, looked := c.scratch.fit[:0], 0
-	verdicts := slices.Grow(c.scratch.verdicts[:0], len(nodes))[:len(nodes)]
 	for at := from; looked < len(nodes) && len(fit) < want; looked++ {
 		if at == len(nodes) {
 			at = 0
 		}
-		if verdicts[at] = d.on(nodes[at]); verdicts[at].plugin == nil {
+		if d.accepts(nodes[at]) {
 			fit = append(fit, nodes[at])
 		}
 		at++
 	}
-	c.scratch.fit, c.scratch.verdicts = fit, verdicts
+	c.scratch.fit = fit
 	if len(fit) == 0 {
-		return Result{}, newFitError(nodes, verdicts)
+		return Result{}, newFitError(nodes, d.all(nodes))
 	}
 	res := Result{}
 	if len(nodes) > want {

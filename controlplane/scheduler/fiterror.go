@@ -28,7 +28,7 @@ type ReasonCount struct {
 
 // newFitError counts the verdicts of all nodes, in their order.
 func newFitError(nodes []*Node, verdicts []verdict) *FitError {
-	e := &FitError{Nodes: len(nodes), verdicts: slices.Clone(verdicts)}
+	e := &FitError{Nodes: len(nodes), verdicts: verdicts}
 	reasons := map[string]*ReasonCount{}
 	for i := range e.verdicts {
 		for _, r := range e.verdicts[i].reasons {
