@@ -11,10 +11,10 @@ import (
 // and its ports. Each of these is a plugin.
 
 var (
-	errUnschedulable = finally("node(s) were unschedulable")
-	errNodeName      = finally("node(s) didn't match the requested node name")
-	errNodeAffinity  = finally("node(s) didn't match Pod's node affinity/selector")
-	errNodePorts     = because("node(s) didn't have free ports for the requested pod ports")
+	refusedUnschedulable = finally("node(s) were unschedulable")
+	refusedNodeName      = finally("node(s) didn't match the requested node name")
+	refusedNodeAffinity  = finally("node(s) didn't match Pod's node affinity/selector")
+	refusedNodePorts     = because("node(s) didn't have free ports for the requested pod ports")
 )
 
 var nodeUnschedulable = Plugin{
@@ -25,7 +25,7 @@ var nodeUnschedulable = Plugin{
 		}
 		return func(n *Node) []Rejection {
 			if n.Spec.Unschedulable {
-				return errUnschedulable
+				return refusedUnschedulable
 			}
 			return nil
 		}
@@ -47,7 +47,7 @@ var nodeName = Plugin{
 			if p.Spec.NodeName == n.Name {
 				return nil
 			}
-			return errNodeName
+			return refusedNodeName
 		}
 	},
 	Wakes: func(_ *Cluster, p *Pod, e *Event) bool { return e.is(nodeAdded) && e.Node == p.Spec.NodeName },
@@ -120,7 +120,7 @@ var nodeAffinity = Plugin{
 			if p.admits(n) {
 				return nil
 			}
-			return errNodeAffinity
+			return refusedNodeAffinity
 		}
 	},
 	Score: func(_ *Cluster, p *Pod, nodes []*Node, out []int64) bool {
@@ -183,7 +183,7 @@ var nodePorts = Plugin{
 			if p.portsFree(n) {
 				return nil
 			}
-			return errNodePorts
+			return refusedNodePorts
 		}
 	},
 	Wakes: func(c *Cluster, p *Pod, e *Event) bool {

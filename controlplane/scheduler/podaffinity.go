@@ -28,9 +28,9 @@ var interPodAffinity = Plugin{
 }
 
 var (
-	errAffinity       = finally("node(s) didn't match pod affinity rules")
-	errAntiAffinity   = because("node(s) didn't match pod anti-affinity rules")
-	errGuardedAgainst = because("node(s) didn't satisfy existing pods anti-affinity rules")
+	refusedAffinity       = finally("node(s) didn't match pod affinity rules")
+	refusedAntiAffinity   = because("node(s) didn't match pod anti-affinity rules")
+	refusedGuardedAgainst = because("node(s) didn't satisfy existing pods anti-affinity rules")
 )
 
 // guardsAgainst says whether a pod's required anti-affinity is about another.
@@ -59,17 +59,17 @@ func affinityFilter(c *Cluster, p *Pod) Check {
 	return func(n *Node) []Rejection {
 		for _, t := range near {
 			if domain := n.domains[t.index]; domain == none || (!first && t.of(domain) == 0) {
-				return errAffinity
+				return refusedAffinity
 			}
 		}
 		for _, t := range apart {
 			if t.of(n.domains[t.index]) > 0 {
-				return errAntiAffinity
+				return refusedAntiAffinity
 			}
 		}
 		for _, g := range guards {
 			if g.tally.of(n.domains[g.tally.index]) > 0 {
-				return errGuardedAgainst
+				return refusedGuardedAgainst
 			}
 		}
 		return nil

@@ -25,8 +25,8 @@ var podTopologySpread = Plugin{
 }
 
 var (
-	errSpread        = because("node(s) didn't match pod topology spread constraints")
-	errSpreadMissing = finally("node(s) didn't match pod topology spread constraints (missing required label)")
+	refusedSpread        = because("node(s) didn't match pod topology spread constraints")
+	refusedSpreadMissing = finally("node(s) didn't match pod topology spread constraints (missing required label)")
 )
 
 // spreadConstraint is a topology spread constraint of a pod.
@@ -149,14 +149,14 @@ func spreadFilter(c *Cluster, p *Pod) Check {
 			b := &bounds[i]
 			domain := n.domains[b.topology]
 			if domain == none {
-				return errSpreadMissing
+				return refusedSpreadMissing
 			}
 			count := int32(0)
 			if int(domain) < len(b.counts) {
 				count = b.counts[domain]
 			}
 			if count > b.most {
-				return errSpread
+				return refusedSpread
 			}
 		}
 		return nil
