@@ -134,8 +134,8 @@ func (d *decision) all(nodes []*Node) []verdict {
 // Schedule chooses the node for a pod: of those that no filter rejects the one with
 // the highest score, the first among equals. It begins with the node at place from
 // and, where there are many, leaves it at a part of them. A node that was cleared for
-// the pod comes before all others. It is a pure function of
-// its arguments; the error is a *FitError.
+// the pod comes before all others. It is a pure function of its arguments; the error
+// is a *FitError.
 func Schedule(c *Cluster, p *Pod, from int) (Result, error) {
 	c.tidy()
 	nodes := c.Nodes()
@@ -161,7 +161,7 @@ func Schedule(c *Cluster, p *Pod, from int) (Result, error) {
 	}
 	c.scratch.fit = fit
 	if len(fit) == 0 {
-		return Result{}, newFitError(nodes, d.all(nodes))
+		return Result{Next: from}, newFitError(nodes, d.all(nodes))
 	}
 	res := Result{}
 	if len(nodes) > want {

@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -217,5 +218,37 @@ func TestSchedule(t *testing.T) {
 				t.Fatalf("got %q, %v; want %q", res.Node, err, c.want)
 			}
 		})
+	}
+}
+
+// TestManyNodes: a decision looks at a part of many nodes, the next one at others, and
+// at all of them if it has to.
+func TestManyNodes(t *testing.T) {
+	c := NewCluster()
+	for i := range 300 {
+		c.SetNode(node(fmt.Sprintf("n%03d", i), "4", "4Gi", zone(fmt.Sprint(i/100))))
+	}
+	for i, n := range c.Nodes()[:6] {
+		if want := fmt.Sprint(i % 3); n.Labels[inZone] != want {
+			t.Errorf("node %d is of zone %s, want %s", i, n.Labels[inZone], want)
+		}
+	}
+	res, err := Schedule(c, NewPod(pod("p")), 0)
+	if want := enough(300); err != nil || want != 144 || res.Next != want || res.Node != c.Nodes()[0].Name {
+		t.Errorf("%+v, %v; enough are %d", res, err, want)
+	}
+	res, err = Schedule(c, NewPod(pod("p")), res.Next)
+	if err != nil || res.Next != 288 || res.Node != c.Nodes()[144].Name {
+		t.Errorf("the next decision: %+v, %v", res, err)
+	}
+	if res, err = Schedule(c, NewPod(pod("p")), res.Next); err != nil || res.Next != 132 {
+		t.Errorf("around the end: %+v, %v", res, err)
+	}
+	if res, err = Schedule(c, NewPod(pod("p", onlyOn("n299"))), 0); err != nil || res.Node != "n299" {
+		t.Errorf("the one that fits: %+v, %v", res, err)
+	}
+	_, err = Schedule(c, NewPod(pod("p", onlyOn("n299"), cpu("9"))), 144)
+	if err == nil || !strings.HasPrefix(err.Error(), "0/300 nodes are available: 1 Insufficient cpu (needs 9, 4 free), 299 node(s) didn't match Pod's node affinity/selector.") {
+		t.Error(err)
 	}
 }
