@@ -31,7 +31,7 @@ type options struct {
 }
 
 // sections in the order in which they run.
-var sections = []string{"startup", "resources", "pods", "push", "rollout", "scale", "store", "hollow", "statefulset", "density", "probes"}
+var sections = []string{"startup", "resources", "pods", "push", "rollout", "scale", "store", "scheduler", "hollow", "statefulset", "density", "probes"}
 
 func (o options) wants(section string) bool {
 	return o.only == "" || slices.Contains(strings.Split(o.only, ","), section)
@@ -78,6 +78,14 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 		if err := b.startup(ctx); err != nil {
 			return fmt.Errorf("startup: %w", err)
 		}
+	}
+	if o.wants("scheduler") {
+		if err := b.scheduler(ctx); err != nil {
+			return fmt.Errorf("scheduler: %w", err)
+		}
+	}
+	if o.only == "scheduler" {
+		return nil // it needs no cluster
 	}
 	c, err := b.startCluster(ctx, filepath.Join(dir, "data"))
 	if err != nil {

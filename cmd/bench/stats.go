@@ -37,3 +37,9 @@ func show(d time.Duration) string {
 	}
 	return fmt.Sprintf("%.2f s", d.Seconds())
 }
+
+// perSecond is minimum, median and maximum of rates.
+func perSecond(rates []float64) string {
+	sorted := slices.Sorted(slices.Values(rates))
+	return fmt.Sprintf("%.0f/s / %.0f/s / %.0f/s", sorted[0], sorted[len(sorted)/2], sorted[len(sorted)-1])
+}

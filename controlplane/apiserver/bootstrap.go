@@ -35,8 +35,8 @@ const (
 	bootstrapLimit  = 2 * time.Minute
 )
 
-// bootstrap makes what every cluster has: the four namespaces, a storage class,
-// and the service and endpoints of the API itself. Readiness waits for it.
+// bootstrap makes what every cluster has: the four namespaces, a storage class, two
+// priority classes, and the service and endpoints of the API itself. Readiness waits for it.
 func (s *Server) bootstrap(hook genericapiserver.PostStartHookContext) error {
 	ctx, cancel := context.WithTimeout(hook.Context, bootstrapLimit)
 	defer cancel()
@@ -57,7 +57,7 @@ func (s *Server) bootstrap(hook genericapiserver.PostStartHookContext) error {
 			return fmt.Errorf("create namespace %s: %w", name, err)
 		}
 	}
-	if err := errors.Join(bootstrapClass(ctx, client), s.bootstrapService(ctx, client), s.bootstrapDNS(ctx, client)); err != nil {
+	if err := errors.Join(bootstrapClass(ctx, client), bootstrapPriorities(ctx, client), s.bootstrapService(ctx, client), s.bootstrapDNS(ctx, client)); err != nil {
 		return err
 	}
 	if s.config.Replicated {

@@ -16,11 +16,13 @@ import (
 )
 
 // podCreate does what kube-apiserver's strategy and its admission plugins
-// ServiceAccount, Priority and DefaultTolerationSeconds do to a new pod.
+// ServiceAccount and DefaultTolerationSeconds do to a new pod.
 func podCreate(_ context.Context, obj runtime.Object) {
 	pod := obj.(*corev1.Pod)
 	defaults.AdmitPod(pod)
 	pod.Status = corev1.PodStatus{Phase: corev1.PodPending, QOSClass: defaults.QOSClass(pod)}
+	mergeLabelKeys(pod)
+	markGated(pod)
 }
 
 func podUpdate(_ context.Context, obj, old runtime.Object) {

@@ -117,7 +117,7 @@ func (s *Server) genericConfig() (*genericapiserver.Config, error) {
 		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
 	config.RequestTimeout = time.Minute
 	config.EnableProfiling = false
-	config.AdmissionControl = admission.NewChainHandler(room{s.config.Room}, namespaceLifecycle{server: s}, storageAdmission{server: s}, nodeRestriction{})
+	config.AdmissionControl = admission.NewChainHandler(room{s.config.Room}, namespaceLifecycle{server: s}, storageAdmission{server: s}, priorityAdmission{server: s}, nodeRestriction{})
 	config.Authentication.Authenticator = s.authenticator()
 	config.Authorization.Authorizer = s.authz
 	config.RuleResolver = s.authz

@@ -39,14 +39,7 @@ func replicationControllerWarnings(obj runtime.Object) []string {
 
 func podSpecWarnings(s *corev1.PodSpec, p *field.Path) []string {
 	var out []string
-	out = append(out, warn(p.Child("priorityClassName"), s.PriorityClassName != "")...)
 	out = append(out, warn(p.Child("runtimeClassName"), s.RuntimeClassName != nil)...)
-	out = append(out, warn(p.Child("overhead"), len(s.Overhead) > 0)...)
-	if a := s.Affinity; a != nil {
-		out = append(out, warn(p.Child("affinity", "podAffinity"), a.PodAffinity != nil)...)
-		out = append(out, warn(p.Child("affinity", "podAntiAffinity"), a.PodAntiAffinity != nil)...)
-	}
-	out = append(out, warn(p.Child("topologySpreadConstraints"), len(s.TopologySpreadConstraints) > 0)...)
 	out = append(out, warn(p.Child("resourceClaims"), len(s.ResourceClaims) > 0)...)
 	out = append(out, warn(p.Child("ephemeralContainers"), len(s.EphemeralContainers) > 0)...)
 	for i := range s.Volumes {

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	quantity "k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
@@ -19,15 +20,21 @@ func TestSchedulingWarnings(t *testing.T) {
 		"node affinity": {corev1.PodSpec{Affinity: &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{}}}, nil},
 		"pod affinity": {
 			corev1.PodSpec{Affinity: &corev1.Affinity{PodAffinity: &corev1.PodAffinity{}}},
-			[]string{"spec.affinity.podAffinity: not acted on yet"},
+			nil,
 		},
 		"pod anti-affinity": {
 			corev1.PodSpec{Affinity: &corev1.Affinity{PodAntiAffinity: &corev1.PodAntiAffinity{}}},
-			[]string{"spec.affinity.podAntiAffinity: not acted on yet"},
+			nil,
+		},
+		"priority class": {corev1.PodSpec{PriorityClassName: "high"}, nil},
+		"overhead":       {corev1.PodSpec{Overhead: corev1.ResourceList{corev1.ResourceCPU: quantity.MustParse("1")}}, nil},
+		"claims of devices": {
+			corev1.PodSpec{ResourceClaims: []corev1.PodResourceClaim{{}}},
+			[]string{"spec.resourceClaims: not acted on yet"},
 		},
 		"spreading": {
 			corev1.PodSpec{TopologySpreadConstraints: []corev1.TopologySpreadConstraint{{MaxSkew: 1}}},
-			[]string{"spec.topologySpreadConstraints: not acted on yet"},
+			nil,
 		},
 	} {
 		if got := podSpecWarnings(&c.spec, field.NewPath("spec")); !reflect.DeepEqual(got, c.want) {

@@ -6,139 +6,197 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
-	schedulingcorev1 "k8s.io/component-helpers/scheduling/corev1"
 )
 
-// Back-off of a pod that could not be placed, doubled at each try, as in
-// kube-scheduler.
 const (
+	// Back-off of a pod that could not be placed, doubled at each try, as in
+	// kube-scheduler.
 	firstBackoff = 1 * time.Second
 	maxBackoff   = 10 * time.Second
+	// restLimit is how long a pod rests at most: an event may have been missed.
+	restLimit = 5 * time.Minute
 )
 
-// queue orders the pods that wait for a node: by priority, then by age. A pod
-// that did not fit rests until something in the cluster changes that could help,
-// and at least for its back-off. Not safe for concurrent use.
+// queue has the pods that wait for a node. The ready ones are in the order of
+// priority and then age. A pod that did not fit rests until an event can let it
+// through the plugins that held it back, and backs off before it is tried again.
+// Not safe for concurrent use.
 type queue struct {
-	ready   podHeap
-	entries map[types.UID]*entry
+	ready, backing pods
+	resting        map[types.UID]*entry
+	entries        map[types.UID]*entry
 }
 
 type entry struct {
-	pod      *Pod
-	tries    int
-	index    int // in ready; -1 when resting
-	earliest time.Time
-	woken    bool // something changed while it was resting or backing off
+	pod   *Pod
+	tries int
+	// in is the heap that has the entry, at index.
+	in    *pods
+	index int
+	// earliest is when the back-off ends; rested when it began to rest.
+	earliest, rested time.Time
+	// held are the plugins that no node got past; nil if it was something else.
+	held []*Plugin
 }
 
-func newQueue() *queue { return &queue{entries: map[types.UID]*entry{}} }
+func newQueue() *queue {
+	return &queue{
+		ready: pods{less: before}, backing: pods{less: func(a, b *entry) bool { return a.earliest.Before(b.earliest) }},
+		resting: map[types.UID]*entry{}, entries: map[types.UID]*entry{},
+	}
+}
+
+// before orders pods by priority, then by age.
+func before(a, b *entry) bool {
+	return cmp.Or(
+		cmp.Compare(b.pod.priority, a.pod.priority),
+		a.pod.CreationTimestamp.Compare(b.pod.CreationTimestamp.Time),
+		cmp.Compare(a.pod.UID, b.pod.UID),
+	) < 0
+}
 
 // set adds or replaces a waiting pod. A changed pod is tried at once.
 func (q *queue) set(p *Pod) {
 	e := q.entries[p.UID]
 	if e == nil {
-		e = &entry{index: -1}
+		e = &entry{}
 		q.entries[p.UID] = e
 	}
 	e.pod = p
-	if e.index < 0 {
-		heap.Push(&q.ready, e)
-	} else {
-		heap.Fix(&q.ready, e.index)
+	q.move(e, &q.ready)
+}
+
+// refresh replaces a waiting pod where it waits.
+func (q *queue) refresh(p *Pod) {
+	if e := q.entries[p.UID]; e != nil {
+		e.pod = p
+		if e.in != nil {
+			heap.Fix(e.in, e.index)
+		}
 	}
 }
 
 func (q *queue) remove(uid types.UID) {
-	e := q.entries[uid]
-	if e == nil {
-		return
+	if e := q.entries[uid]; e != nil {
+		q.move(e, nil)
+		delete(q.entries, uid)
 	}
-	if e.index >= 0 {
-		heap.Remove(&q.ready, e.index)
-	}
-	delete(q.entries, uid)
 }
 
-// pop takes the next pod to try; it stays known until remove or rest is called.
+// move takes an entry from where it is to a heap, or to none.
+func (q *queue) move(e *entry, to *pods) {
+	delete(q.resting, e.pod.UID)
+	if e.in != nil {
+		heap.Remove(e.in, e.index)
+	}
+	if e.in = to; to != nil {
+		heap.Push(to, e)
+	}
+}
+
+// pop takes the next pod to try; it stays known until remove, rest or retry is
+// called.
 func (q *queue) pop() *entry {
-	if q.ready.Len() == 0 {
+	if len(q.ready.list) == 0 {
 		return nil
 	}
-	return heap.Pop(&q.ready).(*entry)
+	e := q.ready.list[0]
+	q.move(e, nil)
+	return e
 }
 
-// rest puts a pod that did not fit aside.
-func (q *queue) rest(e *entry, now time.Time) {
+// rest puts a pod aside that the plugins held back.
+func (q *queue) rest(e *entry, held []*Plugin, now time.Time) {
 	if q.entries[e.pod.UID] != e {
 		return
 	}
+	e.back(now)
+	e.held, e.rested = held, now
+	q.move(e, nil)
+	q.resting[e.pod.UID] = e
+}
+
+// retry brings a pod back after an error that has nothing to do with fitting.
+func (q *queue) retry(e *entry, now time.Time) {
+	if q.entries[e.pod.UID] == e {
+		e.back(now)
+		q.move(e, &q.backing)
+	}
+}
+
+func (e *entry) back(now time.Time) {
 	wait := maxBackoff
 	if e.tries < 4 {
 		wait = firstBackoff << e.tries
 	}
 	e.tries++
-	e.earliest, e.woken = now.Add(wait), false
+	e.earliest = now.Add(wait)
 }
 
-// retry brings a pod back after an error that has nothing to do with fitting.
-func (q *queue) retry(e *entry, now time.Time) {
-	q.rest(e, now)
-	e.woken = true
-}
-
-// wake says that something changed: every resting pod is tried again, the ones
-// that are backing off when that is over.
-func (q *queue) wake() {
-	for _, e := range q.entries {
-		if e.index < 0 {
-			e.woken = true
+// happened tries those resting pods again that an event can let through.
+func (q *queue) happened(c *Cluster, ev *Event) {
+	for _, e := range q.resting {
+		if e.wakes(c, ev) {
+			q.move(e, &q.backing)
 		}
 	}
 }
 
-// flush moves woken pods whose back-off is over to the ready ones, and returns
-// when the next is due; zero if none is.
+func (e *entry) wakes(c *Cluster, ev *Event) bool {
+	if len(e.held) == 0 {
+		return true // there was no node to be held back from
+	}
+	for _, plugin := range e.held {
+		if plugin.Wakes != nil && plugin.Wakes(c, e.pod, ev) {
+			return true
+		}
+	}
+	return false
+}
+
+// flush makes pods ready whose back-off is over, and ends the rest of those that
+// rest for too long. It returns when it is to be called next; zero for whenever.
 func (q *queue) flush(now time.Time) (next time.Time) {
-	for _, e := range q.entries {
-		if e.index >= 0 || !e.woken {
-			continue
+	for len(q.backing.list) > 0 {
+		e := q.backing.list[0]
+		if now.Before(e.earliest) {
+			return e.earliest
 		}
-		if !now.Before(e.earliest) {
-			e.woken = false
-			heap.Push(&q.ready, e)
-		} else if next.IsZero() || e.earliest.Before(next) {
-			next = e.earliest
+		q.move(e, &q.ready)
+	}
+	return time.Time{}
+}
+
+// overdue ends the rest of pods that rest for too long.
+func (q *queue) overdue(now time.Time) {
+	for _, e := range q.resting {
+		if now.Sub(e.rested) >= restLimit {
+			q.move(e, &q.backing)
 		}
 	}
-	return next
 }
 
-type podHeap []*entry
+// pods is a heap of entries.
+type pods struct {
+	less func(a, b *entry) bool
+	list []*entry
+}
 
-func (h podHeap) Len() int { return len(h) }
-func (h podHeap) Less(i, j int) bool {
-	a, b := h[i].pod, h[j].pod
-	return cmp.Or(
-		cmp.Compare(schedulingcorev1.PodPriority(b.Pod), schedulingcorev1.PodPriority(a.Pod)),
-		a.CreationTimestamp.Compare(b.CreationTimestamp.Time),
-		cmp.Compare(a.UID, b.UID),
-	) < 0
+func (h *pods) Len() int           { return len(h.list) }
+func (h *pods) Less(i, j int) bool { return h.less(h.list[i], h.list[j]) }
+func (h *pods) Swap(i, j int) {
+	h.list[i], h.list[j] = h.list[j], h.list[i]
+	h.list[i].index, h.list[j].index = i, j
 }
-func (h podHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].index, h[j].index = i, j
-}
-func (h *podHeap) Push(x any) {
+func (h *pods) Push(x any) {
 	e := x.(*entry)
-	e.index = len(*h)
-	*h = append(*h, e)
+	e.index = len(h.list)
+	h.list = append(h.list, e)
 }
-func (h *podHeap) Pop() any {
-	old := *h
-	e := old[len(old)-1]
-	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
-	e.index = -1
+func (h *pods) Pop() any {
+	last := len(h.list) - 1
+	e := h.list[last]
+	h.list[last] = nil
+	h.list = h.list[:last]
 	return e
 }

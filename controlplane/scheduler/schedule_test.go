@@ -4,13 +4,11 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"pgregory.net/rapid"
 )
 
 func node(name string, cpu, memory string, change ...func(*corev1.Node)) *corev1.Node {
@@ -59,17 +57,28 @@ func hostPort(n int32) func(*corev1.Pod) {
 func ownedBy(uid types.UID) func(*corev1.Pod) {
 	yes := true
 	return func(p *corev1.Pod) {
-		p.OwnerReferences = []metav1.OwnerReference{{UID: uid, Controller: &yes}}
+		p.OwnerReferences = []metav1.OwnerReference{{Kind: "ReplicaSet", Name: string(uid), UID: uid, Controller: &yes}}
 	}
 }
 
-func onlyOn(node string) func(*corev1.Pod) {
+func labelled(key, value string) func(*corev1.Pod) {
+	return func(p *corev1.Pod) { metav1.SetMetaDataLabel(&p.ObjectMeta, key, value) }
+}
+
+func onlyOn(nodes ...string) func(*corev1.Pod) {
 	return func(p *corev1.Pod) {
-		p.Spec.Affinity = &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{
-			RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
-				MatchFields: []corev1.NodeSelectorRequirement{{Key: "metadata.name", Operator: corev1.NodeSelectorOpIn, Values: []string{node}}},
-			}}},
-		}}
+		if p.Spec.Affinity == nil {
+			p.Spec.Affinity = &corev1.Affinity{}
+		}
+		p.Spec.Affinity.NodeAffinity = &corev1.NodeAffinity{
+			RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{},
+		}
+		for _, n := range nodes {
+			terms := &p.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms
+			*terms = append(*terms, corev1.NodeSelectorTerm{
+				MatchFields: []corev1.NodeSelectorRequirement{{Key: "metadata.name", Operator: corev1.NodeSelectorOpIn, Values: []string{n}}},
+			})
+		}
 	}
 }
 
@@ -89,7 +98,7 @@ func TestSchedule(t *testing.T) {
 		pod     *corev1.Pod
 		want    string // a node, or the beginning of an error after "!"
 	}{
-		{name: "no nodes", pod: pod("p"), want: "!no nodes are available"},
+		{name: "no nodes", pod: pod("p"), want: "!no nodes available to schedule pods"},
 		{
 			name:  "least allocated",
 			nodes: []*corev1.Node{node("a", "2", "2Gi"), node("b", "4", "4Gi")},
@@ -156,20 +165,49 @@ func TestSchedule(t *testing.T) {
 			pod:     pod("p", hostPort(80)), want: "b",
 		},
 		{
-			name:    "spread over nodes beats free room",
+			name:    "replicas without constraints of their own are spread",
 			nodes:   []*corev1.Node{node("a", "8", "8Gi"), node("b", "2", "2Gi")},
-			running: map[string][]*corev1.Pod{"a": {pod("q", ownedBy("rs"))}},
-			pod:     pod("p", ownedBy("rs")), want: "b",
+			running: map[string][]*corev1.Pod{"a": {pod("q", labelled("app", "web"), ownedBy("rs"))}},
+			pod:     pod("p", labelled("app", "web"), ownedBy("rs")), want: "b",
+		},
+		{
+			name: "a node that has the image already",
+			nodes: []*corev1.Node{node("a", "4", "4Gi"), node("b", "4", "4Gi", func(n *corev1.Node) {
+				n.Status.Images = []corev1.ContainerImage{{Names: []string{"web:v1"}, SizeBytes: 500 << 20}}
+			})},
+			pod: pod("p", func(p *corev1.Pod) { p.Spec.Containers[0].Image = "web:v1" }), want: "b",
+		},
+		{
+			name: "an image by its digest",
+			nodes: []*corev1.Node{node("a", "4", "4Gi"), node("b", "4", "4Gi", func(n *corev1.Node) {
+				n.Status.Images = []corev1.ContainerImage{{Names: []string{"<none>@sha256:1"}, SizeBytes: 500 << 20}}
+			})},
+			pod: pod("p", func(p *corev1.Pod) { p.Spec.Containers[0].Image = "web@sha256:1" }), want: "b",
+		},
+		{
+			name:    "cpu and memory used alike",
+			nodes:   []*corev1.Node{node("a", "4", "4Gi"), node("b", "4", "4Gi")},
+			running: map[string][]*corev1.Pod{"a": {pod("q", requests("2", "100Mi"))}, "b": {pod("r", requests("100m", "2Gi"))}},
+			pod:     pod("p", requests("100m", "1Gi")), want: "a",
+		},
+		{
+			name:  "overhead counts",
+			nodes: []*corev1.Node{node("a", "1", "1Gi")},
+			pod: pod("p", requests("1", "1Gi"), func(p *corev1.Pod) {
+				p.Spec.Overhead = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1m")}
+			}),
+			want: "!0/1 nodes are available: 1 Insufficient cpu (needs 1001m, 1 free).",
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cl := cluster(c.nodes...)
+			cl.SetOwner(Owner{"ReplicaSet", "default", "rs"}, metav1.SetAsLabelSelector(map[string]string{"app": "web"}))
 			for n, pods := range c.running {
 				for _, p := range pods {
 					cl.Place(NewPod(p), n)
 				}
 			}
-			res, err := Schedule(NewPod(c.pod), cl.Nodes())
+			res, err := Schedule(cl, NewPod(c.pod), 0)
 			if msg, failing := strings.CutPrefix(c.want, "!"); failing {
 				if err == nil || !strings.HasPrefix(err.Error(), msg) {
 					t.Fatalf("got %v, want error %q", err, msg)
@@ -183,69 +221,34 @@ func TestSchedule(t *testing.T) {
 	}
 }
 
-// TestNeverOvercommits: whatever comes and goes, no node is given more than it has,
-// and taking every pod away leaves nothing counted.
-func TestNeverOvercommits(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		c := cluster(node("a", "4", "4Gi"), node("b", "2", "8Gi"))
-		var placed []*Pod
-		for i := range rapid.IntRange(1, 60).Draw(t, "n") {
-			if len(placed) > 0 && rapid.Bool().Draw(t, "remove") {
-				at := rapid.IntRange(0, len(placed)-1).Draw(t, "which")
-				c.Remove(placed[at].UID)
-				placed = append(placed[:at], placed[at+1:]...)
-				continue
-			}
-			p := NewPod(pod(fmt.Sprint("p", i), requests(
-				fmt.Sprintf("%dm", rapid.IntRange(0, 1500).Draw(t, "cpu")), fmt.Sprintf("%dMi", rapid.IntRange(0, 3000).Draw(t, "mem")))))
-			res, err := Schedule(p, c.Nodes())
-			if err != nil {
-				continue
-			}
-			c.Place(p, res.Node)
-			placed = append(placed, p)
-			for _, n := range c.Nodes() {
-				for name, used := range n.Requested {
-					if used > n.Allocatable[name] {
-						t.Fatalf("node %s: %d of %s requested, %d allocatable", n.Name, used, name, n.Allocatable[name])
-					}
-				}
-			}
-		}
-		for _, p := range placed {
-			c.Remove(p.UID)
-		}
-		for _, n := range c.Nodes() {
-			for name, used := range n.Requested {
-				if used != 0 {
-					t.Fatalf("node %s: %d of %s left when empty", n.Name, used, name)
-				}
-			}
-		}
-	})
-}
-
-func TestQueue(t *testing.T) {
-	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	q := newQueue()
-	high := int32(10)
-	q.set(NewPod(pod("low")))
-	q.set(NewPod(pod("high", func(p *corev1.Pod) { p.Spec.Priority = &high })))
-	e := q.pop()
-	if e.pod.Name != "high" {
-		t.Fatalf("first is %s, want the pod of higher priority", e.pod.Name)
+// TestManyNodes: a decision looks at a part of many nodes, the next one at others, and
+// at all of them if it has to.
+func TestManyNodes(t *testing.T) {
+	c := NewCluster()
+	for i := range 300 {
+		c.SetNode(node(fmt.Sprintf("n%03d", i), "4", "4Gi", zone(fmt.Sprint(i/100))))
 	}
-	q.rest(e, now)
-	q.remove(q.pop().pod.UID)
-	if q.flush(now.Add(time.Hour)); q.pop() != nil {
-		t.Fatal("a pod that did not fit was tried again though nothing had changed")
+	for i, n := range c.Nodes()[:6] {
+		if want := fmt.Sprint(i % 3); n.Labels[inZone] != want {
+			t.Errorf("node %d is of zone %s, want %s", i, n.Labels[inZone], want)
+		}
 	}
-	q.wake()
-	if next := q.flush(now); next != now.Add(firstBackoff) {
-		t.Fatalf("next try at %v, want after the back-off", next)
+	res, err := Schedule(c, NewPod(pod("p")), 0)
+	if want := enough(300); err != nil || want != 144 || res.Next != want || res.Node != c.Nodes()[0].Name {
+		t.Errorf("%+v, %v; enough are %d", res, err, want)
 	}
-	q.flush(now.Add(firstBackoff))
-	if e := q.pop(); e == nil || e.pod.Name != "high" {
-		t.Fatal("the pod was not tried again after a change and its back-off")
+	res, err = Schedule(c, NewPod(pod("p")), res.Next)
+	if err != nil || res.Next != 288 || res.Node != c.Nodes()[144].Name {
+		t.Errorf("the next decision: %+v, %v", res, err)
+	}
+	if res, err = Schedule(c, NewPod(pod("p")), res.Next); err != nil || res.Next != 132 {
+		t.Errorf("around the end: %+v, %v", res, err)
+	}
+	if res, err = Schedule(c, NewPod(pod("p", onlyOn("n299"))), 0); err != nil || res.Node != "n299" {
+		t.Errorf("the one that fits: %+v, %v", res, err)
+	}
+	_, err = Schedule(c, NewPod(pod("p", onlyOn("n299"), cpu("9"))), 144)
+	if err == nil || !strings.HasPrefix(err.Error(), "0/300 nodes are available: 1 Insufficient cpu (needs 9, 4 free), 299 node(s) didn't match Pod's node affinity/selector.") {
+		t.Error(err)
 	}
 }

@@ -1,32 +1,34 @@
-// Package scheduler gives each pod without a node one. In: pods and nodes by
-// watch. Out: bindings, and for pods that fit nowhere a condition and an event
-// that say why. Schedule is the pure decision; Scheduler the thin loop around it.
+// Package scheduler gives each pod without a node one. In: pods, nodes and what
+// plugins ask for by watch. Out: bindings, and for pods that fit nowhere a condition
+// and an event that say why, and evictions of less important pods. Schedule and
+// Preempt are the pure decisions, Explain shows them; Scheduler is the thin loop
+// around them.
 package scheduler
 
 import (
 	"context"
 	"errors"
-	"fmt"
-	"log/slog"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	policylisters "k8s.io/client-go/listers/policy/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
 	"gitk8s.dev/gitk8s/controlplane/controller"
 )
 
-// bindersAtOnce bounds the bindings under way: a binding waits for the store, and
-// the next decision need not.
-const bindersAtOnce = 16
+const (
+	// bindersAtOnce bounds the bindings under way: a binding waits for the store, and
+	// the next decision need not.
+	bindersAtOnce = 16
+	// overdueEvery is how often pods are looked for that rest for too long.
+	overdueEvery = 30 * time.Second
+)
 
 // Scheduler places pods whose schedulerName is "default-scheduler".
 type Scheduler struct {
@@ -35,53 +37,62 @@ type Scheduler struct {
 	synced []cache.InformerSynced
 	// storage is what pods' claims are bound to.
 	storage *storage
+	// budgets are nil where nothing is evicted.
+	budgets policylisters.PodDisruptionBudgetLister
 
 	mu      sync.Mutex
 	cluster *Cluster
 	queue   *queue
-	kick    chan struct{}
+	// from is the node at which the next decision begins.
+	from int
+	kick chan struct{}
 }
 
 // New returns a scheduler that watches through f; f is started by the caller.
 func New(client kubernetes.Interface, f informers.SharedInformerFactory, events record.EventRecorder) *Scheduler {
-	pods, nodes := f.Core().V1().Pods(), f.Core().V1().Nodes()
-	s := &Scheduler{
-		client: client, events: events,
-		synced:  []cache.InformerSynced{pods.Informer().HasSynced, nodes.Informer().HasSynced},
-		cluster: NewCluster(), queue: newQueue(), kick: make(chan struct{}, 1),
-	}
-	s.storage = newStorage(f, s.wake)
-	s.synced = append(s.synced, s.storage.synced...)
-	nodes.Informer().AddEventHandler(controller.Handler(s.onNode))
-	pods.Informer().AddEventHandler(controller.Handler(s.onPod))
+	s := &Scheduler{client: client, events: events, cluster: NewCluster(), queue: newQueue(), kick: make(chan struct{}, 1)}
+	s.storage = newStorage(f, func() { s.happened(&Event{kind: storageChanged}) })
+	s.budgets = f.Policy().V1().PodDisruptionBudgets().Lister()
+	s.synced = append(s.storage.synced, f.Policy().V1().PodDisruptionBudgets().Informer().HasSynced)
+	follow(s, f.Core().V1().Nodes().Informer(), s.onNode)
+	follow(s, f.Core().V1().Pods().Informer(), s.onPod)
+	follow(s, f.Core().V1().Namespaces().Informer(), s.onNamespace)
+	s.followSelectors(f)
 	return s
 }
 
+// follow has f called, the lock held, with the old and new object of each event.
+func follow[T any](s *Scheduler, informer cache.SharedIndexInformer, f func(old, now *T)) {
+	s.synced = append(s.synced, informer.HasSynced)
+	informer.AddEventHandler(controller.Handler(func(old, now *T) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		f(old, now)
+	}))
+}
+
 func (s *Scheduler) onNode(old, n *corev1.Node) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if n == nil {
 		s.cluster.RemoveNode(old.Name)
+		s.tell(&Event{kind: nodeGone, Node: old.Name})
 		return
 	}
 	s.cluster.SetNode(n)
-	if old == nil || nodeChanged(old, n) {
-		s.queue.wake()
-		s.signal()
+	if e := nodeEvent(old, n); e != nil {
+		s.tell(e)
 	}
 }
 
-// nodeChanged says whether a node changed in a way that can make a pod fit.
-func nodeChanged(a, b *corev1.Node) bool {
-	return a.Spec.Unschedulable != b.Spec.Unschedulable ||
-		!apiequality.Semantic.DeepEqual(a.Labels, b.Labels) ||
-		!apiequality.Semantic.DeepEqual(a.Spec.Taints, b.Spec.Taints) ||
-		!apiequality.Semantic.DeepEqual(a.Status.Allocatable, b.Status.Allocatable)
+func (s *Scheduler) onNamespace(old, ns *corev1.Namespace) {
+	if ns == nil {
+		s.cluster.SetNamespace(old.Name, nil)
+		return
+	}
+	s.cluster.SetNamespace(ns.Name, ns.Labels)
+	s.tell(&Event{kind: namespaceLabels})
 }
 
 func (s *Scheduler) onPod(old, p *corev1.Pod) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	switch {
 	case p == nil || ended(p):
 		gone := p
@@ -89,30 +100,65 @@ func (s *Scheduler) onPod(old, p *corev1.Pod) {
 			gone = old
 		}
 		s.queue.remove(gone.UID)
-		s.cluster.Remove(gone.UID)
-		if gone.Spec.NodeName != "" {
-			s.queue.wake()
-		}
+		s.forget(NewPod(gone))
 	case p.Spec.NodeName != "":
 		s.queue.remove(p.UID)
-		s.cluster.Place(NewPod(p), p.Spec.NodeName)
-		return
+		s.placed(old, p)
 	case p.DeletionTimestamp != nil || p.Spec.SchedulerName != corev1.DefaultSchedulerName || len(p.Spec.SchedulingGates) > 0:
 		s.queue.remove(p.UID)
-		return
-	case old != nil && apiequality.Semantic.DeepEqual(old.Spec, p.Spec) && apiequality.Semantic.DeepEqual(old.Labels, p.Labels):
-		return // our own condition coming back
+		s.release(NewPod(p))
+	case s.cluster.where[p.UID] != "" || old != nil && apiequality.Semantic.DeepEqual(old.Spec, p.Spec) && apiequality.Semantic.DeepEqual(old.Labels, p.Labels):
+		s.queue.refresh(NewPod(p)) // it is being bound, or our own condition comes back
 	default:
-		s.queue.set(NewPod(p))
+		pod := NewPod(p)
+		if old == nil {
+			s.cluster.Nominate(pod, p.Status.NominatedNodeName)
+		}
+		s.queue.set(pod)
+		s.signal()
 	}
-	s.signal()
 }
 
-// wake tries all resting pods again.
-func (s *Scheduler) wake() {
+// forget takes a pod that is no more out of the cluster.
+func (s *Scheduler) forget(p *Pod) {
+	s.release(p)
+	node, ok := s.cluster.where[p.UID]
+	if s.cluster.Remove(p.UID); ok {
+		s.tell(podEvent(podGone, p, node))
+	}
+}
+
+// release ends the nomination of a pod: the room that was kept for it is free.
+func (s *Scheduler) release(p *Pod) {
+	node, ok := s.cluster.nominee[p.UID]
+	if s.cluster.Nominate(p, ""); ok {
+		s.tell(podEvent(podGone, p, node))
+	}
+}
+
+// placed takes in a pod on a node.
+func (s *Scheduler) placed(old, p *corev1.Pod) {
+	pod := NewPod(p)
+	s.cluster.Place(pod, p.Spec.NodeName)
+	switch {
+	case old == nil || old.Spec.NodeName == "":
+		s.tell(podEvent(podPlaced, pod, p.Spec.NodeName))
+	case !apiequality.Semantic.DeepEqual(old.Labels, p.Labels) || (old.DeletionTimestamp == nil) != (p.DeletionTimestamp == nil):
+		e := podEvent(podLabels, pod, p.Spec.NodeName)
+		e.Old = NewPod(old)
+		s.tell(e)
+	}
+}
+
+// happened tells the queue of an event.
+func (s *Scheduler) happened(e *Event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.queue.wake()
+	s.tell(e)
+}
+
+func (s *Scheduler) tell(e *Event) {
+	s.queue.happened(s.cluster, e)
 	s.signal()
 }
 
@@ -136,6 +182,8 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer s.storage.binding.Wait()
+	overdue := time.NewTicker(overdueEvery)
+	defer overdue.Stop()
 	for {
 		next := s.drain(ctx, func(f func()) {
 			slots <- struct{}{}
@@ -150,6 +198,10 @@ func (s *Scheduler) Run(ctx context.Context) error {
 			return nil
 		case <-s.kick:
 		case <-timer:
+		case <-overdue.C:
+			s.mu.Lock()
+			s.queue.overdue(time.Now())
+			s.mu.Unlock()
 		}
 	}
 }
@@ -167,16 +219,14 @@ func (s *Scheduler) drain(ctx context.Context, do func(func())) time.Time {
 		}
 		pod := e.pod
 		res, plan, err := s.decide(pod)
-		if err == nil {
-			s.cluster.Place(pod, res.Node)
-		} else {
-			s.queue.rest(e, time.Now())
-		}
-		s.mu.Unlock()
 		if err != nil {
-			do(func() { s.unschedulable(ctx, pod.Pod, err) })
+			act := s.refused(e, err)
+			s.mu.Unlock()
+			do(func() { act(ctx) })
 			continue
 		}
+		s.cluster.Place(pod, res.Node)
+		s.mu.Unlock()
 		if !plan.empty() {
 			// It waits for others, and keeps none of the slots meanwhile.
 			s.storage.binding.Go(func() { s.bindWithVolumes(ctx, e, pod, plan) })
@@ -187,49 +237,30 @@ func (s *Scheduler) drain(ctx context.Context, do func(func())) time.Time {
 	return time.Time{}
 }
 
-func (s *Scheduler) bind(ctx context.Context, e *entry, pod *Pod, node string) {
-	err := s.client.CoreV1().Pods(pod.Namespace).Bind(ctx, &corev1.Binding{
-		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID},
-		Target:     corev1.ObjectReference{Kind: "Node", Name: node},
-	}, metav1.CreateOptions{})
-	if err == nil {
-		s.events.Eventf(pod.Pod, corev1.EventTypeNormal, "Scheduled", "Successfully assigned %s/%s to %s", pod.Namespace, pod.Name, node)
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
-		// Deleted or bound by another meanwhile: the watch tells, and until it does
-		// nothing is to be done.
-		if apierrors.IsNotFound(err) {
-			s.cluster.Remove(pod.UID)
-			s.queue.remove(pod.UID)
-		}
-		return
-	}
-	if ctx.Err() == nil {
-		slog.Warn("binding failed, will retry", "pod", pod.Namespace+"/"+pod.Name, "node", node, "error", err)
-	}
-	s.cluster.Remove(pod.UID)
-	s.queue.retry(e, time.Now())
-	s.signal()
-}
-
-// unschedulable tells the pod's owner why it waits; only when that is news.
-func (s *Scheduler) unschedulable(ctx context.Context, p *corev1.Pod, why error) {
+// refused puts a pod aside that fits nowhere, or clears a node for it, and returns
+// what is to be done about it. The caller holds mu.
+func (s *Scheduler) refused(e *entry, why error) func(context.Context) {
+	pod := e.pod
 	var fit *FitError
-	reason := corev1.PodReasonSchedulerError
-	if errors.As(why, &fit) {
-		reason = corev1.PodReasonUnschedulable
+	if !errors.As(why, &fit) {
+		s.queue.retry(e, time.Now())
+		return func(ctx context.Context) { s.report(ctx, pod.Pod, why, "") }
 	}
-	s.events.Event(p, corev1.EventTypeWarning, "FailedScheduling", why.Error())
-	if c := controller.PodCondition(p, corev1.PodScheduled); c != nil && c.Reason == reason && c.Message == why.Error() {
-		return
+	plan, reason := Preempt(s.cluster, pod, fit, s.allBudgets(), s.from)
+	fit.Preemption = reason
+	if plan == nil {
+		s.release(pod)
 	}
-	body := fmt.Appendf(nil, `{"metadata":{"uid":%q},"status":{"conditions":[{"type":"PodScheduled","status":"False","reason":%q,"message":%q,"lastTransitionTime":%q}]}}`,
-		p.UID, reason, why.Error(), time.Now().UTC().Format(time.RFC3339))
-	_, err := s.client.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.StrategicMergePatchType, body, metav1.PatchOptions{}, "status")
-	if err != nil && !apierrors.IsNotFound(err) && ctx.Err() == nil {
-		slog.Debug("could not report an unschedulable pod", "pod", p.Namespace+"/"+p.Name, "error", err)
+	s.queue.rest(e, fit.Plugins(), time.Now())
+	if plan == nil {
+		return func(ctx context.Context) { s.report(ctx, pod.Pod, fit, "") }
+	}
+	s.cluster.Nominate(pod, plan.Node)
+	for _, other := range plan.Displaced {
+		s.cluster.Nominate(other, "")
+	}
+	return func(ctx context.Context) {
+		s.report(ctx, pod.Pod, fit, plan.Node)
+		s.preempt(ctx, e, pod, plan)
 	}
 }

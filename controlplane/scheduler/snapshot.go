@@ -5,95 +5,9 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/component-helpers/resource"
-	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 )
-
-// Resources are amounts in milli-CPUs for cpu and in the resource's own unit for
-// everything else.
-type Resources map[corev1.ResourceName]int64
-
-func resourcesOf(list corev1.ResourceList) Resources {
-	r := make(Resources, len(list))
-	for name, q := range list {
-		if name == corev1.ResourceCPU {
-			r[name] = q.MilliValue()
-		} else {
-			r[name] = q.Value()
-		}
-	}
-	return r
-}
-
-func (r Resources) add(o Resources, sign int64) {
-	for name, v := range o {
-		r[name] += sign * v
-	}
-}
-
-// Pod is a pod with everything that a decision asks of it computed once.
-type Pod struct {
-	*corev1.Pod
-	// Requests of the whole pod, init containers and overhead considered.
-	Requests Resources
-	// Ports that the pod takes on its node.
-	Ports []HostPort
-	// Owner is the controller of the pod; pods of one owner are spread.
-	Owner types.UID
-
-	// volumes is set before each decision: what the pod's claims ask of its node.
-	volumes   *podVolumes
-	affinity  nodeaffinity.RequiredNodeAffinity
-	preferred *nodeaffinity.PreferredSchedulingTerms
-}
-
-// HostPort is a port on a node's address.
-type HostPort struct {
-	IP       string
-	Protocol corev1.Protocol
-	Port     int32
-}
-
-func (a HostPort) conflicts(b HostPort) bool {
-	return a.Port == b.Port && a.Protocol == b.Protocol && (a.IP == b.IP || a.IP == anyIP || b.IP == anyIP)
-}
-
-const anyIP = "0.0.0.0"
-
-// NewPod prepares a pod for decisions.
-func NewPod(p *corev1.Pod) *Pod {
-	pod := &Pod{
-		Pod:      p,
-		Requests: resourcesOf(resource.PodRequests(p, resource.PodResourcesOptions{})),
-		affinity: nodeaffinity.GetRequiredNodeAffinity(p),
-	}
-	pod.Requests[corev1.ResourcePods] = 1
-	if ref := metav1.GetControllerOf(p); ref != nil {
-		pod.Owner = ref.UID
-	}
-	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
-		for _, port := range c.Ports {
-			if port.HostPort == 0 {
-				continue
-			}
-			hp := HostPort{IP: port.HostIP, Protocol: port.Protocol, Port: port.HostPort}
-			if hp.IP == "" {
-				hp.IP = anyIP
-			}
-			if hp.Protocol == "" {
-				hp.Protocol = corev1.ProtocolTCP
-			}
-			pod.Ports = append(pod.Ports, hp)
-		}
-	}
-	if a := p.Spec.Affinity; a != nil && a.NodeAffinity != nil {
-		// An invalid term was refused by the API; one that got in prefers nothing.
-		pod.preferred, _ = nodeaffinity.NewPreferredSchedulingTerms(a.NodeAffinity.PreferredDuringSchedulingIgnoredDuringExecution)
-	}
-	return pod
-}
 
 // Node is a node with the pods that run or are about to run on it.
 type Node struct {
@@ -102,109 +16,221 @@ type Node struct {
 	Requested   Resources
 	Pods        map[types.UID]*Pod
 	Ports       map[HostPort]int
-	// Owners counts the pods of each owner.
-	Owners map[types.UID]int
+
+	// rated is Requested as pods are rated.
+	rated  Resources
+	images map[string]int64
+	// domains by the topologies' indexes.
+	domains []int32
 }
 
-func newNode(n *corev1.Node) *Node {
-	return &Node{
-		Node: n, Allocatable: resourcesOf(n.Status.Allocatable), Requested: Resources{},
-		Pods: map[types.UID]*Pod{}, Ports: map[HostPort]int{}, Owners: map[types.UID]int{},
-	}
-}
-
-func (n *Node) add(p *Pod) {
-	if _, ok := n.Pods[p.UID]; ok {
-		return
-	}
-	n.Pods[p.UID] = p
-	n.Requested.add(p.Requests, 1)
+func (n *Node) add(p *Pod, sign int64) {
+	n.Requested.add(&p.Requests, sign)
+	n.rated.add(&p.rated, sign)
 	for _, hp := range p.Ports {
-		n.Ports[hp]++
-	}
-	if p.Owner != "" {
-		n.Owners[p.Owner]++
-	}
-}
-
-func (n *Node) remove(uid types.UID) {
-	p, ok := n.Pods[uid]
-	if !ok {
-		return
-	}
-	delete(n.Pods, uid)
-	n.Requested.add(p.Requests, -1)
-	for _, hp := range p.Ports {
-		if n.Ports[hp]--; n.Ports[hp] == 0 {
+		if n.Ports[hp] += int(sign); n.Ports[hp] == 0 {
 			delete(n.Ports, hp)
 		}
 	}
-	if p.Owner != "" {
-		if n.Owners[p.Owner]--; n.Owners[p.Owner] == 0 {
-			delete(n.Owners, p.Owner)
-		}
-	}
 }
 
-// Cluster is all nodes with their pods: what the scheduler has seen by watch, and
-// the bindings that it has made and not yet seen. Not safe for concurrent use.
+// Cluster is the snapshot that decisions are made on: all nodes with their pods, as
+// seen by watch and with the bindings made and not yet seen; nominations; and the
+// labels and selectors that plugins ask for. Each change is taken in as it comes.
+// Not safe for concurrent use: a decision may remember what it found out.
 type Cluster struct {
 	nodes map[string]*Node
 	// waiting are pods seen on nodes that have not been seen themselves.
 	waiting map[string]map[types.UID]*Pod
 	where   map[types.UID]string
 	sorted  []*Node
+	// nominated are pods that a node is being cleared for, and that node.
+	nominated map[string]map[types.UID]*Pod
+	nominee   map[types.UID]string
+
+	// cordoned and tainted count nodes, images the nodes that have each.
+	cordoned, tainted int
+	images            map[string]int
+	// priorities counts the pods on nodes by priority.
+	priorities map[int32]int
+
+	namespaces map[string]labels.Set
+	topologies []*topology
+	byKey      map[string]*topology
+	classes    map[classKey]*podClass
+	queries    map[string]*query
+	terms      map[termKey]*term
+	// decisions made, and classes and queries added since tidy cleaned up.
+	decisions uint64
+	fresh     int
+
+	selectors selectors
+	scratch   scratch
 }
 
 // NewCluster returns an empty cluster.
 func NewCluster() *Cluster {
-	return &Cluster{nodes: map[string]*Node{}, waiting: map[string]map[types.UID]*Pod{}, where: map[types.UID]string{}}
+	c := &Cluster{
+		nodes: map[string]*Node{}, waiting: map[string]map[types.UID]*Pod{}, where: map[types.UID]string{},
+		nominated: map[string]map[types.UID]*Pod{}, nominee: map[types.UID]string{}, images: map[string]int{}, priorities: map[int32]int{},
+		namespaces: map[string]labels.Set{}, byKey: map[string]*topology{},
+		classes: map[classKey]*podClass{}, queries: map[string]*query{}, terms: map[termKey]*term{},
+		selectors: newSelectors(),
+	}
+	c.topology("") // the first: each node is a domain
+	return c
 }
 
-// Nodes returns the nodes in the order of their names.
+// Nodes returns the nodes: few in the order of their names, many so that those of
+// different zones take turns, for decisions that look at some of them only.
 func (c *Cluster) Nodes() []*Node {
-	if c.sorted == nil {
+	if c.sorted == nil && len(c.nodes) > 0 {
 		for _, name := range slices.Sorted(maps.Keys(c.nodes)) {
 			c.sorted = append(c.sorted, c.nodes[name])
+		}
+		if len(c.sorted) >= minFeasible {
+			c.sorted = takingTurns(c.sorted)
 		}
 	}
 	return c.sorted
 }
 
+func takingTurns(nodes []*Node) []*Node {
+	zones := map[string][]*Node{}
+	for _, n := range nodes {
+		zone := n.Labels[corev1.LabelTopologyZone]
+		zones[zone] = append(zones[zone], n)
+	}
+	names := slices.Sorted(maps.Keys(zones))
+	out := make([]*Node, 0, len(nodes))
+	for i := 0; len(out) < len(nodes); i++ {
+		for _, zone := range names {
+			if i < len(zones[zone]) {
+				out = append(out, zones[zone][i])
+			}
+		}
+	}
+	return out
+}
+
 // SetNode adds or replaces a node; its pods stay.
-func (c *Cluster) SetNode(n *corev1.Node) {
-	fresh := newNode(n)
-	if old := c.nodes[n.Name]; old != nil {
-		fresh.Pods, fresh.Requested, fresh.Ports, fresh.Owners = old.Pods, old.Requested, old.Ports, old.Owners
+func (c *Cluster) SetNode(node *corev1.Node) {
+	n := c.nodes[node.Name]
+	if n == nil {
+		n = &Node{Pods: map[types.UID]*Pod{}, Ports: map[HostPort]int{}}
+		c.nodes[node.Name] = n
+		c.sorted = nil
+		c.enter(n, node)
+		for _, p := range c.waiting[node.Name] {
+			c.put(p, n)
+		}
+		delete(c.waiting, node.Name)
+		return
 	}
-	for _, p := range c.waiting[n.Name] {
-		fresh.add(p)
+	if maps.Equal(n.Labels, node.Labels) {
+		c.describe(n, -1)
+		n.Node = node
+		c.describe(n, 1)
+		return
 	}
-	delete(c.waiting, n.Name)
-	c.nodes[n.Name] = fresh
-	c.sorted = nil
+	if n.Labels[corev1.LabelTopologyZone] != node.Labels[corev1.LabelTopologyZone] {
+		c.sorted = nil
+	}
+	c.countAll(n, -1)
+	c.leave(n)
+	c.enter(n, node)
+	c.countAll(n, 1)
+}
+
+// enter puts a node into its domains, and leave takes it out of them.
+func (c *Cluster) enter(n *Node, node *corev1.Node) {
+	n.Node = node
+	c.describe(n, 1)
+	n.domains = n.domains[:0]
+	for _, t := range c.topologies {
+		n.domains = append(n.domains, t.domain(n))
+	}
+}
+
+func (c *Cluster) leave(n *Node) {
+	for _, t := range c.topologies {
+		if value, ok := t.valueOf(n); ok {
+			t.leave(value)
+		}
+	}
+	c.describe(n, -1)
+}
+
+// describe counts what a node says of itself.
+func (c *Cluster) describe(n *Node, by int) {
+	if n.Spec.Unschedulable {
+		c.cordoned += by
+	}
+	if len(n.Spec.Taints) > 0 {
+		c.tainted += by
+	}
+	if by > 0 {
+		n.Allocatable, n.images = resourcesOf(n.Status.Allocatable), present(n.Node)
+	}
+	for name := range n.images {
+		if c.images[name] += by; c.images[name] == 0 {
+			delete(c.images, name)
+		}
+	}
+}
+
+func (c *Cluster) countAll(n *Node, by int32) {
+	for _, p := range n.Pods {
+		c.count(p, n, by)
+	}
 }
 
 // RemoveNode removes a node. Its pods are remembered until they are removed.
 func (c *Cluster) RemoveNode(name string) {
-	if n := c.nodes[name]; n != nil {
-		c.waiting[name] = n.Pods
-		delete(c.nodes, name)
-		c.sorted = nil
+	n := c.nodes[name]
+	if n == nil {
+		return
 	}
+	pods := maps.Clone(n.Pods)
+	for _, p := range pods {
+		c.take(p, n)
+	}
+	c.leave(n)
+	if len(pods) > 0 {
+		c.waiting[name] = pods
+	}
+	delete(c.nodes, name)
+	c.sorted = nil
 }
 
-// Place puts a pod on a node: one that is bound, or that is about to be.
-func (c *Cluster) Place(p *Pod, node string) {
-	if was, ok := c.where[p.UID]; ok {
-		if was == node {
-			return // requests of a bound pod do not change
-		}
-		c.Remove(p.UID)
+func (c *Cluster) put(p *Pod, n *Node) {
+	n.Pods[p.UID] = p
+	n.add(p, 1)
+	c.priorities[p.priority]++
+	c.count(p, n, 1)
+}
+
+func (c *Cluster) take(p *Pod, n *Node) {
+	delete(n.Pods, p.UID)
+	n.add(p, -1)
+	if c.priorities[p.priority]--; c.priorities[p.priority] == 0 {
+		delete(c.priorities, p.priority)
 	}
+	c.count(p, n, -1)
+}
+
+// Place puts a pod on a node: one that is bound, or that is about to be. Of a pod
+// that is there already the newer state is taken.
+func (c *Cluster) Place(p *Pod, node string) {
+	c.Nominate(p, "")
+	if n := c.nodes[node]; n != nil && c.where[p.UID] == node && n.Pods[p.UID].countsAs(p) {
+		n.Pods[p.UID] = p
+		return
+	}
+	c.Remove(p.UID)
 	c.where[p.UID] = node
 	if n := c.nodes[node]; n != nil {
-		n.add(p)
+		c.put(p, n)
 		return
 	}
 	if c.waiting[node] == nil {
@@ -221,7 +247,28 @@ func (c *Cluster) Remove(uid types.UID) {
 	}
 	delete(c.where, uid)
 	if n := c.nodes[node]; n != nil {
-		n.remove(uid)
+		c.take(n.Pods[uid], n)
+		return
 	}
-	delete(c.waiting[node], uid)
+	if delete(c.waiting[node], uid); len(c.waiting[node]) == 0 {
+		delete(c.waiting, node)
+	}
+}
+
+// Nominate says which node is being cleared for a pod that waits; none, if the name
+// is empty.
+func (c *Cluster) Nominate(p *Pod, node string) {
+	if was, ok := c.nominee[p.UID]; ok {
+		if delete(c.nominated[was], p.UID); len(c.nominated[was]) == 0 {
+			delete(c.nominated, was)
+		}
+		delete(c.nominee, p.UID)
+	}
+	if node == "" {
+		return
+	}
+	if c.nominated[node] == nil {
+		c.nominated[node] = map[types.UID]*Pod{}
+	}
+	c.nominee[p.UID], c.nominated[node][p.UID] = node, p
 }

@@ -198,12 +198,24 @@ func inUse(claim *corev1.PersistentVolumeClaim, p *corev1.Pod, nodes []*Node) bo
 	})
 }
 
-// volumeBinding is the filter.
-func volumeBinding(p *Pod, n *Node) []Rejection {
-	if _, why := p.volumes.on(n.Node); why != "" {
-		return because(why)
-	}
-	return nil
+// volumeBinding is the plugin that refuses nodes on which a pod's claims can't be
+// bound. What the claims are has been found out before the decision.
+var volumeBinding = Plugin{
+	Name: "VolumeBinding",
+	Filter: func(_ *Cluster, p *Pod) Check {
+		if p.volumes == nil {
+			return nil
+		}
+		return func(n *Node) []Rejection {
+			if _, why := p.volumes.on(n.Node); why != "" {
+				return finally(why)
+			}
+			return nil
+		}
+	},
+	Wakes: func(_ *Cluster, p *Pod, e *Event) bool {
+		return e.is(storageChanged|nodeAdded|nodeLabels) || e.is(podGone) && e.Namespace == p.Namespace
+	},
 }
 
 // on says how a pod's claims are bound if it is placed on a node, or why they can't
@@ -259,9 +271,11 @@ func (s *Scheduler) decide(p *Pod) (res Result, plan *volumePlan, err error) {
 		return res, nil, err
 	}
 	defer func() { p.volumes = nil }()
-	if res, err = Schedule(p, nodes); err != nil || p.volumes == nil {
+	if res, err = Schedule(s.cluster, p, s.from); err != nil || p.volumes == nil {
+		s.from = res.Next
 		return res, nil, err
 	}
+	s.from = res.Next
 	for _, n := range nodes {
 		if n.Name == res.Node {
 			plan, _ = p.volumes.on(n.Node)
@@ -279,11 +293,11 @@ func (s *Scheduler) bindWithVolumes(ctx context.Context, e *entry, pod *Pod, pla
 	}
 	// A conflict: another has been faster, and the next look will show it.
 	if ctx.Err() == nil && !apierrors.IsConflict(err) {
-		s.unschedulable(ctx, pod.Pod, fmt.Errorf("running PreBind plugin %q: binding volumes: %w", "VolumeBinding", err))
+		s.report(ctx, pod.Pod, fmt.Errorf("running PreBind plugin %q: binding volumes: %w", "VolumeBinding", err), "")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.cluster.Remove(pod.UID)
+	s.forget(pod)
 	s.queue.retry(e, time.Now())
 	s.signal()
 }

@@ -144,7 +144,7 @@ func TestVolumeBinding(t *testing.T) {
 		{"of another pod alone", []string{"single"}, "0/2 nodes are available: node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode.", 0, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			sched := &Scheduler{storage: s, cluster: cluster(node("a", "1", "1Gi", hostname), node("b", "1", "1Gi", hostname))}
+			sched := &Scheduler{storage: s, cluster: cluster(node("a", "4", "4Gi", hostname), node("b", "1", "1Gi", hostname))}
 			sched.cluster.Place(NewPod(pod("other", using("single"))), "a")
 			p := NewPod(pod("p", using(c.claims...)))
 			res, plan, err := sched.decide(p)

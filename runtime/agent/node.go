@@ -302,6 +302,7 @@ func (n *nodeState) status(old *v1.Node, now time.Time) v1.NodeStatus {
 		st = *old.Status.DeepCopy()
 	}
 	st.Capacity, st.Allocatable, st.NodeInfo = n.capacity, n.allocatable, n.info
+	st.Images = n.images()
 	st.Addresses = []v1.NodeAddress{
 		{Type: v1.NodeInternalIP, Address: n.a.cfg.NodeIP.String()},
 		{Type: v1.NodeHostName, Address: n.a.cfg.NodeName},

@@ -9,23 +9,15 @@ const (
 	defaultServiceAccount = "default"
 	// tolerationSeconds is how long a pod stays on a node that is gone.
 	tolerationSeconds = int64(300)
-
-	systemClusterCritical = "system-cluster-critical"
-	systemNodeCritical    = "system-node-critical"
 )
 
-// systemPriorities are the two priority classes that every cluster has.
-var systemPriorities = map[string]int32{
-	systemClusterCritical: 2_000_000_000,
-	systemNodeCritical:    2_000_001_000,
-}
-
-// AdmitPod does what kube-apiserver's admission plugins ServiceAccount, Priority
-// and DefaultTolerationSeconds do to a Pod that is created.
+// AdmitPod does what kube-apiserver's admission plugins ServiceAccount and
+// DefaultTolerationSeconds do to a Pod that is created. What its priority class says
+// has been written into it before.
 func AdmitPod(pod *corev1.Pod) {
 	unset(&pod.Spec.ServiceAccountName, defaultServiceAccount)
 	pod.Spec.DeprecatedServiceAccount = pod.Spec.ServiceAccountName
-	missing(&pod.Spec.Priority, systemPriorities[pod.Spec.PriorityClassName])
+	missing(&pod.Spec.Priority, 0)
 	missing(&pod.Spec.PreemptionPolicy, corev1.PreemptLowerPriority)
 	for _, key := range []string{corev1.TaintNodeNotReady, corev1.TaintNodeUnreachable} {
 		if !tolerates(pod.Spec.Tolerations, key) {

@@ -31,6 +31,7 @@ func Register(s *runtime.Scheme) {
 	add(s, PersistentVolume)
 	add(s, StorageClass)
 	add(s, HorizontalPodAutoscaler)
+	add(s, PriorityClass)
 	add(s, Application)
 }
 

@@ -113,6 +113,7 @@ func podTerms(required []corev1.PodAffinityTerm, preferred []corev1.WeightedPodA
 func podTerm(t *corev1.PodAffinityTerm, path *field.Path) field.ErrorList {
 	errs := metavalidation.ValidateLabelSelector(t.LabelSelector, metavalidation.LabelSelectorValidationOptions{}, path.Child("labelSelector"))
 	errs = append(errs, metavalidation.ValidateLabelSelector(t.NamespaceSelector, metavalidation.LabelSelectorValidationOptions{}, path.Child("namespaceSelector"))...)
+	errs = append(errs, termLabelKeys(t, path)...)
 	if t.TopologyKey == "" {
 		errs = append(errs, field.Required(path.Child("topologyKey"), "can not be empty"))
 	}
@@ -136,6 +137,7 @@ func spread(list []corev1.TopologySpreadConstraint, path *field.Path) field.Erro
 		if c.MinDomains != nil && *c.MinDomains <= 0 {
 			errs = append(errs, field.Invalid(p.Child("minDomains"), *c.MinDomains, "must be greater than zero"))
 		}
+		errs = append(errs, spreadCounting(c, p)...)
 	}
 	return errs
 }

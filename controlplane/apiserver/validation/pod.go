@@ -18,6 +18,9 @@ func Pod(pod, old *corev1.Pod) field.ErrorList {
 		errs := PodSpec(&pod.Spec, path)
 		if pod.Spec.NodeName != "" {
 			errs = append(errs, check(path.Child("nodeName"), pod.Spec.NodeName, utilvalidation.IsDNS1123Subdomain)...)
+			if len(pod.Spec.SchedulingGates) > 0 {
+				errs = append(errs, field.Forbidden(path.Child("nodeName"), "cannot be set until all schedulingGates have been cleared"))
+			}
 		}
 		return errs
 	}
@@ -55,9 +58,9 @@ func podUpdate(pod, old *corev1.Pod, path *field.Path) field.ErrorList {
 	if g, o := merged.TerminationGracePeriodSeconds, old.Spec.TerminationGracePeriodSeconds; g != nil && o != nil && *g == 1 && *o < 0 {
 		merged.TerminationGracePeriodSeconds = o
 	}
-	if removedOnly(merged.SchedulingGates, old.Spec.SchedulingGates) {
-		merged.SchedulingGates = old.Spec.SchedulingGates
-	}
+	errs = append(errs, gatesUpdate(merged.SchedulingGates, old.Spec.SchedulingGates, path.Child("schedulingGates"))...)
+	errs = append(errs, gatedUpdate(merged, &old.Spec, path)...)
+	merged.SchedulingGates = old.Spec.SchedulingGates
 	if len(errs) == 0 && !equality.Semantic.DeepEqual(*merged, old.Spec) {
 		errs = append(errs, field.Forbidden(path, "pod updates may not change fields other than `spec.containers[*].image`,"+
 			"`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),"+
@@ -71,13 +74,14 @@ func sameToleration(a, b corev1.Toleration) bool {
 	return a == b
 }
 
-func removedOnly(gates, old []corev1.PodSchedulingGate) bool {
-	for _, g := range gates {
+func gatesUpdate(gates, old []corev1.PodSchedulingGate, path *field.Path) field.ErrorList {
+	var errs field.ErrorList
+	for i, g := range gates {
 		if !slices.Contains(old, g) {
-			return false
+			errs = append(errs, field.Forbidden(path.Index(i).Child("name"), "only deletion is allowed, but found new scheduling gate '"+g.Name+"'"))
 		}
 	}
-	return true
+	return errs
 }
 
 func deadlineUpdate(now, old *int64, path *field.Path) field.ErrorList {

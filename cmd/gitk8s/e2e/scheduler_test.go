@@ -1,0 +1,178 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// TestScheduler places pods on two real nodes, with a cluster of its own: it fills
+// them.
+func TestScheduler(t *testing.T) {
+	t.Parallel()
+	c := ownCluster(t)
+	t.Run("apart", func(t *testing.T) { apart(t, c, c.namespace(t, "apart")) })
+	t.Run("gates", func(t *testing.T) { gates(t, c, c.namespace(t, "gates")) })
+	t.Run("priority", func(t *testing.T) { priority(t, c, c.namespace(t, "priority")) })
+}
+
+// apart wants three pods on different nodes, of which there are two.
+func apart(t *testing.T, c *cluster, ns string) {
+	c.apply(t, ns, `apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 3
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers: [{name: main, image: "`+testImage+`"}]
+      affinity:
+        podAntiAffinity:
+          requiredDuringSchedulingIgnoredDuringExecution: [{topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: {app: web}}}]
+`)
+	split := func(pods []*corev1.Pod) (placed, waiting []*corev1.Pod) {
+		for _, p := range pods {
+			if p.Spec.NodeName == "" {
+				waiting = append(waiting, p)
+			} else if ready(p) && p.DeletionTimestamp == nil {
+				placed = append(placed, p)
+			}
+		}
+		return placed, waiting
+	}
+	pods := c.awaitPods(t, ns, "app=web", "two are Ready and one waits", func(pods []*corev1.Pod) bool {
+		placed, waiting := split(pods)
+		return len(placed) == 2 && len(waiting) == 1
+	})
+	placed, waiting := split(pods)
+	if placed[0].Spec.NodeName == placed[1].Spec.NodeName {
+		t.Errorf("both are on %s", placed[0].Spec.NodeName)
+	}
+	const why = "0/2 nodes are available: 2 node(s) didn't match pod anti-affinity rules. preemption: 0/2 nodes are available: 2 No preemption victims found for incoming pod."
+	c.unscheduled(t, ns, waiting[0].Name, why)
+	contains(t, c.ok(t, "explain", "pod/"+waiting[0].Name, "-n", ns), "fits nowhere", why, "worker-1", "worker-2", "InterPodAffinity: node(s) didn't match pod anti-affinity rules")
+
+	var x struct {
+		RunsOn, Chosen string
+		Nodes          []struct {
+			Node, Plugin string
+			Fits         bool
+			Score        int64
+		}
+	}
+	if err := json.Unmarshal([]byte(c.ok(t, "explain", "pod/"+placed[0].Name, "-n", ns, "-o", "json")), &x); err != nil {
+		t.Fatal(err)
+	}
+	if own := placed[0].Spec.NodeName; x.RunsOn != own || x.Chosen != own || len(x.Nodes) != 2 || !x.Nodes[0].Fits || x.Nodes[0].Score <= 0 || x.Nodes[1].Fits {
+		t.Errorf("explained a pod on %s: %+v", own, x)
+	}
+	if r := c.run("explain", "pod/absent", "-n", ns); r.code == 0 {
+		t.Errorf("explained a pod that is not there: %s", r)
+	}
+
+	c.kubectl(t, "patch", "deployment", "web", "-n", ns, "-p", `{"spec":{"replicas":2}}`)
+	c.awaitPods(t, ns, "app=web", "two are left", func(pods []*corev1.Pod) bool {
+		placed, waiting := split(pods)
+		return len(placed) == 2 && len(waiting) == 0
+	})
+}
+
+// gates hold a pod back until the last one is taken away.
+func gates(t *testing.T, c *cluster, ns string) {
+	c.apply(t, ns, `apiVersion: v1
+kind: Pod
+metadata: {name: gated}
+spec:
+  terminationGracePeriodSeconds: 1
+  schedulingGates: [{name: example.com/one}, {name: example.com/two}]
+  containers: [{name: main, image: "`+testImage+`"}]
+`)
+	contains(t, c.kubectl(t, "get", "pod", "gated", "-n", ns), "SchedulingGated")
+	contains(t, c.ok(t, "explain", "pod/gated", "-n", ns), "held back", "example.com/one, example.com/two")
+	gate := func(list string) result {
+		return c.run("kubectl", "patch", "pod", "gated", "-n", ns, "--type=merge", "-p", `{"spec":{"schedulingGates":`+list+`}}`)
+	}
+	r := gate(`[{"name":"example.com/three"}]`)
+	if r.code == 0 {
+		t.Fatalf("added a gate: %s", r)
+	}
+	contains(t, r.stderr, "only deletion is allowed, but found new scheduling gate 'example.com/three'")
+	if r := gate(`[{"name":"example.com/two"}]`); r.code != 0 {
+		t.Fatal(r)
+	}
+	if p := c.awaitPod(t, ns, "gated", "it is there", func(*corev1.Pod) bool { return true }); p.Spec.NodeName != "" {
+		t.Errorf("placed with a gate, on %s", p.Spec.NodeName)
+	}
+	if r := gate(`null`); r.code != 0 {
+		t.Fatal(r)
+	}
+	c.awaitPod(t, ns, "gated", "it runs without gates", ready)
+}
+
+// priority lets an important pod take the place of another.
+func priority(t *testing.T, c *cluster, ns string) {
+	contains(t, c.kubectl(t, "get", "priorityclasses"), "NAME", "VALUE", "GLOBAL-DEFAULT", "AGE", "PREEMPTIONPOLICY",
+		"system-cluster-critical", "2000000000", "system-node-critical", "2000001000", "PreemptLowerPriority")
+	c.apply(t, ns, `apiVersion: scheduling.k8s.io/v1
+kind: PriorityClass
+metadata: {name: important}
+value: 1000
+`)
+	t.Cleanup(func() { c.run("kubectl", "delete", "priorityclass", "important") })
+	node, err := c.k.CoreV1().Nodes().Get(t.Context(), "worker-1", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := func(name, class, finalizers string) string {
+		return fmt.Sprintf(`apiVersion: v1
+kind: Pod
+metadata: {name: %s, finalizers: [%s]}
+spec:
+  priorityClassName: %q
+  terminationGracePeriodSeconds: 1
+  nodeSelector: {kubernetes.io/hostname: worker-1}
+  containers: [{name: main, image: %q, resources: {requests: {cpu: %s}}}]
+`, name, finalizers, class, testImage, node.Status.Allocatable.Cpu())
+	}
+	r := c.exec("", pod("nobody", "unheard-of", ""), suite.bin, "kubectl", "apply", "-n", ns, "-f", "-")
+	if r.code == 0 {
+		t.Fatalf("made a pod of a class that is not there: %s", r)
+	}
+	contains(t, r.stderr, `pods "nobody" is forbidden: no PriorityClass with name unheard-of was found`)
+
+	// The finalizer keeps the victim to be looked at.
+	c.apply(t, ns, pod("low", "", "example.com/look"))
+	c.awaitPod(t, ns, "low", "it is Ready", ready)
+	c.apply(t, ns, pod("high", "important", ""))
+	if p := c.awaitPod(t, ns, "high", "it is Ready", ready); *p.Spec.Priority != 1000 || p.Spec.NodeName != "worker-1" {
+		t.Errorf("it has priority %d and is on %s", *p.Spec.Priority, p.Spec.NodeName)
+	}
+	victim := c.awaitPod(t, ns, "low", "it says why it went", func(p *corev1.Pod) bool {
+		for _, cond := range p.Status.Conditions {
+			if cond.Type == corev1.DisruptionTarget && cond.Status == corev1.ConditionTrue && cond.Reason == corev1.PodReasonPreemptionByScheduler {
+				return p.DeletionTimestamp != nil
+			}
+		}
+		return false
+	})
+	c.kubectl(t, "patch", "pod", "low", "-n", ns, "--type=merge", "-p", `{"metadata":{"finalizers":null}}`)
+	awaitGone(t, c, podsGVR, ns, "low")
+	contains(t, c.kubectl(t, "get", "events", "-n", ns, "--field-selector=reason=Preempted", "-o", "wide"), "Preempted by pod", "on node worker-1", "pod/"+victim.Name)
+	failed := c.kubectl(t, "get", "events", "-n", ns, "--field-selector=reason=FailedScheduling")
+	if contains(t, failed, "pod/high", "1 Insufficient cpu"); strings.Contains(failed, "preemption:") {
+		t.Errorf("the pod that was given room was told that there is none:\n%s", failed)
+	}
+
+	// The one that had to go comes back as soon as there is room.
+	c.apply(t, ns, pod("low", "", ""))
+	c.unscheduled(t, ns, "low", "1 Insufficient cpu", "1 No preemption victims found for incoming pod", "1 Preemption is not helpful for scheduling")
+	c.kubectl(t, "delete", "pod", "high", "-n", ns)
+	c.awaitPod(t, ns, "low", "it runs again", ready)
+}
