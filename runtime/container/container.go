@@ -43,6 +43,11 @@ type Runtime interface {
 	// Exec runs a command in a running container and returns its exit code. It
 	// returns when the command has ended and its output is delivered.
 	Exec(ctx context.Context, sandboxID, id string, e ExecConfig) (exitCode int, err error)
+	// Attach connects to the standard files of a running container's first process,
+	// beginning now. It returns when the container has ended and its output is
+	// delivered, or when Stdin has ended and the container's stdin stays open for
+	// others.
+	Attach(ctx context.Context, sandboxID, id string, a AttachConfig) error
 	// Stats returns what the container's cgroup counts now.
 	Stats(ctx context.Context, sandboxID, id string) (Stats, error)
 
@@ -69,7 +74,26 @@ type SandboxConfig struct {
 	CgroupParent string
 	// Resources of the pod as a whole.
 	Resources Resources
+	// PIDNamespace of the containers.
+	PIDNamespace PIDNamespace `json:",omitempty"`
+	// HostIPC keeps the caller's IPC namespace and /dev/shm.
+	HostIPC bool `json:",omitempty"`
+	// Sysctls are kernel parameters of the sandbox's namespaces, by their dotted
+	// names.
+	Sysctls map[string]string `json:",omitempty"`
 }
+
+// PIDNamespace says which processes the containers of a sandbox see.
+type PIDNamespace string
+
+const (
+	// PIDContainer: each container sees its own processes.
+	PIDContainer PIDNamespace = ""
+	// PIDPod: the containers of the sandbox see each other's.
+	PIDPod PIDNamespace = "pod"
+	// PIDHost: they see those of the machine.
+	PIDHost PIDNamespace = "host"
+)
 
 // ContainerConfig describes one container.
 type ContainerConfig struct {
@@ -97,8 +121,13 @@ type ContainerConfig struct {
 	LogPath string
 	// Stdin keeps stdin open for attach; else it is /dev/null.
 	Stdin bool
+	// StdinOnce closes stdin when the input of the first Attach ends.
+	StdinOnce bool `json:",omitempty"`
 	// TTY allocates a terminal.
 	TTY bool
+	// PIDTarget is a running container of the sandbox whose PID namespace this one
+	// joins; empty means what the sandbox says.
+	PIDTarget string `json:",omitempty"`
 	// Security narrows or widens what the process may do.
 	Security Security
 }
@@ -190,6 +219,14 @@ type ExecConfig struct {
 	Stdout, Stderr io.Writer
 	// Resize delivers terminal sizes.
 	Resize <-chan WindowSize
+}
+
+// AttachConfig connects to a container. Files may be nil. A terminal has no Stderr,
+// and Resize is for terminals alone.
+type AttachConfig struct {
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	Resize         <-chan WindowSize
 }
 
 // WindowSize of a terminal in characters.

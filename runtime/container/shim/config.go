@@ -94,6 +94,7 @@ func effectiveCapabilities() uint64 {
 type paths struct {
 	rootfs, exe, shm string
 	mounts           []string
+	pidNS            pidNamespace
 }
 
 // exePath is the executable that PID 1 of the containers runs.
@@ -153,9 +154,12 @@ func buildConfig(s container.SandboxConfig, c container.ContainerConfig, at path
 		NoNewPrivileges: c.Security.NoNewPrivileges,
 		OomScoreAdj:     &oom,
 		Namespaces: configs.Namespaces{
-			{Type: configs.NEWNS}, {Type: configs.NEWPID}, {Type: configs.NEWCGROUP},
+			{Type: configs.NEWNS}, {Type: configs.NEWCGROUP},
 		},
 		// IPC and host name are the shim's own: shared by the containers of the pod.
+	}
+	if !at.pidNS.host {
+		config.Namespaces.Add(configs.NEWPID, at.pidNS.path())
 	}
 	if s.NetNS != "" {
 		config.Namespaces.Add(configs.NEWNET, s.NetNS)

@@ -1,0 +1,150 @@
+package driver
+
+import (
+	"context"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+
+	"gitk8s.dev/gitk8s/runtime/container"
+)
+
+// transcript collects what a client is shown.
+type transcript struct {
+	mu  sync.Mutex
+	buf strings.Builder
+}
+
+func (s *transcript) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.buf.Write(b)
+}
+
+func (s *transcript) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.buf.String()
+}
+
+// client is one attached to a container.
+type client struct {
+	in     *io.PipeWriter
+	out    *transcript
+	err    chan error
+	cancel context.CancelFunc
+}
+
+func (b *bench) attach(sandbox, id string) *client {
+	ctx, cancel := context.WithCancel(context.Background())
+	b.t.Cleanup(cancel)
+	r, w := io.Pipe()
+	c := &client{in: w, out: &transcript{}, err: make(chan error, 1), cancel: cancel}
+	go func() {
+		c.err <- b.Attach(ctx, sandbox, id, container.AttachConfig{Stdin: r, Stdout: c.out, Stderr: c.out})
+	}()
+	return c
+}
+
+func (c *client) say(b *bench, text, answer string) {
+	b.t.Helper()
+	if _, err := io.WriteString(c.in, text); err != nil {
+		b.t.Fatal(err)
+	}
+	eventually(b.t, "the answer "+answer, func() bool { return strings.Contains(c.out.String(), answer) })
+}
+
+// An input that is open for others stays so when a client goes; everybody sees the
+// output as it comes, without waiting for the end of a line.
+func TestAttach(t *testing.T) {
+	b := newBench(t)
+	sb := b.sandbox()
+	cfg := b.config("ask-0", "ask")
+	cfg.Stdin = true
+	b.start(sb, cfg)
+	one, two := b.attach(sb, "ask-0"), b.attach(sb, "ask-0")
+	one.say(b, "Ada\n", "hello Ada\nname? ")
+	eventually(t, "the other sees it", func() bool { return strings.Contains(two.out.String(), "hello Ada\nname? ") })
+	one.in.Close()
+	if err := <-one.err; err != nil {
+		t.Errorf("the end of a client's input: %v", err)
+	}
+	two.say(b, "Bob\n", "hello Bob\nname? ")
+	two.cancel()
+	if err := <-two.err; err == nil {
+		t.Error("a client that was cancelled was not told")
+	}
+	three := b.attach(sb, "ask-0")
+	three.say(b, "Cleo\n", "hello Cleo")
+	if err := b.StopContainer(context.Background(), sb, "ask-0", 9, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-three.err; err != nil {
+		t.Errorf("the end of the container: %v", err)
+	}
+	if got := b.logs(cfg); !strings.Contains(got, "stdout F name? hello Ada\n") {
+		t.Errorf("the log is %q", got)
+	}
+	if err := b.Attach(context.Background(), sb, "ask-0", container.AttachConfig{Stdout: io.Discard}); !container.IsNotFound(err) {
+		t.Errorf("attach to an ended container: %v", err)
+	}
+}
+
+// The end of the first client's input is the container's with stdinOnce, and all
+// that it printed until its own end is delivered.
+func TestAttachOnce(t *testing.T) {
+	b := newBench(t)
+	sb := b.sandbox()
+	cfg := b.config("cat-0", "ask")
+	cfg.Stdin, cfg.StdinOnce = true, true
+	b.start(sb, cfg)
+	c := b.attach(sb, "cat-0")
+	c.say(b, "Ada\nBob\n", "hello Bob")
+	c.in.Close()
+	if err := <-c.err; err != nil {
+		t.Fatal(err)
+	}
+	if got := c.out.String(); !strings.HasSuffix(got, "name? end of input\n") {
+		t.Errorf("shown %q", got)
+	}
+	if st := b.ended("cat-0"); st.ExitCode != 0 {
+		t.Errorf("ended with %d", st.ExitCode)
+	}
+}
+
+func TestAttachTerminal(t *testing.T) {
+	b := newBench(t)
+	sb := b.sandbox()
+	cfg := b.config("ask-0", "ask")
+	cfg.Stdin, cfg.TTY = true, true
+	b.start(sb, cfg)
+	c := b.attach(sb, "ask-0")
+	c.say(b, "Ada\n", "hello Ada\r\nname? ")
+	c.say(b, "\x03", "^C")
+	if err := <-c.err; err != nil {
+		t.Fatal(err)
+	}
+	if st := b.ended("ask-0"); st.ExitCode != 130 {
+		t.Errorf("ended with %d, want the code of an interrupt", st.ExitCode)
+	}
+}
+
+// A client that reads nothing is let go in the end, one that goes away at once.
+func TestAttachedClientLeaves(t *testing.T) {
+	b := newBench(t)
+	sb := b.sandbox()
+	cfg := b.config("cat-0", "cat")
+	cfg.Stdin = true
+	b.start(sb, cfg)
+	gone := b.attach(sb, "cat-0")
+	gone.say(b, "one\n", "one")
+	gone.cancel()
+	<-gone.err
+	next := b.attach(sb, "cat-0")
+	next.say(b, strings.Repeat("x", 10000)+"\n", strings.Repeat("x", 10000)+"\n")
+	next.in.Close()
+	if err := <-next.err; err != nil {
+		t.Error(err)
+	}
+}
