@@ -48,7 +48,6 @@ func podSpecWarnings(s *corev1.PodSpec, p *field.Path) []string {
 	}
 	out = append(out, warn(p.Child("topologySpreadConstraints"), len(s.TopologySpreadConstraints) > 0)...)
 	out = append(out, warn(p.Child("resourceClaims"), len(s.ResourceClaims) > 0)...)
-	out = append(out, warn(p.Child("ephemeralContainers"), len(s.EphemeralContainers) > 0)...)
 	for i := range s.Volumes {
 		v := &s.Volumes[i]
 		if !supportedVolume(v) {

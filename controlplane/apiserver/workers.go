@@ -93,12 +93,15 @@ func (s *Server) nodeAddress(ctx context.Context, name string) (string, error) {
 
 // containerOf returns the container that a request is about.
 func containerOf(pod *corev1.Pod, name string, withInit bool) (string, error) {
-	var all, inits []string
+	var all, inits, ephemeral []string
 	for i := range pod.Spec.Containers {
 		all = append(all, pod.Spec.Containers[i].Name)
 	}
 	for i := range pod.Spec.InitContainers {
 		inits = append(inits, pod.Spec.InitContainers[i].Name)
+	}
+	for i := range pod.Spec.EphemeralContainers {
+		ephemeral = append(ephemeral, pod.Spec.EphemeralContainers[i].Name)
 	}
 	if name == "" {
 		if len(all) == 1 {
@@ -111,9 +114,12 @@ func containerOf(pod *corev1.Pod, name string, withInit bool) (string, error) {
 		if withInit && len(inits) > 0 {
 			message += fmt.Sprintf(" or one of the init containers: %v", inits)
 		}
+		if withInit && len(ephemeral) > 0 {
+			message += fmt.Sprintf(" or one of the ephemeral containers: %v", ephemeral)
+		}
 		return "", apierrors.NewBadRequest(message)
 	}
-	if !slices.Contains(all, name) && !slices.Contains(inits, name) {
+	if !slices.Contains(slices.Concat(all, inits, ephemeral), name) {
 		return "", apierrors.NewBadRequest(fmt.Sprintf("container %s is not valid for pod %s", name, pod.Name))
 	}
 	return name, nil

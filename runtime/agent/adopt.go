@@ -110,7 +110,7 @@ func adopt(s *podState, found *container.SandboxStatus, meta podMeta, now time.T
 		}
 	}
 	statuses := map[string]v1.ContainerStatus{}
-	for _, list := range [][]v1.ContainerStatus{st.InitContainerStatuses, st.ContainerStatuses} {
+	for _, list := range [][]v1.ContainerStatus{st.InitContainerStatuses, st.ContainerStatuses, st.EphemeralContainerStatuses} {
 		for _, cs := range list {
 			statuses[cs.Name] = cs
 		}

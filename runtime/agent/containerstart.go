@@ -24,6 +24,9 @@ type startRequest struct {
 	ip      netip.Addr
 	// crashed: this start follows a back-off.
 	crashed bool
+	// target is the container whose processes this one is to see, or "", and
+	// targetID its present run.
+	target, targetID string
 }
 
 // startResult is what came of it.
@@ -57,6 +60,9 @@ func (w *worker) startContainer(ctx context.Context, req startRequest) startResu
 	w.a.rememberSignal(req.spec.Image, img.Config.StopSignal)
 
 	cfg, err := w.containerConfig(ctx, req, img)
+	if err == nil && req.target != "" && req.targetID == "" {
+		err = fmt.Errorf("unable to find target container %s", req.target)
+	}
 	if err != nil {
 		if ctx.Err() == nil {
 			w.event(v1.EventTypeWarning, "Failed", "Error: "+err.Error(), req.spec.Name)
@@ -120,6 +126,8 @@ func (w *worker) containerConfig(ctx context.Context, req startRequest, img *reg
 		Resources:          containerResources(pod, spec, alloc.Memory().Value()),
 		LogPath:            logPath,
 		Stdin:              spec.Stdin,
+		StdinOnce:          spec.StdinOnce,
+		PIDTarget:          req.targetID,
 		TTY:                spec.TTY,
 		Security:           security(pod, spec),
 	}, nil

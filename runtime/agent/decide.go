@@ -91,6 +91,12 @@ func decideRun(s *podState, now time.Time, p *plan) {
 			p.do(action{verb: stopCtr, ctr: c, grace: c.kill.grace, message: c.kill.message})
 		}
 	}
+	// Before the init containers, so that these can be looked into too.
+	for _, c := range s.ctrs {
+		if c.kind == ephemeralCtr && c.cur == nil {
+			tryStart(c, now, p)
+		}
+	}
 	if !decideInit(s, now, p) {
 		return
 	}

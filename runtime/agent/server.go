@@ -126,14 +126,9 @@ func (a *Agent) target(r *http.Request) (*worker, *podView, error) {
 		return nil, nil, badRequest("pod %q is being set up", name)
 	}
 	if c := r.PathValue("container"); c != "" {
-		for _, list := range [][]v1.Container{v.pod.Spec.InitContainers, v.pod.Spec.Containers} {
-			for i := range list {
-				if list[i].Name == c {
-					return w, v, nil
-				}
-			}
+		if v.container(c) == nil {
+			return nil, nil, notFound("container %q not found in pod %q", c, name)
 		}
-		return nil, nil, notFound("container %q not found in pod %q", c, name)
 	}
 	return w, v, nil
 }
@@ -190,7 +185,7 @@ func (a *Agent) serveLogs(rw http.ResponseWriter, r *http.Request) error {
 }
 
 func waitingText(v *podView, name string) string {
-	for _, list := range [][]v1.ContainerStatus{v.status.InitContainerStatuses, v.status.ContainerStatuses} {
+	for _, list := range [][]v1.ContainerStatus{v.status.InitContainerStatuses, v.status.ContainerStatuses, v.status.EphemeralContainerStatuses} {
 		for _, cs := range list {
 			if cs.Name == name && cs.State.Waiting != nil {
 				return cs.State.Waiting.Reason

@@ -52,9 +52,12 @@ func buildStatus(s *podState, last v1.PodStatus, nodeIP netip.Addr, now time.Tim
 	}
 	for _, c := range s.ctrs {
 		cs := containerStatus(s, c, now)
-		if c.kind == mainCtr {
+		switch c.kind {
+		case mainCtr:
 			st.ContainerStatuses = append(st.ContainerStatuses, cs)
-		} else {
+		case ephemeralCtr:
+			st.EphemeralContainerStatuses = append(st.EphemeralContainerStatuses, cs)
+		default:
 			st.InitContainerStatuses = append(st.InitContainerStatuses, cs)
 		}
 	}
@@ -79,9 +82,11 @@ func containerStatus(s *podState, c *ctr, now time.Time) v1.ContainerStatus {
 	if c.prev != nil {
 		cs.LastTerminationState = terminatedState(s, c.prev)
 	}
-	started := c.running() && c.started
-	cs.Started = &started
-	cs.Ready = c.running() && c.started && c.ready
+	if c.kind != ephemeralCtr { // which have no probes and are never ready
+		started := c.running() && c.started
+		cs.Started = &started
+		cs.Ready = started && c.ready
+	}
 	switch {
 	case c.running():
 		cs.State.Running = &v1.ContainerStateRunning{StartedAt: stamp(c.cur.StartedAt)}
@@ -270,7 +275,7 @@ func uninitialized(s *podState) []string {
 func unreadyContainers(s *podState) []string {
 	var names []string
 	for _, c := range s.ctrs {
-		if c.kind != initCtr && !(c.running() && c.started && c.ready) {
+		if (c.kind == mainCtr || c.kind == sidecarCtr) && !(c.running() && c.started && c.ready) {
 			names = append(names, c.spec.Name)
 		}
 	}

@@ -199,6 +199,16 @@ type podView struct {
 	cur, prev map[string]instance
 }
 
+// container returns the container of that name, or nil.
+func (v *podView) container(name string) *v1.Container {
+	for _, c := range podContainers(v.pod) {
+		if c.Name == name {
+			return c
+		}
+	}
+	return nil
+}
+
 // publish computes the status, shows it to the server and writes it to the API.
 func (w *worker) publish(now time.Time) {
 	status := w.computeStatus(now)

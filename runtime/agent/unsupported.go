@@ -20,7 +20,6 @@ func unsupported(pod *v1.Pod) []string {
 	add(isTrue(spec.SetHostnameAsFQDN), "setHostnameAsFQDN")
 	add(spec.HostUsers != nil && !*spec.HostUsers, "hostUsers: false")
 	add(spec.RuntimeClassName != nil && *spec.RuntimeClassName != "", "runtimeClassName")
-	add(len(spec.EphemeralContainers) > 0, "ephemeralContainers")
 	if sc := spec.SecurityContext; sc != nil {
 		add(len(sc.Sysctls) > 0, "securityContext.sysctls")
 		add(sc.SELinuxOptions != nil, "securityContext.seLinuxOptions")

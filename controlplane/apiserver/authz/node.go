@@ -175,6 +175,10 @@ func References(pod *corev1.Pod) (secrets, configMaps []string) {
 			secrets, configMaps = append(secrets, s...), append(configMaps, c...)
 		}
 	}
+	for i := range pod.Spec.EphemeralContainers {
+		s, c := containerReferences((*corev1.Container)(&pod.Spec.EphemeralContainers[i].EphemeralContainerCommon))
+		secrets, configMaps = append(secrets, s...), append(configMaps, c...)
+	}
 	return secrets, configMaps
 }
 

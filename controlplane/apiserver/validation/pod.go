@@ -16,6 +16,9 @@ func Pod(pod, old *corev1.Pod) field.ErrorList {
 	path := field.NewPath("spec")
 	if old == nil {
 		errs := PodSpec(&pod.Spec, path)
+		if len(pod.Spec.EphemeralContainers) > 0 {
+			errs = append(errs, field.Forbidden(path.Child("ephemeralContainers"), "cannot be set on create"))
+		}
 		if pod.Spec.NodeName != "" {
 			errs = append(errs, check(path.Child("nodeName"), pod.Spec.NodeName, utilvalidation.IsDNS1123Subdomain)...)
 		}

@@ -109,8 +109,8 @@ func (s *shim) attach(ctx context.Context, conn *net.UnixConn, req wire.Request,
 
 // feed copies a client's input to a container. With stdinOnce the end of it is the
 // end of the container's own, and the client stays for the output; else it is left
-// open, and fed is closed: the client has nothing more to say. A terminal has no
-// end of input.
+// open, and fed is closed: the client is let go, as containerd does it. A terminal
+// has no end of input.
 func (s *shim) feed(p *proc, in *os.File, fed chan struct{}) {
 	// Wrapped, so that nothing is spliced: that does not mind a Close.
 	_, _ = io.Copy(struct{ io.Writer }{p.stdin}, struct{ io.Reader }{in})

@@ -26,6 +26,17 @@ import (
 	"google.golang.org/grpc/status"
 )
 
+// processes prints the command lines of those that can be seen.
+func processes() error {
+	entries, err := os.ReadDir("/proc")
+	for _, e := range entries {
+		if line, err := os.ReadFile("/proc/" + e.Name() + "/cmdline"); err == nil && len(line) > 0 {
+			fmt.Println(e.Name(), strings.ReplaceAll(strings.TrimSuffix(string(line), "\x00"), "\x00", " "))
+		}
+	}
+	return err
+}
+
 func main() {
 	args := append(os.Args[1:], "", "")
 	var err error
@@ -44,6 +55,8 @@ func main() {
 		err = exit(args[1])
 	case "stdin":
 		_, err = io.Copy(os.Stdout, os.Stdin)
+	case "processes":
+		err = processes()
 	case "write":
 		err = os.WriteFile(args[1], []byte(args[2]), 0o644)
 	case "fill":

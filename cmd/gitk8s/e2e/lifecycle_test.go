@@ -1,0 +1,89 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// TestLifecycle goes through what people do to a pod while it lives, with stock
+// kubectl.
+func TestLifecycle(t *testing.T) {
+	t.Parallel()
+	c := suite.shared
+	ns := c.namespace(t, "lifecycle")
+	for name, f := range map[string]func(*testing.T, tool, string){
+		"debug":  debugContainers,
+		"attach": attachStdin,
+		"run":    runInteractively,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f(t, tool{c, []string{suite.bin, "kubectl"}}.in(ns), ns)
+		})
+	}
+}
+
+// ephemeralStatus is the status of the pod's ephemeral container of that name.
+func ephemeralStatus(p *corev1.Pod, name string) corev1.ContainerStatus {
+	for _, s := range p.Status.EphemeralContainerStatuses {
+		if s.Name == name {
+			return s
+		}
+	}
+	return corev1.ContainerStatus{}
+}
+
+// debugContainers look into a running pod, which goes on as if nothing had been.
+func debugContainers(t *testing.T, k tool, ns string) {
+	k.run(t, "run", "debugged", "--image="+testImage)
+	k.c.awaitPod(t, ns, "debugged", "ready", ready)
+	k.run(t, "debug", "debugged", "--image="+testImage, "--target=debugged", "-c", "look", "--", "/server", "processes")
+	p := k.c.awaitPod(t, ns, "debugged", "the debug container has ended", func(p *corev1.Pod) bool {
+		return ephemeralStatus(p, "look").State.Terminated != nil
+	})
+	if !ready(p) || containerStatus(p, "debugged").RestartCount != 0 {
+		t.Errorf("the pod has changed: %+v", p.Status)
+	}
+	contains(t, k.run(t, "logs", "debugged", "-c", "look"), "1 /dev/.gitk8s-init /server\n", "/server processes")
+	contains(t, k.run(t, "describe", "pod", "debugged"), "Ephemeral Containers:", "look:", "Completed")
+	// kubectl prints the log when the container has ended before it could attach.
+	contains(t, k.run(t, "debug", "debugged", "--image="+testImage, "-c", "talk", "--attach", "--", "/server", "args", "hello debugger"), "hello debugger")
+	r := k.try("", "debug", "debugged", "--image="+testImage, "--target=nobody", "--", "/server", "processes")
+	contains(t, r.stderr, `targetContainerName: Not found: "nobody"`)
+}
+
+// attachStdin talks to the first process of a container.
+func attachStdin(t *testing.T, k tool, ns string) {
+	k.c.apply(t, ns, `apiVersion: v1
+kind: Pod
+metadata: {name: attached}
+spec:
+  restartPolicy: Never
+  containers: [{name: main, image: "`+testImage+`", args: [stdin], stdin: true, stdinOnce: true}]
+`)
+	k.c.awaitPod(t, ns, "attached", "ready", ready)
+	big := strings.Repeat("0123456789abcdef", 1<<16) + "\n"
+	r := k.try(big, "attach", "-i", "attached")
+	if r.code != 0 || r.stdout != big {
+		t.Errorf("attach: code %d, %d bytes back of %d, %s", r.code, len(r.stdout), len(big), r.stderr)
+	}
+	k.c.awaitPod(t, ns, "attached", "it ends with its input", succeeded)
+}
+
+// runInteractively leaves nothing behind.
+func runInteractively(t *testing.T, k tool, ns string) {
+	r := k.try("one\ntwo\n", "run", "once", "-i", "--rm", "--restart=Never", "--image="+testImage, "--", "stdin")
+	if r.code != 0 {
+		t.Fatal(r)
+	}
+	contains(t, r.stdout, "one\ntwo\n", `pod "once" deleted`)
+	eventually(t, "the pod is gone", func() error {
+		if r := k.try("", "get", "pod", "once"); !strings.Contains(r.stderr, "NotFound") {
+			return fmt.Errorf("%s", r)
+		}
+		return nil
+	})
+}

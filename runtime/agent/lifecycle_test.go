@@ -1,0 +1,162 @@
+package agent
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/remotecommand"
+
+	"gitk8s.dev/gitk8s/controlplane/apiserver/apiservertest"
+)
+
+// TestLifecycleWithContainers goes through what pods ask of the node they run on,
+// with real containers by a real API server.
+func TestLifecycleWithContainers(t *testing.T) {
+	plane := apiservertest.StartWith(t, nil)
+	r := newRealNode(t, plane, "node-l")
+	r.ready()
+	ns := r.namespace("lifecycle")
+	for _, part := range []struct {
+		name string
+		run  func(r *realNode, ns string)
+	}{
+		{"ephemeral containers", (*realNode).testEphemeral},
+		{"attach", (*realNode).testAttach},
+	} {
+		t.Run(part.name, func(t *testing.T) { part.run(r.sub(t), ns) })
+	}
+}
+
+func (r *realNode) testEphemeral(ns string) {
+	pods := r.admin.CoreV1().Pods(ns)
+	ctx := context.Background()
+	r.pod(ns, "look", func(p *v1.Pod) { p.Spec.Containers[0].Args = []string{"sleep"} })
+	p := r.untilReady(ns, "look")
+	_, err := r.admin.CoreV1().ConfigMaps(ns).Create(ctx, &v1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "late"}, Data: map[string]string{"A": "b"}}, metav1.CreateOptions{})
+	r.must(err)
+	patch := `{"spec": {"ephemeralContainers": [{"name": "debug", "image": "app:v1", "args": ["processes"], "targetContainerName": "main",
+		"envFrom": [{"configMapRef": {"name": "late"}}]}]}}`
+	_, err = pods.Patch(ctx, "look", types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "ephemeralcontainers")
+	r.must(err)
+	ended := func(i int) func(*v1.Pod) bool {
+		return func(p *v1.Pod) bool {
+			list := p.Status.EphemeralContainerStatuses
+			return len(list) > i && list[i].State.Terminated != nil
+		}
+	}
+	p = r.until(ns, "look", "the debug container ended", ended(0))
+	if st := p.Status.EphemeralContainerStatuses[0].State.Terminated; st.ExitCode != 0 || !podReady(p) || p.Status.ContainerStatuses[0].RestartCount != 0 {
+		r.t.Errorf("status: %+v", p.Status)
+	}
+	if got := r.logs(ns, "look", v1.PodLogOptions{Container: "debug"}); !strings.Contains(got, "app sleep") || !strings.Contains(got, "app processes") {
+		r.t.Errorf("it sees %q", got)
+	}
+	// Without a target it sees its own processes alone; the other stays as it was.
+	p.Spec.EphemeralContainers = append(p.Spec.EphemeralContainers, v1.EphemeralContainer{
+		EphemeralContainerCommon: v1.EphemeralContainerCommon{Name: "alone", Image: "app:v1", Args: []string{"processes"}},
+	})
+	p, err = pods.UpdateEphemeralContainers(ctx, "look", p, metav1.UpdateOptions{})
+	r.must(err)
+	if p.Spec.EphemeralContainers[1].TerminationMessagePath == "" {
+		r.t.Error("no defaults were set")
+	}
+	p = r.until(ns, "look", "the second container ended", ended(1))
+	if got := r.logs(ns, "look", v1.PodLogOptions{Container: "alone"}); strings.Contains(got, "app sleep") {
+		r.t.Errorf("without a target it sees %q", got)
+	}
+	p.Spec.EphemeralContainers = p.Spec.EphemeralContainers[:1]
+	if _, err = pods.UpdateEphemeralContainers(ctx, "look", p, metav1.UpdateOptions{}); !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), "may not be removed") {
+		r.t.Errorf("taking one away: %v", err)
+	}
+	r.deletePod(ns, "look", 5)
+	r.until(ns, "look", "gone", gone)
+}
+
+// dialogue is an attached client: what is said to it and what it was shown.
+type dialogue struct {
+	in   *io.PipeWriter
+	mu   sync.Mutex
+	text strings.Builder
+	done chan error
+}
+
+func (d *dialogue) Write(b []byte) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.text.Write(b)
+}
+
+func (d *dialogue) shown() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.text.String()
+}
+
+func (r *realNode) attach(ns, pod string, tty bool, websocket bool) *dialogue {
+	r.t.Helper()
+	req := r.admin.CoreV1().RESTClient().Post().Resource("pods").Namespace(ns).Name(pod).SubResource("attach").
+		VersionedParams(&v1.PodAttachOptions{Container: "main", Stdin: true, Stdout: true, Stderr: !tty, TTY: tty}, scheme.ParameterCodec)
+	ex, err := remotecommand.NewSPDYExecutor(r.config, http.MethodPost, req.URL())
+	if websocket {
+		ex, err = remotecommand.NewWebSocketExecutor(r.config, http.MethodGet, req.URL().String())
+	}
+	r.must(err)
+	in, w := io.Pipe()
+	d := &dialogue{in: w, done: make(chan error, 1)}
+	ctx, cancel := context.WithTimeout(context.Background(), waitLimit)
+	r.t.Cleanup(cancel)
+	o := remotecommand.StreamOptions{Stdin: in, Stdout: d, Tty: tty}
+	if !tty {
+		o.Stderr = d
+	}
+	go func() { d.done <- ex.StreamWithContext(ctx, o) }()
+	return d
+}
+
+func (r *realNode) testAttach(ns string) {
+	for name, tt := range map[string]struct{ tty, websocket bool }{
+		"spdy": {}, "websocket": {websocket: true}, "spdy-tty": {tty: true}, "websocket-tty": {tty: true, websocket: true},
+	} {
+		r.pod(ns, name, func(p *v1.Pod) {
+			p.Spec.RestartPolicy = v1.RestartPolicyNever
+			c := &p.Spec.Containers[0]
+			c.Args, c.Stdin, c.StdinOnce, c.TTY = []string{"ask"}, true, true, tt.tty
+		})
+		r.untilReady(ns, name)
+		d := r.attach(ns, name, tt.tty, tt.websocket)
+		_, err := io.WriteString(d.in, "Ada\n")
+		r.must(err)
+		eventually(r.t, name+": the answer", func() bool {
+			got := strings.ReplaceAll(d.shown(), "\r", "")
+			return strings.Contains(got, "hello Ada\nname? ")
+		})
+		if tt.tty {
+			_, err = io.WriteString(d.in, "\x04")
+		} else {
+			err = d.in.Close()
+		}
+		r.must(err)
+		if err := <-d.done; err != nil {
+			r.t.Errorf("%s: %v", name, err)
+		}
+		p := r.until(ns, name, "ended", func(p *v1.Pod) bool { return p.Status.Phase == v1.PodSucceeded || p.Status.Phase == v1.PodFailed })
+		if p.Status.Phase != v1.PodSucceeded || !strings.Contains(d.shown(), "end of input") {
+			r.t.Errorf("%s: %s, shown %q", name, p.Status.Phase, d.shown())
+		}
+		log, err := os.ReadFile(filepath.Join(r.cfg.DataDir, "logs", "pods", ns+"_"+name+"_"+string(p.UID), "main", "0.log"))
+		if err != nil || !strings.Contains(string(log), "hello Ada") {
+			r.t.Errorf("%s: the log lacks it: %s, %v", name, log, err)
+		}
+	}
+}
