@@ -97,7 +97,7 @@ func adopt(s *podState, found *container.SandboxStatus, meta podMeta, now time.T
 	if st.Phase == v1.PodSucceeded || st.Phase == v1.PodFailed {
 		s.terminal = st.Phase
 		if st.Reason != "" {
-			s.failure = &podFailure{st.Reason, st.Message}
+			s.failure = &podFailure{Reason: st.Reason, Message: st.Message}
 		}
 	}
 	runs := map[string][]*instance{}

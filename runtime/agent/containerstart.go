@@ -67,6 +67,9 @@ func (w *worker) startContainer(ctx context.Context, req startRequest) startResu
 		if ctx.Err() == nil {
 			w.event(v1.EventTypeWarning, "Failed", "Error: "+err.Error(), req.spec.Name)
 		}
+		if errors.As(err, new(createError)) {
+			return res.fail(reasonCreateError, err)
+		}
 		return res.fail(reasonConfigError, err)
 	}
 	w.event(v1.EventTypeNormal, "Created", "Created container: "+req.spec.Name, req.spec.Name)
@@ -106,6 +109,10 @@ func (w *worker) containerConfig(ctx context.Context, req startRequest, img *reg
 	if err := os.MkdirAll(filepath.Dir(logPath), 0o755); err != nil {
 		return none, fmt.Errorf("make log directory: %w", err)
 	}
+	sec := security(pod, spec)
+	if sec.SeccompProfile, err = w.a.localProfile(seccompProfile(pod, spec)); err != nil {
+		return none, err
+	}
 	dir := spec.WorkingDir
 	if dir == "" {
 		dir = img.Config.WorkingDir
@@ -122,6 +129,7 @@ func (w *worker) containerConfig(ctx context.Context, req startRequest, img *reg
 		WorkingDir:         dir,
 		User:               user,
 		SupplementalGroups: supplementalGroups(pod),
+		StrictGroups:       strictGroups(pod),
 		Mounts:             mounts,
 		Resources:          containerResources(pod, spec, alloc.Memory().Value()),
 		LogPath:            logPath,
@@ -129,7 +137,7 @@ func (w *worker) containerConfig(ctx context.Context, req startRequest, img *reg
 		StdinOnce:          spec.StdinOnce,
 		PIDTarget:          req.targetID,
 		TTY:                spec.TTY,
-		Security:           security(pod, spec),
+		Security:           sec,
 	}, nil
 }
 

@@ -57,13 +57,16 @@ func decide(s *podState, now time.Time) plan {
 	if d := s.pod.Spec.ActiveDeadlineSeconds; d != nil && !s.startTime.IsZero() {
 		deadline := s.startTime.Add(time.Duration(*d) * time.Second)
 		if !now.Before(deadline) {
-			p.failure = &podFailure{"DeadlineExceeded", "Pod was active on the node longer than the specified deadline"}
+			p.failure = &podFailure{Reason: "DeadlineExceeded", Message: "Pod was active on the node longer than the specified deadline"}
 			return p
 		}
 		p.wakeAt(deadline)
 	}
 	switch s.sandbox {
 	case sandboxNone:
+		if p.failure = admit(s.pod); p.failure != nil {
+			return p
+		}
 		decideSandbox(s, now, &p)
 	case sandboxLost:
 		p.do(action{verb: removeSandbox})

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/remotecommand"
+	"k8s.io/utils/ptr"
 
 	"gitk8s.dev/gitk8s/controlplane/apiserver/apiservertest"
 )
@@ -33,6 +34,8 @@ func TestLifecycleWithContainers(t *testing.T) {
 	}{
 		{"ephemeral containers", (*realNode).testEphemeral},
 		{"attach", (*realNode).testAttach},
+		{"namespaces", (*realNode).testNamespaces},
+		{"seccomp", (*realNode).testSeccomp},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(r.sub(t), ns) })
 	}
@@ -158,5 +161,66 @@ func (r *realNode) testAttach(ns string) {
 		if err != nil || !strings.Contains(string(log), "hello Ada") {
 			r.t.Errorf("%s: the log lacks it: %s, %v", name, log, err)
 		}
+	}
+}
+
+func (r *realNode) testNamespaces(ns string) {
+	r.pod(ns, "together", func(p *v1.Pod) {
+		p.Spec.ShareProcessNamespace = ptr.To(true)
+		p.Spec.Containers[0].Args = []string{"sleep"}
+		p.Spec.Containers = append(p.Spec.Containers, v1.Container{Name: "other", Image: "app:v1", Args: []string{"serve", "127.0.0.1:8099"}})
+	})
+	r.untilReady(ns, "together")
+	if got, err := r.exec(ns, "together", "app", "processes"); err != nil || !strings.Contains(got, "app sleep") || !strings.Contains(got, "app serve") {
+		r.t.Errorf("shareProcessNamespace: %s, %v", got, err)
+	}
+	r.deletePod(ns, "together", 5)
+	if got := r.output(ns, "host", func(p *v1.Pod) { p.Spec.HostPID, p.Spec.HostIPC = true, true }, "processes"); !strings.Contains(got, "agent.test") {
+		r.t.Errorf("hostPID: %s", got)
+	}
+	named := func(p *v1.Pod) {
+		p.Spec.Subdomain, p.Spec.SetHostnameAsFQDN = "sub", ptr.To(true)
+	}
+	if got := r.output(ns, "fqdn", named, "id"); !strings.HasSuffix(got, " fqdn.sub.lifecycle.svc.cluster.local\n") {
+		r.t.Errorf("setHostnameAsFQDN: %s", got)
+	}
+	with := func(name, value string) func(p *v1.Pod) {
+		return func(p *v1.Pod) {
+			p.Spec.SecurityContext = &v1.PodSecurityContext{Sysctls: []v1.Sysctl{{Name: name, Value: value}}}
+		}
+	}
+	if got := r.output(ns, "safe", with("net.ipv4.ip_unprivileged_port_start", "0"), "files", "/proc/sys/net/ipv4/ip_unprivileged_port_start"); got != "0\n" {
+		r.t.Errorf("a safe sysctl: %q", got)
+	}
+	r.pod(ns, "unsafe", with("kernel.msgmax", "1"))
+	p := r.until(ns, "unsafe", "Failed", func(p *v1.Pod) bool { return p.Status.Phase == v1.PodFailed })
+	if p.Status.Reason != "SysctlForbidden" || p.Status.Message != `Pod was rejected: forbidden sysctl: "kernel.msgmax" not allowlisted` {
+		r.t.Errorf("an unsafe sysctl: %s: %s", p.Status.Reason, p.Status.Message)
+	}
+}
+
+func (r *realNode) testSeccomp(ns string) {
+	with := func(p *v1.Pod) {
+		p.Spec.Containers[0].SecurityContext = &v1.SecurityContext{SeccompProfile: &v1.SeccompProfile{Type: v1.SeccompProfileTypeLocalhost, LocalhostProfile: ptr.To("profiles/no-mkdir.json")}}
+	}
+	dir := filepath.Join(r.cfg.DataDir, "seccomp", "profiles")
+	r.pod(ns, "lacks", func(p *v1.Pod) {
+		with(p)
+		p.Spec.Containers[0].Args = []string{"mkdir", "/tmp/d"}
+		p.Spec.RestartPolicy = v1.RestartPolicyNever
+	})
+	p := r.until(ns, "lacks", "it says what is missing", func(p *v1.Pod) bool { return waitingReason(p) == "CreateContainerError" })
+	if m := p.Status.ContainerStatuses[0].State.Waiting.Message; !strings.Contains(m, "cannot load seccomp profile") || !strings.Contains(m, "no-mkdir.json") {
+		r.t.Errorf("the message is %q", m)
+	}
+	r.deletePod(ns, "lacks", 0)
+	r.must(os.MkdirAll(dir, 0o755))
+	r.must(os.WriteFile(filepath.Join(dir, "no-mkdir.json"), []byte(`{"defaultAction": "SCMP_ACT_ALLOW",
+		"syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}`), 0o644))
+	if got := r.output(ns, "filtered", with, "mkdir", "/tmp/d"); !strings.Contains(got, "operation not permitted") {
+		r.t.Errorf("with the profile: %q", got)
+	}
+	if got := r.output(ns, "default", nil, "mkdir", "/tmp/d"); got != "<nil>\n" {
+		r.t.Errorf("without: %q", got)
 	}
 }

@@ -54,7 +54,12 @@ type podState struct {
 	ctrs []*ctr
 }
 
-type podFailure struct{ Reason, Message string }
+// podFailure is a reason of the node's to end a pod.
+type podFailure struct {
+	Reason, Message string
+	// Rejected: the pod was never run.
+	Rejected bool
+}
 
 type ctrKind int
 

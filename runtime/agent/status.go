@@ -20,6 +20,7 @@ const (
 	reasonNeverPull    = "ErrImageNeverPull"
 	reasonInvalidName  = "InvalidImageName"
 	reasonConfigError  = "CreateContainerConfigError"
+	reasonCreateError  = "CreateContainerError"
 
 	containerIDPrefix = "gitk8s://"
 

@@ -149,7 +149,11 @@ func (w *worker) step() time.Duration {
 		w.s.failure, w.s.terminal = p.failure, p.terminal
 		if p.failure != nil {
 			w.s.terminal = v1.PodFailed
-			w.event(v1.EventTypeNormal, p.failure.Reason, p.failure.Message)
+			kind := v1.EventTypeNormal
+			if p.failure.Rejected {
+				kind = v1.EventTypeWarning
+			}
+			w.event(kind, p.failure.Reason, p.failure.Message)
 		}
 		w.s.endStart = now
 		p = decide(w.s, now)
@@ -214,7 +218,7 @@ func (w *worker) setPod(pod *v1.Pod) {
 		if !w.s.ending() && (pod.Status.Phase == v1.PodFailed || pod.Status.Phase == v1.PodSucceeded) {
 			// Somebody else ended it: an eviction.
 			w.s.terminal = pod.Status.Phase
-			w.s.failure = &podFailure{pod.Status.Reason, pod.Status.Message}
+			w.s.failure = &podFailure{Reason: pod.Status.Reason, Message: pod.Status.Message}
 		}
 		if !sameMeta(old, pod) && w.s.sandbox == sandboxReady {
 			w.refreshVolumes()

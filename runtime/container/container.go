@@ -112,6 +112,8 @@ type ContainerConfig struct {
 	User string
 	// SupplementalGroups are added to the process.
 	SupplementalGroups []int64
+	// StrictGroups leaves out those that the container's /etc/group gives the user.
+	StrictGroups bool `json:",omitempty"`
 	// Mounts beside the usual /proc, /dev and /sys.
 	Mounts []Mount
 	// Resources that bound the container.
@@ -140,6 +142,8 @@ type Security struct {
 	ReadOnlyRootFilesystem bool
 	NoNewPrivileges        bool
 	SeccompUnconfined      bool
+	// SeccompProfile, as JSON, takes the place of the default one.
+	SeccompProfile []byte `json:",omitempty"`
 }
 
 // Mount is a bind mount of a host path.

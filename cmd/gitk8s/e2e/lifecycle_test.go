@@ -18,6 +18,9 @@ func TestLifecycle(t *testing.T) {
 		"debug":  debugContainers,
 		"attach": attachStdin,
 		"run":    runInteractively,
+
+		"shared processes": sharedProcesses,
+		"sysctls":          forbiddenSysctl,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -86,4 +89,33 @@ func runInteractively(t *testing.T, k tool, ns string) {
 		}
 		return nil
 	})
+}
+
+// sharedProcesses lets one container of a pod see and signal those of another.
+func sharedProcesses(t *testing.T, k tool, ns string) {
+	k.c.apply(t, ns, `apiVersion: v1
+kind: Pod
+metadata: {name: together}
+spec:
+  shareProcessNamespace: true
+  containers:
+  - {name: web, image: "`+testImage+`"}
+  - {name: beside, image: "`+testImage+`", args: [sleep, 1h]}
+`)
+	k.c.awaitPod(t, ns, "together", "ready", ready)
+	contains(t, k.run(t, "exec", "together", "-c", "beside", "--", "/server", "processes"), "1 /dev/.gitk8s-init\n", "/server sleep 1h", "/server processes")
+}
+
+// forbiddenSysctl is refused by the node, not by the API.
+func forbiddenSysctl(t *testing.T, k tool, ns string) {
+	k.c.apply(t, ns, `apiVersion: v1
+kind: Pod
+metadata: {name: tuned}
+spec:
+  securityContext: {sysctls: [{name: kernel.msgmax, value: "65536"}]}
+  containers: [{name: main, image: "`+testImage+`"}]
+`)
+	k.c.awaitPod(t, ns, "tuned", "it is refused", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
+	contains(t, k.run(t, "get", "pod", "tuned"), "SysctlForbidden")
+	contains(t, k.run(t, "describe", "pod", "tuned"), `Pod was rejected: forbidden sysctl: "kernel.msgmax" not allowlisted`)
 }

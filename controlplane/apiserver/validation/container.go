@@ -105,6 +105,7 @@ func container(c *corev1.Container, volumes sets.Set[string], path *field.Path) 
 	if s := c.SecurityContext; s != nil {
 		errs = append(errs, userID(path.Child("securityContext", "runAsUser"), s.RunAsUser)...)
 		errs = append(errs, userID(path.Child("securityContext", "runAsGroup"), s.RunAsGroup)...)
+		errs = append(errs, seccomp(s.SeccompProfile, path.Child("securityContext", "seccompProfile"))...)
 		if s.AllowPrivilegeEscalation != nil && !*s.AllowPrivilegeEscalation && s.Privileged != nil && *s.Privileged {
 			errs = append(errs, field.Invalid(path.Child("securityContext"), "", "cannot set `allowPrivilegeEscalation` to false and `privileged` to true"))
 		}

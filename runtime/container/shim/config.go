@@ -186,15 +186,32 @@ func buildConfig(s container.SandboxConfig, c container.ContainerConfig, at path
 	}
 	config.Mounts, config.RootPropagation = mountList(c, at, f)
 	if !c.Security.Privileged && !c.Security.SeccompUnconfined {
-		profile, err := seccomp.GetDefaultProfile(&specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: caps}}})
-		if err != nil {
-			return nil, fmt.Errorf("default seccomp profile: %w", err)
-		}
-		if config.Seccomp, err = specconv.SetupSeccomp(profile); err != nil {
-			return nil, fmt.Errorf("default seccomp profile: %w", err)
+		var err error
+		if config.Seccomp, err = seccompFilter(c.Security.SeccompProfile, caps); err != nil {
+			return nil, err
 		}
 	}
 	return config, nil
+}
+
+// seccompFilter is the filter of a profile, or of the default one, for a process
+// with the capabilities.
+func seccompFilter(profile []byte, caps []string) (*configs.Seccomp, error) {
+	spec := &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: caps}}}
+	parsed, err := seccomp.GetDefaultProfile(spec)
+	what := "default seccomp profile"
+	if profile != nil {
+		parsed, err = seccomp.LoadProfile(string(profile), spec)
+		what = "seccomp profile"
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	filter, err := specconv.SetupSeccomp(parsed)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	return filter, nil
 }
 
 // addHostDevices gives a privileged container the machine's devices, without the

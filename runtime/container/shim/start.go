@@ -151,7 +151,7 @@ func (s *shim) launch(p *proc, mounts []*os.File) (logs *sync.WaitGroup, err err
 		return nil, failure("CreateContainerError", err)
 	}
 	defer detachMounts(sources)
-	if p.user, err = resolveUser(rootfs, p.cfg.User, p.cfg.SupplementalGroups); err != nil {
+	if p.user, err = resolveUser(rootfs, p.cfg); err != nil {
 		return nil, failure("CreateContainerError", err)
 	}
 	pidNS, err := s.pidNamespace(p.cfg)

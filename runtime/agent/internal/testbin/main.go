@@ -54,6 +54,8 @@ func main() {
 			fmt.Println("ERR", err)
 			os.Exit(1)
 		}
+	case "mkdir":
+		fmt.Println(os.Mkdir(args[0], 0o755))
 	case "env":
 		fmt.Println(strings.Join(os.Environ(), "\n"))
 	case "id":
