@@ -72,16 +72,28 @@ func (w *worker) startContainer(ctx context.Context, req startRequest) startResu
 		}
 		return res.fail(reasonConfigError, err)
 	}
-	w.event(v1.EventTypeNormal, "Created", "Created container: "+req.spec.Name, req.spec.Name)
+	err = w.a.cfg.Runtime.StartContainer(ctx, w.uid, cfg)
+	if err != nil && ctx.Err() == nil {
+		defer w.event(v1.EventTypeWarning, "Failed", "Error: "+err.Error(), req.spec.Name)
+	}
+	if neverCreated(err) {
+		// What the runtime keeps of it must not be taken for a run.
+		w.removeInstance(req.pod, req.spec.Name, res.id)
+		return res.fail(reasonCreateError, err)
+	}
 	res.created = true
-	if err := w.a.cfg.Runtime.StartContainer(ctx, w.uid, cfg); err != nil {
-		if ctx.Err() == nil {
-			w.event(v1.EventTypeWarning, "Failed", "Error: "+err.Error(), req.spec.Name)
-		}
+	w.event(v1.EventTypeNormal, "Created", "Created container: "+req.spec.Name, req.spec.Name)
+	if err != nil {
 		return res.fail("", err)
 	}
 	w.event(v1.EventTypeNormal, "Started", "Started container "+req.spec.Name, req.spec.Name)
 	return res
+}
+
+// neverCreated says that a start failed before there was a container.
+func neverCreated(err error) bool {
+	var se *container.StartError
+	return errors.As(err, &se) && se.Reason == reasonCreateError
 }
 
 // containerConfig computes what the runtime needs and makes the files that it

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -234,6 +235,11 @@ func (c *ctr) restarts(policy v1.RestartPolicy, code int) bool {
 	case ephemeralCtr:
 		return false
 	}
+	for i := range c.spec.RestartPolicyRules {
+		if matchesExit(&c.spec.RestartPolicyRules[i], code) {
+			return true
+		}
+	}
 	if c.spec.RestartPolicy != nil {
 		policy = v1.RestartPolicy(*c.spec.RestartPolicy)
 	}
@@ -244,6 +250,15 @@ func (c *ctr) restarts(policy v1.RestartPolicy, code int) bool {
 		return code != 0
 	}
 	return c.kind == mainCtr || code != 0
+}
+
+// matchesExit says whether a restart rule (KEP-5307) is about an exit code. Its only
+// action is to restart the container.
+func matchesExit(r *v1.ContainerRestartRule, code int) bool {
+	if r.ExitCodes == nil {
+		return false
+	}
+	return slices.Contains(r.ExitCodes.Values, int32(code)) == (r.ExitCodes.Operator == v1.ContainerRestartRuleOnExitCodesOpIn)
 }
 
 // nextAttempt numbers the next run.

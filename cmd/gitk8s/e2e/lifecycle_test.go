@@ -19,6 +19,7 @@ func TestLifecycle(t *testing.T) {
 		"attach": attachStdin,
 		"run":    runInteractively,
 
+		"restart rules":    restartRules,
 		"shared processes": sharedProcesses,
 		"sysctls":          forbiddenSysctl,
 	} {
@@ -118,4 +119,29 @@ spec:
 	k.c.awaitPod(t, ns, "tuned", "it is refused", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
 	contains(t, k.run(t, "get", "pod", "tuned"), "SysctlForbidden")
 	contains(t, k.run(t, "describe", "pod", "tuned"), `Pod was rejected: forbidden sysctl: "kernel.msgmax" not allowlisted`)
+}
+
+// restartRules restart a container of a pod that is otherwise never restarted.
+func restartRules(t *testing.T, k tool, ns string) {
+	k.c.apply(t, ns, `apiVersion: v1
+kind: Pod
+metadata: {name: rules}
+spec:
+  restartPolicy: Never
+  containers:
+  - name: retried
+    image: "`+testImage+`"
+    args: [exit, "42"]
+    restartPolicy: Never
+    restartPolicyRules: [{action: Restart, exitCodes: {operator: In, values: [42]}}]
+  - {name: kept, image: "`+testImage+`", restartPolicy: Always}
+`)
+	k.c.awaitPod(t, ns, "rules", "it is restarted", func(p *corev1.Pod) bool {
+		return containerStatus(p, "retried").RestartCount > 0 && p.Status.Phase == corev1.PodRunning
+	})
+	k.c.awaitPod(t, ns, "rules", "it waits", func(p *corev1.Pod) bool {
+		w := containerStatus(p, "retried").State.Waiting
+		return w != nil && w.Reason == "CrashLoopBackOff"
+	})
+	contains(t, k.run(t, "get", "pod", "rules"), "1/2", "CrashLoopBackOff")
 }
