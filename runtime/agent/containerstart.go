@@ -145,6 +145,8 @@ func (w *worker) containerConfig(ctx context.Context, req startRequest, img *reg
 		Mounts:             mounts,
 		Resources:          containerResources(pod, spec, alloc.Memory().Value()),
 		LogPath:            logPath,
+		LogMaxSize:         w.a.cfg.ContainerLogMaxSize,
+		LogMaxFiles:        w.a.cfg.ContainerLogMaxFiles,
 		Stdin:              spec.Stdin,
 		StdinOnce:          spec.StdinOnce,
 		PIDTarget:          req.targetID,

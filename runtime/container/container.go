@@ -119,8 +119,12 @@ type ContainerConfig struct {
 	// Resources that bound the container.
 	Resources Resources
 	// LogPath is where stdout and stderr go, in the format of the CRI:
-	// "<RFC3339Nano> stdout|stderr F|P <line>". Rotated at 10 MiB, 5 files kept.
+	// "<RFC3339Nano> stdout|stderr F|P <line>".
 	LogPath string
+	// LogMaxSize in bytes and LogMaxFiles are when the log is rotated and how many
+	// files are kept; 10 MiB and 5 where they are 0.
+	LogMaxSize  int64 `json:",omitempty"`
+	LogMaxFiles int   `json:",omitempty"`
 	// Stdin keeps stdin open for attach; else it is /dev/null.
 	Stdin bool
 	// StdinOnce closes stdin when the input of the first Attach ends.

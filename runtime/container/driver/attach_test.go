@@ -3,6 +3,8 @@ package driver
 import (
 	"context"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -146,5 +148,28 @@ func TestAttachedClientLeaves(t *testing.T) {
 	next.in.Close()
 	if err := <-next.err; err != nil {
 		t.Error(err)
+	}
+}
+
+// The log keeps to the size and the number of files that are asked for, and its end
+// is never what is thrown away.
+func TestLogBounds(t *testing.T) {
+	b := newBench(t)
+	sb := b.sandbox()
+	cfg := b.config("lines-0", "lines", "20000")
+	cfg.LogMaxSize, cfg.LogMaxFiles = 256<<10, 3
+	b.start(sb, cfg)
+	b.ended("lines-0")
+	files, err := filepath.Glob(cfg.LogPath + "*")
+	if err != nil || len(files) != 3 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	for _, f := range files {
+		if st, err := os.Stat(f); err != nil || st.Size() > cfg.LogMaxSize {
+			t.Errorf("%s has %d bytes (%v)", f, st.Size(), err)
+		}
+	}
+	if got := b.logs(cfg); !strings.HasSuffix(got, "stdout F line 19998\nstdout F line 19999\n") {
+		t.Errorf("the log ends in %q", got[max(0, len(got)-80):])
 	}
 }

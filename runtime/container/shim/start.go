@@ -193,7 +193,7 @@ func (s *shim) launch(p *proc, mounts []*os.File) (logs *sync.WaitGroup, err err
 // runProcess starts the process with its standard files and reads from PID 1
 // whether the exec of the command succeeded.
 func (s *shim) runProcess(p *proc) (*sync.WaitGroup, error) {
-	log, err := newLogFile(p.cfg.LogPath)
+	log, err := newLogFile(p.cfg)
 	if err != nil {
 		return nil, &container.StartError{Reason: "CreateContainerError", ExitCode: 128, Err: err}
 	}
