@@ -76,6 +76,8 @@ on with them. With --attached it also ends when its standard input does.`,
 	f.String("docker-config", "", "docker config file with credentials for image registries")
 	f.String("container-log-max-size", "10Mi", "size at which a container's log is rotated")
 	f.Int("container-log-max-files", 5, "how many files of a container's log are kept, at least 2")
+	f.Int("image-gc-high-threshold", 85, "percent of disk usage from which unused images are removed; 100 is never")
+	f.Int("image-gc-low-threshold", 80, "percent of disk usage at which that ends")
 	f.Bool("attached", false, "end when standard input does")
 	return cmd
 }
@@ -205,6 +207,10 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 		NodeName: name, NodeIP: ip, Client: w.client, Runtime: w.driver, Images: w.images,
 		Network: pods, PodCIDRAssigned: pods.Assign, DataDir: dir,
 		CgroupParent: cgroupParent(dir), Listener: l, ServingCert: cert, ClientCA: pool, DockerConfig: e.v.GetString("docker-config"),
+		ImageStore: w.images,
+		ImageGC: agent.ImageGCPolicy{
+			HighThresholdPercent: e.v.GetInt("image-gc-high-threshold"), LowThresholdPercent: e.v.GetInt("image-gc-low-threshold"),
+		},
 		ContainerLogMaxSize: logSize.Value(), ContainerLogMaxFiles: e.v.GetInt("container-log-max-files"),
 	})
 	return w, err

@@ -38,6 +38,7 @@ type Agent struct {
 	node     *nodeState
 
 	stopSignals sync.Map // image → signal
+	images      imageUse
 
 	mu       sync.Mutex
 	workers  map[string]*worker
@@ -117,6 +118,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.followServices(ctx) })
 	wg.Go(func() { a.followPods(ctx) })
 	wg.Go(func() { a.sweep(ctx) })
+	if a.cfg.ImageStore != nil {
+		wg.Go(func() { a.runImageGC(ctx) })
+	}
 	wg.Wait()
 
 	a.mu.Lock()

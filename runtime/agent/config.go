@@ -82,6 +82,10 @@ type Config struct {
 	// many files of it are kept ("Logging Architecture", log rotation).
 	ContainerLogMaxSize  int64
 	ContainerLogMaxFiles int
+	// ImageStore, optional, is where unused images are removed from, by the policy
+	// ImageGC; without it none are.
+	ImageStore ImageStore
+	ImageGC    ImageGCPolicy
 	// Logger, optional.
 	Logger *slog.Logger
 	// Now, optional, is the clock of all decisions.
@@ -105,6 +109,9 @@ func (c *Config) complete() error {
 	need(c.Listener != nil, "Listener")
 	need(len(c.ServingCert.Certificate) > 0, "ServingCert")
 	need(c.ClientCA != nil, "ClientCA")
+	if err := c.ImageGC.complete(); err != nil {
+		errs = append(errs, err)
+	}
 	if n := c.ContainerLogMaxFiles; n < 0 || n == 1 {
 		errs = append(errs, fmt.Errorf("agent: ContainerLogMaxFiles is %d; it must be greater than 1", n))
 	}
