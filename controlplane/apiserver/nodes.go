@@ -2,8 +2,10 @@ package apiserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
@@ -49,8 +51,9 @@ func (r podReader) PodsOnNode(ctx context.Context, namespace, node string) ([]co
 }
 
 // nodeRestriction keeps a worker from creating a Node or a lease under another
-// name than its own, as the NodeRestriction admission plugin of kube-apiserver.
-type nodeRestriction struct{}
+// name than its own, and from asking for a token of a pod that it does not run, as
+// the NodeRestriction admission plugin of kube-apiserver.
+type nodeRestriction struct{ server *Server }
 
 var _ admission.ValidationInterface = nodeRestriction{}
 
@@ -58,8 +61,14 @@ var _ admission.ValidationInterface = nodeRestriction{}
 func (nodeRestriction) Handles(op admission.Operation) bool { return op == admission.Create }
 
 // Validate implements admission.ValidationInterface.
-func (nodeRestriction) Validate(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+func (n nodeRestriction) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	node, ok := authz.NodeName(a.GetUserInfo())
+	if req, isToken := a.GetObject().(*authenticationv1.TokenRequest); ok && isToken {
+		if err := n.token(ctx, node, a.GetNamespace(), req.Spec.BoundObjectRef); err != nil {
+			return admission.NewForbidden(a, err)
+		}
+		return nil
+	}
 	if !ok || a.GetSubresource() != "" {
 		return nil
 	}
@@ -74,6 +83,27 @@ func (nodeRestriction) Validate(_ context.Context, a admission.Attributes, _ adm
 	}
 	if name != node {
 		return admission.NewForbidden(a, fmt.Errorf("node %q may not create one named %q", node, name))
+	}
+	return nil
+}
+
+// token says why a worker may not have a token with this binding, or nil.
+func (n nodeRestriction) token(ctx context.Context, node, namespace string, ref *authenticationv1.BoundObjectReference) error {
+	switch {
+	case ref == nil || ref.APIVersion != "v1" || ref.Kind != "Pod" || ref.Name == "":
+		return errors.New("node requested token not bound to a pod")
+	case ref.UID == "":
+		return errors.New("node requested token with a pod binding without a uid")
+	}
+	pod, err := podReader(n).Pod(ctx, namespace, ref.Name)
+	if err != nil {
+		return err
+	}
+	if pod.UID != ref.UID {
+		return fmt.Errorf("the UID in the bound object reference (%s) does not match the UID in record. The object might have been deleted and then recreated", ref.UID)
+	}
+	if pod.Spec.NodeName != node {
+		return errors.New("node requested token bound to a pod scheduled on a different node")
 	}
 	return nil
 }

@@ -39,6 +39,7 @@ type Server struct {
 	addresses       *addresses
 	authz           *authz.Authorizer
 	tokens          *tokens
+	accountTokens   *accountTokens
 	memory          *pairListener
 	generic         *genericapiserver.GenericAPIServer
 	workerTransport *http.Transport
@@ -77,6 +78,9 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s.directTransport = newDirectTransport(cfg)
+	if s.accountTokens, err = newAccountTokens(s); err != nil {
+		return nil, err
+	}
 	s.authz = authz.New(podReader{s})
 	s.options, s.stopCompactor = newRESTOptions(cfg.Etcd, t)
 	if err := s.build(); err != nil {
@@ -115,8 +119,9 @@ func (s *Server) genericConfig() (*genericapiserver.Config, error) {
 		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
 	config.RequestTimeout = time.Minute
 	config.EnableProfiling = false
-	config.AdmissionControl = admission.NewChainHandler(room{s.config.Room}, namespaceLifecycle{server: s}, nodeRestriction{})
+	config.AdmissionControl = admission.NewChainHandler(room{s.config.Room}, namespaceLifecycle{server: s}, serviceAccounts{s}, nodeRestriction{s})
 	config.Authentication.Authenticator = s.authenticator()
+	config.Authentication.APIAudiences = apiAudiences
 	config.Authorization.Authorizer = s.authz
 	config.RuleResolver = s.authz
 	config.StorageObjectCountTracker = nil

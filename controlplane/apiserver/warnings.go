@@ -53,13 +53,6 @@ func podSpecWarnings(s *corev1.PodSpec, p *field.Path) []string {
 		if !supportedVolume(v) {
 			out = append(out, fmt.Sprintf("%s: a volume of this type is %s", p.Child("volumes").Index(i), notActedOn))
 		}
-		if v.Projected == nil {
-			continue
-		}
-		for j := range v.Projected.Sources {
-			out = append(out, warn(p.Child("volumes").Index(i).Child("projected", "sources").Index(j).Child("serviceAccountToken"),
-				v.Projected.Sources[j].ServiceAccountToken != nil)...)
-		}
 	}
 	return out
 }

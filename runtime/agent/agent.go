@@ -32,6 +32,7 @@ type Agent struct {
 	ctx      context.Context
 	recorder record.EventRecorder
 	objects  *objectCache
+	tokens   *tokenCache
 	services *serviceCache
 	volumes  *volume.Manager
 	prober   *probe.Scheduler
@@ -98,7 +99,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer broadcaster.Shutdown()
 	a.recorder = recorder
 	a.objects = newObjectCache(ctx, a.cfg.Client)
-	a.volumes = volume.NewManager(a.podsDir(), a.objects, a.allocatable)
+	a.tokens = newTokenCache(a)
+	a.volumes = volume.NewManager(a.podsDir(), volumeSources{a.objects, a.tokens}, a.allocatable)
 	a.prober = probe.NewScheduler(ctx, probe.Once)
 	a.mu.Lock()
 	a.running = true
@@ -118,6 +120,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.followServices(ctx) })
 	wg.Go(func() { a.followPods(ctx) })
 	wg.Go(func() { a.sweep(ctx) })
+	wg.Go(func() { a.rotateTokens(ctx) })
 	if a.cfg.ImageStore != nil {
 		wg.Go(func() { a.runImageGC(ctx) })
 	}

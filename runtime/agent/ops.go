@@ -316,6 +316,7 @@ func (w *worker) removeInstance(pod *v1.Pod, name, id string) {
 func (w *worker) forget() {
 	w.forgotten = true
 	w.a.objects.release(w.uid)
+	w.a.tokens.forget(w.uid)
 	for _, dir := range []string{w.a.podDir(w.uid), w.a.podLogDir(w.s.pod)} {
 		if err := os.RemoveAll(dir); err != nil {
 			w.log.Warn("remove pod's directory", "error", err)

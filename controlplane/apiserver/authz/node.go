@@ -34,6 +34,8 @@ func (a *Authorizer) authorizeNode(ctx context.Context, node string, attrs autho
 			return a.nodePod(ctx, node, attrs)
 		case "secrets", "configmaps":
 			return a.nodeReference(ctx, node, attrs)
+		case "serviceaccounts":
+			return a.nodeToken(ctx, node, attrs)
 		}
 	case "coordination.k8s.io":
 		if attrs.GetResource() == "leases" {
@@ -142,6 +144,24 @@ func (a *Authorizer) nodeReference(ctx context.Context, node string, attrs autho
 		}
 	}
 	return refuse("no pod on node %q refers to %s %s/%s", node, attrs.GetResource(), attrs.GetNamespace(), attrs.GetName())
+}
+
+// nodeToken lets a worker ask for tokens of the accounts that its pods run under.
+// What they are bound to is for admission to look at.
+func (a *Authorizer) nodeToken(ctx context.Context, node string, attrs authorizer.Attributes) (authorizer.Decision, string, error) {
+	if attrs.GetVerb() != "create" || attrs.GetSubresource() != "token" {
+		return refuse("a node may only create serviceaccounts/token")
+	}
+	pods, err := a.pods.PodsOnNode(ctx, attrs.GetNamespace(), node)
+	if err != nil {
+		return authorizer.DecisionNoOpinion, "", fmt.Errorf("list the pods of node %s: %w", node, err)
+	}
+	for i := range pods {
+		if pods[i].Spec.ServiceAccountName == attrs.GetName() {
+			return authorizer.DecisionAllow, "", nil
+		}
+	}
+	return refuse("no pod on node %q runs as service account %s/%s", node, attrs.GetNamespace(), attrs.GetName())
 }
 
 // References returns the names of the Secrets and ConfigMaps that a pod needs.
