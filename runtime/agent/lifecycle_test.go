@@ -9,7 +9,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -36,6 +38,7 @@ func TestLifecycleWithContainers(t *testing.T) {
 		{"attach", (*realNode).testAttach},
 		{"namespaces", (*realNode).testNamespaces},
 		{"seccomp", (*realNode).testSeccomp},
+		{"tokens", (*realNode).testTokens},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(r.sub(t), ns) })
 	}
@@ -194,7 +197,7 @@ func (r *realNode) testNamespaces(ns string) {
 	}
 	r.pod(ns, "unsafe", with("kernel.msgmax", "1"))
 	p := r.until(ns, "unsafe", "Failed", func(p *v1.Pod) bool { return p.Status.Phase == v1.PodFailed })
-	if p.Status.Reason != "SysctlForbidden" || p.Status.Message != `Pod was rejected: forbidden sysctl: "kernel.msgmax" not allowlisted` {
+	if len(p.Status.ContainerStatuses) != 0 || p.Status.Reason != "SysctlForbidden" || p.Status.Message != `Pod was rejected: forbidden sysctl: "kernel.msgmax" not allowlisted` {
 		r.t.Errorf("an unsafe sysctl: %s: %s", p.Status.Reason, p.Status.Message)
 	}
 }
@@ -222,5 +225,81 @@ func (r *realNode) testSeccomp(ns string) {
 	}
 	if got := r.output(ns, "default", nil, "mkdir", "/tmp/d"); got != "<nil>\n" {
 		r.t.Errorf("without: %q", got)
+	}
+}
+
+// testTokens begins before there is a service account, and lets a token age.
+func (r *realNode) testTokens(ns string) {
+	ctx := context.Background()
+	r.pod(ns, "known", func(p *v1.Pod) {
+		p.Spec.Volumes = []v1.Volume{{Name: "id", VolumeSource: v1.VolumeSource{Projected: &v1.ProjectedVolumeSource{Sources: []v1.VolumeProjection{
+			{ServiceAccountToken: &v1.ServiceAccountTokenProjection{Path: "token"}},
+			{ServiceAccountToken: &v1.ServiceAccountTokenProjection{Path: "vault", Audience: "vault", ExpirationSeconds: ptr.To[int64](600)}},
+		}}}}}
+		c := &p.Spec.Containers[0]
+		c.Args = []string{"sleep"}
+		c.VolumeMounts = []v1.VolumeMount{{Name: "id", MountPath: "/id"}}
+	})
+	_, err := r.admin.CoreV1().ServiceAccounts(ns).Create(ctx, &v1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})
+	r.must(err)
+	p := r.untilReady(ns, "known")
+	read := func(file string) string {
+		r.t.Helper()
+		out, err := r.exec(ns, "known", "app", "files", "/id/"+file)
+		r.must(err)
+		return out
+	}
+	review := func(token, audience string) authenticationv1.TokenReviewStatus {
+		r.t.Helper()
+		req := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token}}
+		if audience != "" {
+			req.Spec.Audiences = []string{audience}
+		}
+		got, err := r.admin.AuthenticationV1().TokenReviews().Create(ctx, req, metav1.CreateOptions{})
+		r.must(err)
+		return got.Status
+	}
+	first, vault := read("token"), read("vault")
+	if st := review(first, ""); !st.Authenticated || st.User.Username != "system:serviceaccount:"+ns+":default" || st.User.Extra["authentication.kubernetes.io/pod-uid"][0] != string(p.UID) {
+		r.t.Errorf("the token's review: %+v", st)
+	}
+	if !review(vault, "vault").Authenticated || review(vault, "").Authenticated {
+		r.t.Error("a token is not for its audience alone")
+	}
+	tokens := r.agent.tokens
+	tokens.mu.Lock()
+	for key, t := range tokens.tokens {
+		if key.audience == "" {
+			t.issued = t.issued.Add(-48 * time.Minute)
+			t.expires = t.issued.Add(time.Hour)
+			tokens.tokens[key] = t
+		}
+	}
+	tokens.mu.Unlock()
+	r.agent.renewTokens()
+	eventually(r.t, "another token after 80 % of its life", func() bool { return read("token") != first })
+	if read("vault") != vault || !review(read("token"), "").Authenticated {
+		r.t.Error("the other token has changed, or the new one is not valid")
+	}
+	r.deletePod(ns, "known", 0)
+	r.until(ns, "known", "gone", gone)
+	eventually(r.t, "nothing is kept of its tokens", func() bool {
+		tokens.mu.Lock()
+		defer tokens.mu.Unlock()
+		return len(tokens.tokens) == 0
+	})
+}
+
+func TestTokenStale(t *testing.T) {
+	for _, tt := range []struct {
+		life, age time.Duration
+		want      bool
+	}{
+		{time.Hour, 47 * time.Minute, false}, {time.Hour, 48 * time.Minute, true}, {time.Hour, 2 * time.Hour, true},
+		{1000 * time.Hour, 23 * time.Hour, false}, {1000 * time.Hour, 24 * time.Hour, true},
+	} {
+		if got := (podToken{issued: t0, expires: t0.Add(tt.life)}).stale(t0.Add(tt.age)); got != tt.want {
+			t.Errorf("%s old of %s: %v", tt.age, tt.life, got)
+		}
 	}
 }

@@ -52,6 +52,9 @@ func buildStatus(s *podState, last v1.PodStatus, nodeIP netip.Addr, now time.Tim
 		st.PodIP, st.PodIPs = s.ip.String(), []v1.PodIP{{IP: s.ip.String()}}
 	}
 	for _, c := range s.ctrs {
+		if s.failure != nil && s.failure.Rejected {
+			break // nothing is known of containers that were never looked at
+		}
 		cs := containerStatus(s, c, now)
 		switch c.kind {
 		case mainCtr:
