@@ -140,7 +140,7 @@ spec:
 	})
 	k.c.awaitPod(t, ns, "rules", "it waits", func(p *corev1.Pod) bool {
 		w := containerStatus(p, "retried").State.Waiting
-		return w != nil && w.Reason == "CrashLoopBackOff"
+		return w != nil && w.Reason == "CrashLoopBackOff" && containerStatus(p, "kept").Ready
 	})
 	contains(t, k.run(t, "get", "pod", "rules"), "1/2", "CrashLoopBackOff")
 }
