@@ -121,6 +121,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.followPods(ctx) })
 	wg.Go(func() { a.sweep(ctx) })
 	wg.Go(func() { a.rotateTokens(ctx) })
+	wg.Go(func() { a.watchStorage(ctx) })
 	if a.cfg.ImageStore != nil {
 		wg.Go(func() { a.runImageGC(ctx) })
 	}

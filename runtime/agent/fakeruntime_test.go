@@ -184,6 +184,8 @@ func (f *fakeRuntime) Attach(context.Context, string, string, container.AttachCo
 	return nil
 }
 
+func (f *fakeRuntime) WritableLayer(context.Context, string, string) (string, error) { return "", nil }
+
 func (f *fakeRuntime) Stats(context.Context, string, string) (container.Stats, error) {
 	return container.Stats{Time: time.Now()}, nil
 }

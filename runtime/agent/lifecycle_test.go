@@ -14,6 +14,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -39,6 +40,7 @@ func TestLifecycleWithContainers(t *testing.T) {
 		{"namespaces", (*realNode).testNamespaces},
 		{"seccomp", (*realNode).testSeccomp},
 		{"tokens", (*realNode).testTokens},
+		{"storage", (*realNode).testStorage},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(r.sub(t), ns) })
 	}
@@ -301,5 +303,41 @@ func TestTokenStale(t *testing.T) {
 		if got := (podToken{issued: t0, expires: t0.Add(tt.life)}).stale(t0.Add(tt.age)); got != tt.want {
 			t.Errorf("%s old of %s: %v", tt.age, tt.life, got)
 		}
+	}
+}
+
+// testStorage fills a volume, then a root filesystem.
+func (r *realNode) testStorage(ns string) {
+	evicted := func(p *v1.Pod) bool { return p.Status.Phase == v1.PodFailed }
+	for name, tt := range map[string]struct{ file, want string }{
+		"volume": {"/v/f", `Usage of EmptyDir volume "v" exceeds the limit "64Ki". `},
+		"layer":  {"/tmp/f", `Container main exceeded its local ephemeral storage limit "64Ki". `},
+	} {
+		r.pod(ns, name, func(p *v1.Pod) {
+			c := &p.Spec.Containers[0]
+			c.Args = []string{"sleep"}
+			if name == "volume" {
+				p.Spec.Volumes = []v1.Volume{{Name: "v", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{SizeLimit: ptr.To(resource.MustParse("64Ki"))}}}}
+				c.VolumeMounts = []v1.VolumeMount{{Name: "v", MountPath: "/v"}}
+			} else {
+				c.Resources.Limits = v1.ResourceList{v1.ResourceEphemeralStorage: resource.MustParse("64Ki")}
+				// So that the pod's sum is not what is exceeded.
+				p.Spec.Containers = append(p.Spec.Containers, v1.Container{Name: "roomy", Image: "app:v1", Args: []string{"sleep"}, Resources: v1.ResourceRequirements{
+					Limits: v1.ResourceList{v1.ResourceEphemeralStorage: resource.MustParse("1Gi")},
+				}})
+			}
+		})
+		r.untilReady(ns, name)
+		r.agent.checkStorage(context.Background())
+		if out, err := r.exec(ns, name, "app", "fill", tt.file, "102400"); err != nil || out != "<nil>\n" {
+			r.t.Fatalf("%s: %s, %v", name, out, err)
+		}
+		r.agent.checkStorage(context.Background())
+		p := r.until(ns, name, "Failed", evicted)
+		c := findCondition(p.Status.Conditions, v1.DisruptionTarget)
+		if p.Status.Reason != "Evicted" || p.Status.Message != tt.want || c == nil || c.Reason != "TerminationByKubelet" {
+			r.t.Errorf("%s: %s: %s, %+v", name, p.Status.Reason, p.Status.Message, c)
+		}
+		r.deletePod(ns, name, 0)
 	}
 }

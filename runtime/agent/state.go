@@ -216,6 +216,8 @@ func (s *podState) ending() bool {
 func (s *podState) grace() time.Duration {
 	secs := int64(30)
 	switch {
+	case s.failure != nil && s.failure.Reason == reasonEvicted:
+		return evictionGrace
 	case s.pod.DeletionGracePeriodSeconds != nil && s.pod.DeletionTimestamp != nil:
 		secs = *s.pod.DeletionGracePeriodSeconds
 	case s.pod.Spec.TerminationGracePeriodSeconds != nil:

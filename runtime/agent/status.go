@@ -249,12 +249,18 @@ func conditions(s *podState, st *v1.PodStatus, last v1.PodStatus, now time.Time)
 	set(v1.PodReady, podReady, podReason, podMessage)
 	set(v1.ContainersReady, ready, reason, message)
 
+	if f := s.failure; f != nil && f.Reason == reasonEvicted {
+		// KEP-3329: the pod has not failed by itself.
+		set(v1.DisruptionTarget, true, "", "")
+		last := &out[len(out)-1]
+		last.Reason, last.Message = v1.PodReasonTerminationByKubelet, f.Message
+	}
 	if findCondition(s.pod.Status.Conditions, v1.PodScheduled) == nil {
 		// Nobody but the node says it of a pod that was made with a nodeName.
 		set(v1.PodScheduled, true, "", "")
 	}
 	for _, c := range s.pod.Status.Conditions {
-		if !isOwnCondition(c.Type) {
+		if !isOwnCondition(c.Type) && findCondition(out, c.Type) == nil {
 			out = append(out, c)
 		}
 	}

@@ -171,7 +171,7 @@ func mergeConditions(base, want []v1.PodCondition) []v1.PodCondition {
 		}
 	}
 	for _, c := range want {
-		if (isOwnCondition(c.Type) || c.Type == v1.PodScheduled) && findCondition(base, c.Type) == nil {
+		if (isOwnCondition(c.Type) || c.Type == v1.PodScheduled || c.Type == v1.DisruptionTarget) && findCondition(base, c.Type) == nil {
 			out = append(out, c)
 		}
 	}

@@ -48,6 +48,9 @@ type Runtime interface {
 	// delivered, or when Stdin has ended and the container's stdin stays open for
 	// others.
 	Attach(ctx context.Context, sandboxID, id string, a AttachConfig) error
+	// WritableLayer is the directory that holds what the container has written to its
+	// root filesystem, or "" when there is none any more.
+	WritableLayer(ctx context.Context, sandboxID, id string) (string, error)
 	// Stats returns what the container's cgroup counts now.
 	Stats(ctx context.Context, sandboxID, id string) (Stats, error)
 

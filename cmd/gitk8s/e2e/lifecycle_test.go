@@ -19,6 +19,7 @@ func TestLifecycle(t *testing.T) {
 		"attach": attachStdin,
 		"run":    runInteractively,
 
+		"eviction":         storageEviction,
 		"restart rules":    restartRules,
 		"service account":  serviceAccount,
 		"shared processes": sharedProcesses,
@@ -171,4 +172,20 @@ spec:
 	token := strings.TrimSpace(k.run(t, "create", "token", "robot", "--duration=10m"))
 	r := k.try("", "--token="+token, "--kubeconfig=/dev/null", "--server="+k.c.info.API, "--insecure-skip-tls-verify", "auth", "whoami")
 	contains(t, r.stdout+r.stderr, "system:serviceaccount:"+ns+":robot")
+}
+
+// storageEviction ends a pod that takes more of the node's disk than it may.
+func storageEviction(t *testing.T, k tool, ns string) {
+	k.c.apply(t, ns, `apiVersion: v1
+kind: Pod
+metadata: {name: greedy}
+spec:
+  containers: [{name: main, image: "`+testImage+`", volumeMounts: [{name: v, mountPath: /v}]}]
+  volumes: [{name: v, emptyDir: {sizeLimit: 1Mi}}]
+`)
+	k.c.awaitPod(t, ns, "greedy", "ready", ready)
+	k.run(t, "exec", "greedy", "--", "/server", "fill", "/v/file", "2048")
+	k.c.awaitPod(t, ns, "greedy", "it is evicted", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
+	contains(t, k.run(t, "get", "pod", "greedy"), "Evicted")
+	contains(t, k.run(t, "describe", "pod", "greedy"), `Usage of EmptyDir volume "v" exceeds the limit "1Mi".`)
 }

@@ -13,11 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gitk8s.dev/gitk8s/runtime/container"
+	"gitk8s.dev/gitk8s/runtime/container/internal/wire"
 )
 
 // makeRootfs mounts the layers, lowest first, under a writable one.
 func makeRootfs(dir string, layers []string) (string, error) {
-	rootfs, upper, work := filepath.Join(dir, "rootfs"), filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	rootfs, upper, work := filepath.Join(dir, "rootfs"), filepath.Join(dir, wire.UpperDir), filepath.Join(dir, "work")
 	for _, d := range []string{rootfs, upper, work} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return "", fmt.Errorf("make root filesystem: %w", err)

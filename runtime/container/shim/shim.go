@@ -352,4 +352,4 @@ func (s *shim) shutdown() {
 	s.holder.stop()
 }
 
-func (s *shim) containerDir(id string) string { return filepath.Join(s.dir, "c", id) }
+func (s *shim) containerDir(id string) string { return filepath.Join(s.dir, wire.ContainersDir, id) }

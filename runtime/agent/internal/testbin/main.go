@@ -54,6 +54,9 @@ func main() {
 			fmt.Println("ERR", err)
 			os.Exit(1)
 		}
+	case "fill": // a file with so many bytes
+		n, _ := strconv.Atoi(args[1])
+		fmt.Println(os.WriteFile(args[0], make([]byte, n), 0o644))
 	case "mkdir":
 		fmt.Println(os.Mkdir(args[0], 0o755))
 	case "env":

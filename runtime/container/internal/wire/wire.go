@@ -29,6 +29,11 @@ const (
 	LogFile    = "shim.log"
 	ExeFile    = "exe"
 
+	// ContainersDir holds a directory for each container, and in it UpperDir what the
+	// container has written.
+	ContainersDir = "c"
+	UpperDir      = "upper"
+
 	// LockFd and ReadyFd are the files that the shim inherits: the lock it holds
 	// for as long as it lives, and the pipe on which it says that it is ready.
 	LockFd  = 3
