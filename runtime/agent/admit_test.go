@@ -31,6 +31,8 @@ func TestAdmit(t *testing.T) {
 			switch {
 			case tt.want == "" && (p.failure != nil || len(p.actions) != 1):
 				t.Errorf("refused: %+v", p.failure)
+			case tt.want != "" && decide(s.runs("a"), t0).failure != nil:
+				t.Error("a pod that an earlier agent has run is refused")
 			case tt.want != "" && (p.failure == nil || p.failure.Reason != "SysctlForbidden" || p.failure.Message != "Pod was rejected: forbidden sysctl: "+tt.want):
 				t.Errorf("got %+v, want %q", p.failure, tt.want)
 			}

@@ -64,8 +64,10 @@ func decide(s *podState, now time.Time) plan {
 	}
 	switch s.sandbox {
 	case sandboxNone:
-		if p.failure = admit(s.pod); p.failure != nil {
-			return p
+		if !s.hasRun() {
+			if p.failure = admit(s.pod); p.failure != nil {
+				return p
+			}
 		}
 		decideSandbox(s, now, &p)
 	case sandboxLost:

@@ -191,7 +191,10 @@ func (a *Agent) removeOneImage(store ImageStore, now time.Time) (removal, error)
 		return removalBusy, nil
 	}
 	defer a.images.pulls.Unlock()
-	inUse := a.imagesInUse()
+	inUse, err := a.imagesInUse()
+	if err != nil {
+		return removalNone, err
+	}
 	for digest := range inUse {
 		a.images.used(digest, now)
 	}
@@ -202,7 +205,7 @@ func (a *Agent) removeOneImage(store ImageStore, now time.Time) (removal, error)
 		return removalNone, nil
 	}
 	a.log.Info("removing an image that nothing uses", "digest", list[0])
-	err := store.Prune(func(digest string) bool { return digest != list[0] })
+	err = store.Prune(func(digest string) bool { return digest != list[0] })
 	a.images.mu.Lock()
 	defer a.images.mu.Unlock()
 	delete(a.images.lastUsed, list[0])
@@ -210,23 +213,28 @@ func (a *Agent) removeOneImage(store ImageStore, now time.Time) (removal, error)
 }
 
 // imagesInUse are the digests of the images that a container, running or ended, was
-// made from.
-func (a *Agent) imagesInUse() map[string]bool {
+// made from. Where that is not known of one that runs, nothing may be removed.
+func (a *Agent) imagesInUse() (map[string]bool, error) {
 	out := map[string]bool{}
+	var err error
 	a.eachWorker(func(w *worker) {
 		v := w.view.Load()
 		if v == nil {
+			err = fmt.Errorf("nothing is known of pod %s/%s yet", w.namespace, w.name)
 			return
 		}
 		for _, runs := range []map[string]instance{v.cur, v.prev} {
 			for _, in := range runs {
-				if _, digest, ok := strings.Cut(in.ImageID, "@"); ok {
+				_, digest, ok := strings.Cut(in.ImageID, "@")
+				if ok {
 					out[digest] = true
+				} else if in.Running {
+					err = fmt.Errorf("the image of container %s of pod %s/%s is not known", in.ID, w.namespace, w.name)
 				}
 			}
 		}
 	})
-	return out
+	return out, err
 }
 
 // nodeEvent tells about the node.

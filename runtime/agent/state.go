@@ -207,6 +207,12 @@ func (s *podState) ctr(name string) *ctr {
 	return nil
 }
 
+// hasRun says that a container of the pod has run, maybe under an earlier agent: it
+// is not refused any more.
+func (s *podState) hasRun() bool {
+	return slices.ContainsFunc(s.ctrs, func(c *ctr) bool { return c.cur != nil })
+}
+
 // ending says that the pod's containers are to stop.
 func (s *podState) ending() bool {
 	return s.pod.DeletionTimestamp != nil || s.gone || s.draining || s.failure != nil || s.terminal != ""
