@@ -186,6 +186,5 @@ spec:
 	k.c.awaitPod(t, ns, "greedy", "ready", ready)
 	k.run(t, "exec", "greedy", "--", "/server", "fill", "/v/file", "2048")
 	k.c.awaitPod(t, ns, "greedy", "it is evicted", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
-	contains(t, k.run(t, "get", "pod", "greedy"), "Evicted")
-	contains(t, k.run(t, "describe", "pod", "greedy"), `Usage of EmptyDir volume "v" exceeds the limit "1Mi".`)
+	contains(t, k.run(t, "describe", "pod", "greedy"), "Evicted", `Usage of EmptyDir volume "v" exceeds the limit "1Mi".`)
 }
