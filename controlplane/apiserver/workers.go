@@ -21,6 +21,8 @@ import (
 	"k8s.io/apiserver/pkg/registry/rest"
 	utilproxy "k8s.io/apiserver/pkg/util/proxy"
 	"k8s.io/streaming/pkg/httpstream/wsstream"
+
+	"gitk8s.dev/gitk8s/controlplane/apiserver/validation"
 )
 
 // workers reaches the HTTPS servers of the workers for the subresources of pods
@@ -161,11 +163,8 @@ func (l *logREST) Get(ctx context.Context, name string, options runtime.Object) 
 	if !ok {
 		return nil, fmt.Errorf("apiserver: invalid log options %T", options)
 	}
-	if opts.TailLines != nil && *opts.TailLines < 0 {
-		return nil, apierrors.NewBadRequest("tailLines must be greater than or equal to 0")
-	}
-	if opts.SinceSeconds != nil && opts.SinceTime != nil {
-		return nil, apierrors.NewBadRequest("at most one of sinceTime or sinceSeconds may be specified")
+	if errs := validation.PodLogOptions(opts); len(errs) > 0 {
+		return nil, apierrors.NewInvalid(corev1.SchemeGroupVersion.WithKind("PodLogOptions").GroupKind(), name, errs)
 	}
 	pod, err := l.pod(ctx, name)
 	if err != nil {
@@ -207,6 +206,9 @@ func logQuery(o *corev1.PodLogOptions) url.Values {
 	number("sinceSeconds", o.SinceSeconds)
 	number("tailLines", o.TailLines)
 	number("limitBytes", o.LimitBytes)
+	if o.Stream != nil {
+		q.Set("stream", *o.Stream)
+	}
 	if o.SinceTime != nil {
 		q.Set("sinceTime", o.SinceTime.UTC().Format("2006-01-02T15:04:05Z07:00"))
 	}

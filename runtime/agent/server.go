@@ -175,7 +175,7 @@ func (a *Agent) serveLogs(rw http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	err = readLog(ctx, a.logPath(v.pod, name, in.Attempt), opts, rw, nil, flush, w.endOf(ctx, name, in.ID))
+	err = readLog(ctx, a.logPath(v.pod, name, in.Attempt), opts, rw, flush, w.endOf(ctx, name, in.ID))
 	if err != nil && ctx.Err() == nil {
 		a.log.Warn("serve log", "pod", w.namespace+"/"+w.name, "container", name, "error", err)
 		// The status is sent: only cutting the connection tells the client.
