@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 
 	"gitk8s.dev/gitk8s/runtime/container"
@@ -34,7 +35,10 @@ func (d *Driver) Attach(ctx context.Context, sandboxID, id string, a container.A
 }
 
 func runAttach(conn *net.UnixConn, id string, a container.AttachConfig) error {
-	e := container.ExecConfig{Stdin: a.Stdin, Stdout: a.Stdout, Stderr: a.Stderr}
+	// Nobody else tells that a client is gone, and one that takes no output any more
+	// must not hold up the container.
+	leave := func() { _ = conn.Close() }
+	e := container.ExecConfig{Stdin: a.Stdin, Stdout: untilError(a.Stdout, leave), Stderr: untilError(a.Stderr, leave)}
 	pipes, err := openPipes(e)
 	if err != nil {
 		return err
@@ -70,4 +74,26 @@ func runAttach(conn *net.UnixConn, id string, a container.AttachConfig) error {
 	}
 	copies.finish()
 	return reply.Error.Err()
+}
+
+// leaver is a writer that calls leave when a write has failed.
+type leaver struct {
+	io.Writer
+	leave func()
+}
+
+func untilError(w io.Writer, leave func()) io.Writer {
+	if w == nil {
+		return nil
+	}
+	return leaver{w, leave}
+}
+
+// Write implements io.Writer.
+func (l leaver) Write(b []byte) (int, error) {
+	n, err := l.Writer.Write(b)
+	if err != nil {
+		l.leave()
+	}
+	return n, err
 }

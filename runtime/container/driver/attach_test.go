@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"gitk8s.dev/gitk8s/runtime/container"
 )
@@ -37,6 +38,9 @@ type client struct {
 	err    chan error
 	cancel context.CancelFunc
 }
+
+// attachedWait is less than what the shim would wait for a client that reads nothing.
+const attachedWait = 20 * time.Second
 
 func (b *bench) attach(sandbox, id string) *client {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -132,7 +136,13 @@ func TestAttachTerminal(t *testing.T) {
 	}
 }
 
-// A client that reads nothing is let go in the end, one that goes away at once.
+// broken is the output of a client whose connection is gone.
+type broken struct{}
+
+func (broken) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
+
+// A client that goes away holds up nobody, whether it says so or its connection is
+// found to be gone.
 func TestAttachedClientLeaves(t *testing.T) {
 	b := newBench(t)
 	sb := b.sandbox()
@@ -143,7 +153,23 @@ func TestAttachedClientLeaves(t *testing.T) {
 	gone.say(b, "one\n", "one")
 	gone.cancel()
 	<-gone.err
+	lost := make(chan error, 1)
+	go func() {
+		lost <- b.Attach(context.Background(), sb, "cat-0", container.AttachConfig{Stdout: broken{}, Stderr: broken{}})
+	}()
 	next := b.attach(sb, "cat-0")
+	for range 3 {
+		// More than a pipe takes.
+		next.say(b, strings.Repeat("y", 60000)+"\n", strings.Repeat("y", 60000)+"\n")
+	}
+	select {
+	case err := <-lost:
+		if err == nil {
+			t.Error("the loss of a connection is no error")
+		}
+	case <-time.After(attachedWait):
+		t.Error("a client whose connection is lost stays attached")
+	}
 	next.say(b, strings.Repeat("x", 10000)+"\n", strings.Repeat("x", 10000)+"\n")
 	next.in.Close()
 	if err := <-next.err; err != nil {
