@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/yaml"
@@ -75,6 +76,10 @@ on with them. With --attached it also ends when its standard input does.`,
 	f.String("egress-netns", "", "network namespace from which other registries are reached (default: the worker's own)")
 	f.String("docker-config", "", "docker config file with credentials for image registries")
 	f.String("dns-upstream", "", "name servers for names outside of the cluster, host:port with commas between, or none (default: those of /etc/resolv.conf)")
+	f.String("container-log-max-size", "10Mi", "size at which a container's log is rotated")
+	f.Int("container-log-max-files", 5, "how many files of a container's log are kept, at least 2")
+	f.Int("image-gc-high-threshold", 85, "percent of disk usage from which unused images are removed; 100 is never")
+	f.Int("image-gc-low-threshold", 80, "percent of disk usage at which that ends")
 	f.Bool("attached", false, "end when standard input does")
 	return cmd
 }
@@ -203,12 +208,21 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 	if err != nil {
 		return nil, fmt.Errorf("listen on the node's address: %w", err)
 	}
+	logSize, err := resource.ParseQuantity(e.v.GetString("container-log-max-size"))
+	if err != nil {
+		return nil, usageError("--container-log-max-size: %w", err)
+	}
 	pods := agent.NewNodeNetwork(filepath.Join(dir, "network"), ip)
 	w.agent, err = agent.New(agent.Config{
 		NodeName: name, NodeIP: ip, Client: w.client, Runtime: w.driver, Images: w.images,
 		Network: pods, PodCIDRAssigned: pods.Assign, DataDir: dir,
 		ClusterDNS: []string{network.DNSIP.String()}, ClusterDomain: clusterDomain,
 		CgroupParent: cgroupParent(dir), Listener: l, ServingCert: cert, ClientCA: pool, DockerConfig: e.v.GetString("docker-config"),
+		ImageStore: w.images,
+		ImageGC: agent.ImageGCPolicy{
+			HighThresholdPercent: e.v.GetInt("image-gc-high-threshold"), LowThresholdPercent: e.v.GetInt("image-gc-low-threshold"),
+		},
+		ContainerLogMaxSize: logSize.Value(), ContainerLogMaxFiles: e.v.GetInt("container-log-max-files"),
 	})
 	return w, err
 }

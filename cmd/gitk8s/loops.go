@@ -81,7 +81,7 @@ func (c *controlPlane) startLoops(ctx context.Context, p *parts) error {
 		return err
 	}
 	loops["garbage collector"] = garbagecollector.New(k.Discovery(), meta, slog.Default())
-	loops["namespace controller"] = namespace.New(k, meta, slog.Default())
+	loops["namespace controller"] = namespace.New(k, meta, c.ca.CertPEM(), slog.Default())
 	scfg := c.api.ClientConfig(pki.UserScheduler)
 	sk, _, err := client(scfg)
 	if err != nil {

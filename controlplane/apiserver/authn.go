@@ -14,6 +14,7 @@ import (
 	"k8s.io/apiserver/pkg/authentication/request/bearertoken"
 	"k8s.io/apiserver/pkg/authentication/request/union"
 	x509request "k8s.io/apiserver/pkg/authentication/request/x509"
+	tokenunion "k8s.io/apiserver/pkg/authentication/token/union"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/server/dynamiccertificates"
 )
@@ -21,8 +22,8 @@ import (
 // anonymousPaths may be read without saying who one is.
 var anonymousPaths = []string{"/healthz", "/livez", "/readyz", "/version"}
 
-// authenticator knows client certificates of the cluster's authority and the
-// tokens of components in this process. Everybody else is refused, but for the
+// authenticator knows client certificates of the cluster's authority, the tokens of
+// components in this process and those of service accounts. Everybody else is refused, but for the
 // health endpoints.
 func (s *Server) authenticator() authenticator.Request {
 	verify := func() (opts x509.VerifyOptions, ok bool) {
@@ -35,7 +36,7 @@ func (s *Server) authenticator() authenticator.Request {
 	opts, ok := verify()
 	known := union.New(
 		x509request.NewDynamic(func() (x509.VerifyOptions, bool) { return opts, ok }, x509request.CommonNameUserConversion),
-		bearertoken.New(s.tokens),
+		bearertoken.New(tokenunion.New(s.tokens, s.accountTokens)),
 	)
 	conditions := make([]apiserverapi.AnonymousAuthCondition, 0, len(anonymousPaths))
 	for _, p := range anonymousPaths {

@@ -2,9 +2,11 @@ package apiserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -66,9 +68,10 @@ func (r volumeReader) Volume(ctx context.Context, name string) (*corev1.Persiste
 }
 
 // nodeRestriction keeps a worker from creating a Node or a lease under another
-// name than its own, as the NodeRestriction admission plugin of kube-apiserver, and
-// from changing more of a volume than that its directory is gone.
-type nodeRestriction struct{}
+// name than its own, as the NodeRestriction admission plugin of kube-apiserver, from
+// asking for a token of a pod that it does not run, and from changing more of a
+// volume than that its directory is gone.
+type nodeRestriction struct{ server *Server }
 
 var _ admission.ValidationInterface = nodeRestriction{}
 
@@ -78,8 +81,14 @@ func (nodeRestriction) Handles(op admission.Operation) bool {
 }
 
 // Validate implements admission.ValidationInterface.
-func (nodeRestriction) Validate(_ context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
+func (n nodeRestriction) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	node, ok := authz.NodeName(a.GetUserInfo())
+	if req, isToken := a.GetObject().(*authenticationv1.TokenRequest); ok && isToken {
+		if err := n.token(ctx, node, a.GetNamespace(), req.Spec.BoundObjectRef); err != nil {
+			return admission.NewForbidden(a, err)
+		}
+		return nil
+	}
 	if !ok || a.GetSubresource() != "" {
 		return nil
 	}
@@ -111,4 +120,25 @@ func letsGo(pv, old *corev1.PersistentVolume) bool {
 	want.Finalizers = slices.DeleteFunc(want.Finalizers, func(f string) bool { return f == localPathProvisioner })
 	want.ManagedFields, want.ResourceVersion = pv.ManagedFields, pv.ResourceVersion
 	return equality.Semantic.DeepEqual(pv, want)
+}
+
+// token says why a worker may not have a token with this binding, or nil.
+func (n nodeRestriction) token(ctx context.Context, node, namespace string, ref *authenticationv1.BoundObjectReference) error {
+	switch {
+	case ref == nil || ref.APIVersion != "v1" || ref.Kind != "Pod" || ref.Name == "":
+		return errors.New("node requested token not bound to a pod")
+	case ref.UID == "":
+		return errors.New("node requested token with a pod binding without a uid")
+	}
+	pod, err := podReader(n).Pod(ctx, namespace, ref.Name)
+	if err != nil {
+		return err
+	}
+	if pod.UID != ref.UID {
+		return fmt.Errorf("the UID in the bound object reference (%s) does not match the UID in record. The object might have been deleted and then recreated", ref.UID)
+	}
+	if pod.Spec.NodeName != node {
+		return errors.New("node requested token bound to a pod scheduled on a different node")
+	}
+	return nil
 }

@@ -77,6 +77,8 @@ func podSubresources(s *Server, st *store) map[string]rest.Storage {
 		"attach":      &attachREST{workers},
 		"portforward": &portForwardREST{workers},
 		"proxy":       &podProxyREST{workers},
+
+		"ephemeralcontainers": openEphemeralContainers(st),
 	}
 }
 

@@ -92,6 +92,7 @@ func coreResources() []*resource {
 			gv: core, kind: "ServiceAccount", plural: "serviceaccounts", singular: "serviceaccount", shortNames: []string{"sa"},
 			namespaced: true, newObject: object[corev1.ServiceAccount], newList: object[corev1.ServiceAccountList],
 			table: printers.ServiceAccounts, name: apivalidation.ValidateServiceAccountName,
+			subresources: serviceAccountSubresources,
 		},
 		{
 			gv: core, kind: "Event", plural: "events", singular: "event", shortNames: []string{"ev"},

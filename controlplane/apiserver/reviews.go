@@ -11,6 +11,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/authentication/authenticator"
+	"k8s.io/apiserver/pkg/authentication/group"
+	tokenunion "k8s.io/apiserver/pkg/authentication/token/union"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/endpoints/request"
@@ -90,13 +93,24 @@ func (s *Server) reviewToken(ctx context.Context, obj runtime.Object) error {
 	if review.Spec.Token == "" {
 		return apierrors.NewBadRequest("token is required for TokenReview in authentication")
 	}
-	resp, ok, err := s.tokens.AuthenticateToken(ctx, review.Spec.Token)
+	audiences := authenticator.Audiences(review.Spec.Audiences)
+	if len(audiences) == 0 {
+		audiences = apiAudiences
+	}
+	known := group.NewAuthenticatedGroupAdder(authenticator.RequestFunc(func(r *http.Request) (*authenticator.Response, bool, error) {
+		return tokenunion.New(s.tokens, s.accountTokens).AuthenticateToken(r.Context(), review.Spec.Token)
+	}))
+	r, err := http.NewRequestWithContext(authenticator.WithAudiences(ctx, audiences), http.MethodGet, "/", nil)
+	if err != nil {
+		return apierrors.NewInternalError(err)
+	}
+	resp, ok, err := known.AuthenticateRequest(r)
 	review.Status = authenticationv1.TokenReviewStatus{Authenticated: ok}
 	if err != nil {
 		review.Status.Error = err.Error()
 	}
 	if ok {
-		review.Status.User = userInfo(resp.User)
+		review.Status.User, review.Status.Audiences = userInfo(resp.User), resp.Audiences
 	}
 	return nil
 }

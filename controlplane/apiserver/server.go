@@ -41,6 +41,7 @@ type Server struct {
 	addresses       *addresses
 	authz           *authz.Authorizer
 	tokens          *tokens
+	accountTokens   *accountTokens
 	memory          *pairListener
 	generic         *genericapiserver.GenericAPIServer
 	workerTransport *http.Transport
@@ -79,6 +80,9 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s.directTransport = newDirectTransport(cfg)
+	if s.accountTokens, err = newAccountTokens(s); err != nil {
+		return nil, err
+	}
 	s.authz = authz.New(podReader{s}, volumeReader{s})
 	s.options, s.stopCompactor = newRESTOptions(cfg.Etcd, t)
 	if err := s.build(); err != nil {
@@ -117,8 +121,9 @@ func (s *Server) genericConfig() (*genericapiserver.Config, error) {
 		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
 	config.RequestTimeout = time.Minute
 	config.EnableProfiling = false
-	config.AdmissionControl = admission.NewChainHandler(room{s.config.Room}, namespaceLifecycle{server: s}, storageAdmission{server: s}, priorityAdmission{server: s}, nodeRestriction{})
+	config.AdmissionControl = admission.NewChainHandler(room{s.config.Room}, namespaceLifecycle{server: s}, storageAdmission{server: s}, serviceAccounts{s}, priorityAdmission{server: s}, nodeRestriction{s})
 	config.Authentication.Authenticator = s.authenticator()
+	config.Authentication.APIAudiences = apiAudiences
 	config.Authorization.Authorizer = s.authz
 	config.RuleResolver = s.authz
 	config.StorageObjectCountTracker = nil

@@ -41,18 +41,10 @@ func podSpecWarnings(s *corev1.PodSpec, p *field.Path) []string {
 	var out []string
 	out = append(out, warn(p.Child("runtimeClassName"), s.RuntimeClassName != nil)...)
 	out = append(out, warn(p.Child("resourceClaims"), len(s.ResourceClaims) > 0)...)
-	out = append(out, warn(p.Child("ephemeralContainers"), len(s.EphemeralContainers) > 0)...)
 	for i := range s.Volumes {
 		v := &s.Volumes[i]
 		if !supportedVolume(v) {
 			out = append(out, fmt.Sprintf("%s: a volume of this type is %s", p.Child("volumes").Index(i), notActedOn))
-		}
-		if v.Projected == nil {
-			continue
-		}
-		for j := range v.Projected.Sources {
-			out = append(out, warn(p.Child("volumes").Index(i).Child("projected", "sources").Index(j).Child("serviceAccountToken"),
-				v.Projected.Sources[j].ServiceAccountToken != nil)...)
 		}
 	}
 	return out

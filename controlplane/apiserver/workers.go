@@ -21,6 +21,8 @@ import (
 	"k8s.io/apiserver/pkg/registry/rest"
 	utilproxy "k8s.io/apiserver/pkg/util/proxy"
 	"k8s.io/streaming/pkg/httpstream/wsstream"
+
+	"gitk8s.dev/gitk8s/controlplane/apiserver/validation"
 )
 
 // workers reaches the HTTPS servers of the workers for the subresources of pods
@@ -93,12 +95,15 @@ func (s *Server) nodeAddress(ctx context.Context, name string) (string, error) {
 
 // containerOf returns the container that a request is about.
 func containerOf(pod *corev1.Pod, name string, withInit bool) (string, error) {
-	var all, inits []string
+	var all, inits, ephemeral []string
 	for i := range pod.Spec.Containers {
 		all = append(all, pod.Spec.Containers[i].Name)
 	}
 	for i := range pod.Spec.InitContainers {
 		inits = append(inits, pod.Spec.InitContainers[i].Name)
+	}
+	for i := range pod.Spec.EphemeralContainers {
+		ephemeral = append(ephemeral, pod.Spec.EphemeralContainers[i].Name)
 	}
 	if name == "" {
 		if len(all) == 1 {
@@ -111,9 +116,12 @@ func containerOf(pod *corev1.Pod, name string, withInit bool) (string, error) {
 		if withInit && len(inits) > 0 {
 			message += fmt.Sprintf(" or one of the init containers: %v", inits)
 		}
+		if withInit && len(ephemeral) > 0 {
+			message += fmt.Sprintf(" or one of the ephemeral containers: %v", ephemeral)
+		}
 		return "", apierrors.NewBadRequest(message)
 	}
-	if !slices.Contains(all, name) && !slices.Contains(inits, name) {
+	if !slices.Contains(slices.Concat(all, inits, ephemeral), name) {
 		return "", apierrors.NewBadRequest(fmt.Sprintf("container %s is not valid for pod %s", name, pod.Name))
 	}
 	return name, nil
@@ -155,11 +163,8 @@ func (l *logREST) Get(ctx context.Context, name string, options runtime.Object) 
 	if !ok {
 		return nil, fmt.Errorf("apiserver: invalid log options %T", options)
 	}
-	if opts.TailLines != nil && *opts.TailLines < 0 {
-		return nil, apierrors.NewBadRequest("tailLines must be greater than or equal to 0")
-	}
-	if opts.SinceSeconds != nil && opts.SinceTime != nil {
-		return nil, apierrors.NewBadRequest("at most one of sinceTime or sinceSeconds may be specified")
+	if errs := validation.PodLogOptions(opts); len(errs) > 0 {
+		return nil, apierrors.NewInvalid(corev1.SchemeGroupVersion.WithKind("PodLogOptions").GroupKind(), name, errs)
 	}
 	pod, err := l.pod(ctx, name)
 	if err != nil {
@@ -201,6 +206,9 @@ func logQuery(o *corev1.PodLogOptions) url.Values {
 	number("sinceSeconds", o.SinceSeconds)
 	number("tailLines", o.TailLines)
 	number("limitBytes", o.LimitBytes)
+	if o.Stream != nil {
+		q.Set("stream", *o.Stream)
+	}
 	if o.SinceTime != nil {
 		q.Set("sinceTime", o.SinceTime.UTC().Format("2006-01-02T15:04:05Z07:00"))
 	}

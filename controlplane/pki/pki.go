@@ -12,7 +12,9 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/hkdf"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -188,6 +190,26 @@ func unused(dir string) error {
 
 // CertPEM is the authority's certificate.
 func (ca *CA) CertPEM() []byte { return bytes.Clone(ca.certPEM) }
+
+// TokenKey is the key that signs service account tokens. It follows from the
+// authority's own key, so that all servers of a cluster have the same without a
+// file more to hand from one to the other; it says nothing about that key.
+func (ca *CA) TokenKey() (*ecdsa.PrivateKey, error) {
+	own, err := x509.MarshalPKCS8PrivateKey(ca.key)
+	if err != nil {
+		return nil, fmt.Errorf("pki: encode the authority's key: %w", err)
+	}
+	// Nearly every string of 32 bytes is a key of this curve.
+	for try := byte(0); ; try++ {
+		raw, err := hkdf.Key(sha256.New, own, []byte{try}, "gitk8s service account tokens", 32)
+		if err != nil {
+			return nil, fmt.Errorf("pki: derive the key of service account tokens: %w", err)
+		}
+		if key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), raw); err == nil {
+			return key, nil
+		}
+	}
+}
 
 // Pool is the authority as a pool of roots.
 func (ca *CA) Pool() *x509.CertPool {

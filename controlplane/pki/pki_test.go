@@ -2,6 +2,7 @@ package pki
 
 import (
 	"bytes"
+	"crypto/ecdsa"
 	"crypto/x509"
 	"encoding/pem"
 	"os"
@@ -134,5 +135,28 @@ func TestKubeconfig(t *testing.T) {
 	}
 	if config.Host != "https://127.0.0.1:6443" || !bytes.Equal(config.CertData, pair.CertPEM) || !bytes.Equal(config.CAData, ca.CertPEM()) {
 		t.Errorf("read back %+v", config)
+	}
+}
+
+// The key of service account tokens is the same wherever the authority is, and
+// another one for another authority.
+func TestTokenKey(t *testing.T) {
+	dir := t.TempDir()
+	key := func(dir string) *ecdsa.PrivateKey {
+		ca, err := OpenCA(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := ca.TokenKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if k.Equal(ca.key) {
+			t.Error("it is the key of the authority")
+		}
+		return k
+	}
+	if first := key(dir); !first.Equal(key(dir)) || first.Equal(key(t.TempDir())) {
+		t.Error("the key does not follow from the authority")
 	}
 }

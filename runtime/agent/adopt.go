@@ -97,7 +97,7 @@ func adopt(s *podState, found *container.SandboxStatus, meta podMeta, now time.T
 	if st.Phase == v1.PodSucceeded || st.Phase == v1.PodFailed {
 		s.terminal = st.Phase
 		if st.Reason != "" {
-			s.failure = &podFailure{st.Reason, st.Message}
+			s.failure = &podFailure{Reason: st.Reason, Message: st.Message, Rejected: len(st.ContainerStatuses) == 0}
 		}
 	}
 	runs := map[string][]*instance{}
@@ -110,7 +110,7 @@ func adopt(s *podState, found *container.SandboxStatus, meta podMeta, now time.T
 		}
 	}
 	statuses := map[string]v1.ContainerStatus{}
-	for _, list := range [][]v1.ContainerStatus{st.InitContainerStatuses, st.ContainerStatuses} {
+	for _, list := range [][]v1.ContainerStatus{st.InitContainerStatuses, st.ContainerStatuses, st.EphemeralContainerStatuses} {
 		for _, cs := range list {
 			statuses[cs.Name] = cs
 		}

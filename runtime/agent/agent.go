@@ -32,6 +32,7 @@ type Agent struct {
 	ctx      context.Context
 	recorder record.EventRecorder
 	objects  *objectCache
+	tokens   *tokenCache
 	services *serviceCache
 	volumes  *volume.Manager
 	keeper   *volumeKeeper
@@ -40,6 +41,7 @@ type Agent struct {
 	meter    usageMeter
 
 	stopSignals sync.Map // image → signal
+	images      imageUse
 
 	mu       sync.Mutex
 	workers  map[string]*worker
@@ -99,7 +101,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer broadcaster.Shutdown()
 	a.recorder = recorder
 	a.objects = newObjectCache(ctx, a.cfg.Client)
-	a.volumes = volume.NewManager(a.podsDir(), a.localDir(), volumeSources{a.objects, a}, a.allocatable)
+	a.tokens = newTokenCache(a)
+	a.volumes = volume.NewManager(a.podsDir(), a.localDir(), volumeSources{a.objects, a.tokens, a}, a.allocatable)
 	a.keeper = newVolumeKeeper(a)
 	a.prober = probe.NewScheduler(ctx, probe.Once)
 	a.mu.Lock()
@@ -121,6 +124,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.followPods(ctx) })
 	wg.Go(func() { a.sweep(ctx) })
 	wg.Go(func() { a.keeper.run(ctx) })
+	wg.Go(func() { a.rotateTokens(ctx) })
+	wg.Go(func() { a.watchStorage(ctx) })
+	if a.cfg.ImageStore != nil {
+		wg.Go(func() { a.runImageGC(ctx) })
+	}
 	wg.Wait()
 
 	a.mu.Lock()

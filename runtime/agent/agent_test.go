@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"gitk8s.dev/gitk8s/controlplane/apiserver/apiservertest"
+	"gitk8s.dev/gitk8s/runtime/container"
 )
 
 // TestAgentWithFakeRuntime runs the agent against a real API server, with a runtime
@@ -72,6 +73,33 @@ func TestAgentWithFakeRuntime(t *testing.T) {
 		}
 		n.deletePod(ns, "job", 0)
 		n.deletePod(ns, "crash", 0)
+	})
+
+	t.Run("not created", func(t *testing.T) {
+		n := n.in(t)
+		ns := n.namespace("create")
+		rt.mu.Lock()
+		rt.startErr = func(id string) error {
+			return &container.StartError{Reason: "CreateContainerError", ExitCode: 128, Err: errors.New("no such user")}
+		}
+		rt.mu.Unlock()
+		defer func() {
+			rt.mu.Lock()
+			defer rt.mu.Unlock()
+			rt.startErr = nil
+		}()
+		p := n.pod(ns, "p", nil)
+		got := n.until(ns, "p", "it says so", func(p *v1.Pod) bool { return waitingReason(p) == "CreateContainerError" })
+		if st := got.Status.ContainerStatuses[0]; st.RestartCount != 0 || st.ContainerID != "" || st.State.Waiting.Message != "no such user" || got.Status.Phase != v1.PodPending {
+			t.Errorf("status %+v", got.Status)
+		}
+		eventually(t, "the runtime keeps nothing of it", func() bool {
+			rt.mu.Lock()
+			defer rt.mu.Unlock()
+			return len(rt.sandboxes[string(p.UID)].ctrs) == 0
+		})
+		n.deletePod(ns, "p", 0)
+		n.until(ns, "p", "gone", gone)
 	})
 
 	t.Run("init containers in order", func(t *testing.T) {

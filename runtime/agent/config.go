@@ -77,6 +77,15 @@ type Config struct {
 	// in front. Without ClusterDNS such pods get the node's configuration.
 	ClusterDNS    []string
 	ClusterDomain string
+	// ContainerLogMaxSize in bytes, optional, 10 MiB by default, is when a container's
+	// log is rotated; ContainerLogMaxFiles, optional, 5 by default and at least 2, how
+	// many files of it are kept ("Logging Architecture", log rotation).
+	ContainerLogMaxSize  int64
+	ContainerLogMaxFiles int
+	// ImageStore, optional, is where unused images are removed from, by the policy
+	// ImageGC; without it none are.
+	ImageStore ImageStore
+	ImageGC    ImageGCPolicy
 	// Logger, optional.
 	Logger *slog.Logger
 	// Now, optional, is the clock of all decisions.
@@ -100,6 +109,15 @@ func (c *Config) complete() error {
 	need(c.Listener != nil, "Listener")
 	need(len(c.ServingCert.Certificate) > 0, "ServingCert")
 	need(c.ClientCA != nil, "ClientCA")
+	if err := c.ImageGC.complete(); err != nil {
+		errs = append(errs, err)
+	}
+	if n := c.ContainerLogMaxFiles; n < 0 || n == 1 {
+		errs = append(errs, fmt.Errorf("agent: ContainerLogMaxFiles is %d; it must be greater than 1", n))
+	}
+	if n := c.ContainerLogMaxSize; n < 0 {
+		errs = append(errs, fmt.Errorf("agent: ContainerLogMaxSize is %d; it must be positive", n))
+	}
 	if c.NodeName != "" {
 		for _, msg := range validation.IsDNS1123Subdomain(c.NodeName) {
 			errs = append(errs, fmt.Errorf("agent: node name %q: %s", c.NodeName, msg))
@@ -115,6 +133,12 @@ func (c *Config) complete() error {
 	c.DataDir = abs
 	if c.MaxPods == 0 {
 		c.MaxPods = 110
+	}
+	if c.ContainerLogMaxSize == 0 {
+		c.ContainerLogMaxSize = 10 << 20
+	}
+	if c.ContainerLogMaxFiles == 0 {
+		c.ContainerLogMaxFiles = 5
 	}
 	if c.CgroupParent == "" {
 		c.CgroupParent = "/gitk8s/" + shortHash(abs)

@@ -24,6 +24,9 @@ type startRequest struct {
 	ip      netip.Addr
 	// crashed: this start follows a back-off.
 	crashed bool
+	// target is the container whose processes this one is to see, or "", and
+	// targetID its present run.
+	target, targetID string
 }
 
 // startResult is what came of it.
@@ -57,22 +60,40 @@ func (w *worker) startContainer(ctx context.Context, req startRequest) startResu
 	w.a.rememberSignal(req.spec.Image, img.Config.StopSignal)
 
 	cfg, err := w.containerConfig(ctx, req, img)
+	if err == nil && req.target != "" && req.targetID == "" {
+		err = fmt.Errorf("unable to find target container %s", req.target)
+	}
 	if err != nil {
 		if ctx.Err() == nil {
 			w.event(v1.EventTypeWarning, "Failed", "Error: "+err.Error(), req.spec.Name)
 		}
+		if errors.As(err, new(createError)) {
+			return res.fail(reasonCreateError, err)
+		}
 		return res.fail(reasonConfigError, err)
 	}
-	w.event(v1.EventTypeNormal, "Created", "Created container: "+req.spec.Name, req.spec.Name)
+	err = w.a.cfg.Runtime.StartContainer(ctx, w.uid, cfg)
+	if err != nil && ctx.Err() == nil {
+		defer w.event(v1.EventTypeWarning, "Failed", "Error: "+err.Error(), req.spec.Name)
+	}
+	if neverCreated(err) {
+		// What the runtime keeps of it must not be taken for a run.
+		w.removeInstance(req.pod, req.spec.Name, res.id)
+		return res.fail(reasonCreateError, err)
+	}
 	res.created = true
-	if err := w.a.cfg.Runtime.StartContainer(ctx, w.uid, cfg); err != nil {
-		if ctx.Err() == nil {
-			w.event(v1.EventTypeWarning, "Failed", "Error: "+err.Error(), req.spec.Name)
-		}
+	w.event(v1.EventTypeNormal, "Created", "Created container: "+req.spec.Name, req.spec.Name)
+	if err != nil {
 		return res.fail("", err)
 	}
 	w.event(v1.EventTypeNormal, "Started", "Started container "+req.spec.Name, req.spec.Name)
 	return res
+}
+
+// neverCreated says that a start failed before there was a container.
+func neverCreated(err error) bool {
+	var se *container.StartError
+	return errors.As(err, &se) && se.Reason == reasonCreateError
 }
 
 // containerConfig computes what the runtime needs and makes the files that it
@@ -100,6 +121,10 @@ func (w *worker) containerConfig(ctx context.Context, req startRequest, img *reg
 	if err := os.MkdirAll(filepath.Dir(logPath), 0o755); err != nil {
 		return none, fmt.Errorf("make log directory: %w", err)
 	}
+	sec := security(pod, spec)
+	if sec.SeccompProfile, err = w.a.localProfile(seccompProfile(pod, spec)); err != nil {
+		return none, err
+	}
 	dir := spec.WorkingDir
 	if dir == "" {
 		dir = img.Config.WorkingDir
@@ -116,12 +141,17 @@ func (w *worker) containerConfig(ctx context.Context, req startRequest, img *reg
 		WorkingDir:         dir,
 		User:               user,
 		SupplementalGroups: supplementalGroups(pod),
+		StrictGroups:       strictGroups(pod),
 		Mounts:             mounts,
 		Resources:          containerResources(pod, spec, alloc.Memory().Value()),
 		LogPath:            logPath,
+		LogMaxSize:         w.a.cfg.ContainerLogMaxSize,
+		LogMaxFiles:        w.a.cfg.ContainerLogMaxFiles,
 		Stdin:              spec.Stdin,
+		StdinOnce:          spec.StdinOnce,
+		PIDTarget:          req.targetID,
 		TTY:                spec.TTY,
-		Security:           security(pod, spec),
+		Security:           sec,
 	}, nil
 }
 

@@ -57,13 +57,18 @@ func decide(s *podState, now time.Time) plan {
 	if d := s.pod.Spec.ActiveDeadlineSeconds; d != nil && !s.startTime.IsZero() {
 		deadline := s.startTime.Add(time.Duration(*d) * time.Second)
 		if !now.Before(deadline) {
-			p.failure = &podFailure{"DeadlineExceeded", "Pod was active on the node longer than the specified deadline"}
+			p.failure = &podFailure{Reason: "DeadlineExceeded", Message: "Pod was active on the node longer than the specified deadline"}
 			return p
 		}
 		p.wakeAt(deadline)
 	}
 	switch s.sandbox {
 	case sandboxNone:
+		if !s.hasRun() {
+			if p.failure = admit(s.pod); p.failure != nil {
+				return p
+			}
+		}
 		decideSandbox(s, now, &p)
 	case sandboxLost:
 		p.do(action{verb: removeSandbox})
@@ -89,6 +94,12 @@ func decideRun(s *podState, now time.Time, p *plan) {
 	for _, c := range s.ctrs {
 		if c.kill != nil && c.running() && !c.stopping {
 			p.do(action{verb: stopCtr, ctr: c, grace: c.kill.grace, message: c.kill.message})
+		}
+	}
+	// Before the init containers, so that these can be looked into too.
+	for _, c := range s.ctrs {
+		if c.kind == ephemeralCtr && c.cur == nil {
+			tryStart(c, now, p)
 		}
 	}
 	if !decideInit(s, now, p) {

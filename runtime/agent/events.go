@@ -25,10 +25,11 @@ func newRecorder(ctx context.Context, client kubernetes.Interface, node string) 
 func (w *worker) event(kind, reason, message string, container ...string) {
 	ref := &v1.ObjectReference{Kind: "Pod", APIVersion: "v1", Namespace: w.namespace, Name: w.name, UID: types.UID(w.uid)}
 	if len(container) > 0 {
-		ref.FieldPath = fmt.Sprintf("spec.containers{%s}", container[0])
-		if w.initNames[container[0]] {
-			ref.FieldPath = fmt.Sprintf("spec.initContainers{%s}", container[0])
+		list, ok := w.lists.Load(container[0])
+		if !ok {
+			list = "containers"
 		}
+		ref.FieldPath = fmt.Sprintf("spec.%s{%s}", list, container[0])
 	}
 	w.a.recorder.Event(ref, kind, reason, message)
 }

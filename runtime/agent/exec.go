@@ -65,26 +65,7 @@ func (e executor) ExecInContainer(ctx context.Context, _, _, _ string, cmd []str
 		cfg.Stderr = errOut
 	}
 	if tty && resize != nil {
-		sizes := make(chan container.WindowSize)
-		cfg.Resize = sizes
-		go func() {
-			defer close(sizes)
-			for {
-				select {
-				case s, ok := <-resize:
-					if !ok {
-						return
-					}
-					select {
-					case sizes <- container.WindowSize{Width: s.Width, Height: s.Height}:
-					case <-ctx.Done():
-						return
-					}
-				case <-ctx.Done():
-					return
-				}
-			}
-		}()
+		cfg.Resize = windowSizes(ctx, resize)
 	}
 	code, err := e.w.a.cfg.Runtime.Exec(ctx, e.w.uid, e.id, cfg)
 	if err != nil {
@@ -96,13 +77,36 @@ func (e executor) ExecInContainer(ctx context.Context, _, _, _ string, cmd []str
 	return nil
 }
 
-// attacher streams the log of a run from now on: the container's output belongs to
-// its log, and its standard input is not reachable once it runs.
+// windowSizes passes terminal sizes on until ctx ends.
+func windowSizes(ctx context.Context, resize <-chan remotecommand.TerminalSize) <-chan container.WindowSize {
+	sizes := make(chan container.WindowSize)
+	go func() {
+		defer close(sizes)
+		for {
+			select {
+			case s, ok := <-resize:
+				if !ok {
+					return
+				}
+				select {
+				case sizes <- container.WindowSize{Width: s.Width, Height: s.Height}:
+				case <-ctx.Done():
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return sizes
+}
+
+// attacher connects to the first process of one run of a container.
 type attacher struct {
-	w    *worker
-	path string
-	in   instance
-	name string
+	w  *worker
+	id string
+	// stdin: the container has one.
+	stdin bool
 }
 
 func (a *Agent) serveAttach(rw http.ResponseWriter, r *http.Request) error {
@@ -114,28 +118,31 @@ func (a *Agent) serveAttach(rw http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return badRequest("%v", err)
 	}
-	if opts.Stdin {
-		return badRequest("attaching standard input is not supported; use exec with -i")
-	}
 	name := r.PathValue("container")
-	at := attacher{w, a.logPath(w.view.Load().pod, name, in.Attempt), in, name}
+	at := attacher{w, in.ID, w.view.Load().container(name).Stdin}
 	remotecommand.ServeAttach(rw, r, at, w.name, w.uid, name, opts, streamIdle, streamCreate, remotecommand.SupportedStreamingProtocols)
 	return nil
 }
 
 // AttachContainer implements remotecommand.Attacher.
-func (at attacher) AttachContainer(ctx context.Context, _, _, _ string, _ io.Reader, out, errOut io.WriteCloser, tty bool, _ <-chan remotecommand.TerminalSize) error {
+func (at attacher) AttachContainer(ctx context.Context, _, _, _ string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var w, errW io.Writer
+	var cfg container.AttachConfig
+	// Interfaces that hold nil would not be nil.
+	if in != nil && at.stdin {
+		cfg.Stdin = in
+	}
 	if out != nil {
-		w = out
+		cfg.Stdout = out
 	}
 	if errOut != nil && !tty {
-		errW = errOut
+		cfg.Stderr = errOut
 	}
-	opts := logOptions{follow: true, tail: 0, limit: -1}
-	return readLog(ctx, at.path, opts, w, errW, func() {}, at.w.endOf(ctx, at.name, at.in.ID))
+	if tty && resize != nil {
+		cfg.Resize = windowSizes(ctx, resize)
+	}
+	return at.w.a.cfg.Runtime.Attach(ctx, at.w.uid, at.id, cfg)
 }
 
 // forwarder carries connections to ports of one pod.

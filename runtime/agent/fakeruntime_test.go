@@ -180,6 +180,12 @@ func (f *fakeRuntime) Exec(_ context.Context, _, id string, e container.ExecConf
 	return code, err
 }
 
+func (f *fakeRuntime) Attach(context.Context, string, string, container.AttachConfig) error {
+	return nil
+}
+
+func (f *fakeRuntime) WritableLayer(context.Context, string, string) (string, error) { return "", nil }
+
 func (f *fakeRuntime) Stats(context.Context, string, string) (container.Stats, error) {
 	return container.Stats{Time: time.Now()}, nil
 }

@@ -28,6 +28,32 @@ func hostname(pod *v1.Pod) string {
 	return h
 }
 
+// kernelHostname is the name that the pod's processes get from the kernel: the
+// hostname, or with setHostnameAsFQDN (KEP-1797) the whole name.
+func kernelHostname(pod *v1.Pod, domain string) (string, error) {
+	h := hostname(pod)
+	if !isTrue(pod.Spec.SetHostnameAsFQDN) || pod.Spec.Subdomain == "" {
+		return h, nil
+	}
+	const most = 64 // as the kernel has it
+	fqdn := fmt.Sprintf("%s.%s.%s.svc.%s", h, pod.Spec.Subdomain, pod.Namespace, domain)
+	if len(fqdn) > most {
+		return "", fmt.Errorf("failed to construct FQDN from pod hostname and cluster domain, FQDN %s is too long (%d characters is the max, %d characters requested)", fqdn, most, len(fqdn))
+	}
+	return fqdn, nil
+}
+
+// pidNamespace is what the pod says about whose processes its containers see.
+func pidNamespace(pod *v1.Pod) container.PIDNamespace {
+	switch {
+	case pod.Spec.HostPID:
+		return container.PIDHost
+	case isTrue(pod.Spec.ShareProcessNamespace):
+		return container.PIDPod
+	}
+	return container.PIDContainer
+}
+
 // makeNetworkAndSandbox makes the pod's network and its sandbox and returns the
 // pod's address.
 func (w *worker) makeNetworkAndSandbox(ctx context.Context, pod *v1.Pod) (netip.Addr, error) {
@@ -36,13 +62,18 @@ func (w *worker) makeNetworkAndSandbox(ctx context.Context, pod *v1.Pod) (netip.
 		ID: w.uid, Namespace: pod.Namespace, Name: pod.Name,
 		CgroupParent: w.a.cfg.CgroupParent,
 		Resources:    podResources(pod),
+		PIDNamespace: pidNamespace(pod),
+		HostIPC:      pod.Spec.HostIPC,
+		Sysctls:      sysctls(pod),
 	}
 	if !pod.Spec.HostNetwork {
 		var err error
 		if cfg.NetNS, ip, err = w.a.cfg.Network.Setup(ctx, w.uid, pod.Namespace, pod.Name); err != nil {
 			return ip, fmt.Errorf("set up pod network: %w", err)
 		}
-		cfg.Hostname = hostname(pod)
+		if cfg.Hostname, err = kernelHostname(pod, w.a.cfg.ClusterDomain); err != nil {
+			return ip, err
+		}
 	}
 	if err := w.a.cfg.Runtime.RunSandbox(ctx, cfg); err != nil {
 		return ip, fmt.Errorf("run sandbox: %w", err)

@@ -29,6 +29,19 @@ func (w *worker) pullImage(ctx context.Context, req startRequest) (*registry.Ima
 	if err != nil {
 		return nil, reasonErrPull, err
 	}
+	a := w.a
+	a.images.pulls.RLock()
+	defer a.images.pulls.RUnlock()
+	img, reason, err := w.pullWith(ctx, req, keys)
+	if err == nil {
+		a.images.used(img.Digest, a.cfg.Now())
+	}
+	return img, reason, err
+}
+
+// pullWith is pullImage with the credentials at hand.
+func (w *worker) pullWith(ctx context.Context, req startRequest, keys authn.Keychain) (*registry.Image, string, error) {
+	ref := req.spec.Image
 	policy := pullPolicy(req.spec)
 	if policy != registry.Always {
 		img, err := w.a.cfg.Images.Pull(ctx, ref, registry.Never, keys)

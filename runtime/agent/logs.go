@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+	v1 "k8s.io/api/core/v1"
 )
 
 // maxLogLine bounds a line of a log file; the runtime splits longer ones.
@@ -62,6 +63,8 @@ type logOptions struct {
 	// limit is the number of bytes, or -1.
 	limit int64
 	since time.Time
+	// stream is the only one that is wanted (KEP-3288), Stdout or Stderr; both else.
+	stream string
 }
 
 // parseLogOptions reads the query of a log request.
@@ -95,6 +98,11 @@ func parseLogOptions(q url.Values, now time.Time) (logOptions, error) {
 	if secs := number("sinceSeconds", 1); secs > 0 {
 		o.since = now.Add(-time.Duration(secs) * time.Second)
 	}
+	switch o.stream = q.Get("stream"); o.stream {
+	case "", v1.LogStreamAll, v1.LogStreamStdout, v1.LogStreamStderr:
+	default:
+		errs = append(errs, fmt.Errorf("stream=%q is none of All, Stdout and Stderr", o.stream))
+	}
 	if v := q.Get("sinceTime"); v != "" {
 		t, err := time.Parse(time.RFC3339, v)
 		if err != nil {
@@ -109,7 +117,6 @@ func parseLogOptions(q url.Values, now time.Time) (logOptions, error) {
 type logWriter struct {
 	opts  logOptions
 	w     io.Writer
-	errW  io.Writer
 	left  int64
 	begun bool
 }
@@ -121,11 +128,7 @@ func (lw *logWriter) write(line []byte) error {
 	if !ok || l.time.Before(lw.opts.since) {
 		return nil
 	}
-	out := lw.w
-	if l.stderr && lw.errW != nil {
-		out = lw.errW
-	}
-	if out == nil {
+	if s := lw.opts.stream; s == v1.LogStreamStdout && l.stderr || s == v1.LogStreamStderr && !l.stderr {
 		return nil
 	}
 	var b []byte
@@ -141,14 +144,14 @@ func (lw *logWriter) write(line []byte) error {
 		if int64(len(b)) >= lw.left {
 			b = b[:lw.left]
 			lw.left = 0
-			if _, err := out.Write(b); err != nil {
+			if _, err := lw.w.Write(b); err != nil {
 				return err
 			}
 			return errLimit
 		}
 		lw.left -= int64(len(b))
 	}
-	_, err := out.Write(b)
+	_, err := lw.w.Write(b)
 	return err
 }
 
@@ -371,11 +374,10 @@ func (r *logReader) next() (*os.File, error) {
 	return next, nil
 }
 
-// readLog writes a log to w, and stderr's lines to errW if that is not nil. With
-// follow it goes on until ended is closed and everything is written, or until ctx
-// ends.
-func readLog(ctx context.Context, path string, opts logOptions, w, errW io.Writer, flush func(), ended <-chan struct{}) error {
-	err := copyLog(ctx, path, opts, &logWriter{opts: opts, w: w, errW: errW, left: opts.limit}, flush, ended)
+// readLog writes a log to w. With follow it goes on until ended is closed and
+// everything is written, or until ctx ends.
+func readLog(ctx context.Context, path string, opts logOptions, w io.Writer, flush func(), ended <-chan struct{}) error {
+	err := copyLog(ctx, path, opts, &logWriter{opts: opts, w: w, left: opts.limit}, flush, ended)
 	if errors.Is(err, errLimit) {
 		return nil
 	}

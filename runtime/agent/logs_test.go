@@ -42,6 +42,8 @@ func TestReadLog(t *testing.T) {
 		{"tail of more than there is", func(o *logOptions) { o.tail = 100 }, "zero\none\ntwo\nthree\nfour\n"},
 		{"since", func(o *logOptions) { o.since = t0.Add(3 * time.Second) }, "three\nfour\n"},
 		{"limit", func(o *logOptions) { o.limit = 7 }, "zero\non"},
+		{"stdout", func(o *logOptions) { o.stream = "Stdout" }, "zero\none\nthree\nfour\n"},
+		{"stderr", func(o *logOptions) { o.stream = "Stderr" }, "two\n"},
 		{"timestamps", func(o *logOptions) { o.tail, o.timestamps = 1, true }, "2026-11-23T12:00:04Z four\n"},
 	}
 	for _, tt := range tests {
@@ -49,14 +51,10 @@ func TestReadLog(t *testing.T) {
 			opts := all
 			tt.adjust(&opts)
 			var out bytes.Buffer
-			if err := readLog(context.Background(), path, opts, &out, nil, func() {}, nil); err != nil || out.String() != tt.want {
+			if err := readLog(context.Background(), path, opts, &out, func() {}, nil); err != nil || out.String() != tt.want {
 				t.Errorf("%q, %v; want %q", out.String(), err, tt.want)
 			}
 		})
-	}
-	var out, errOut bytes.Buffer
-	if err := readLog(context.Background(), path, all, &out, &errOut, func() {}, nil); err != nil || errOut.String() != "two\n" {
-		t.Errorf("stderr %q, %v", errOut.String(), err)
 	}
 }
 
@@ -84,7 +82,7 @@ func TestFollowAcrossRotation(t *testing.T) {
 	ended, done := make(chan struct{}), make(chan error, 1)
 	out := &lockedBuffer{}
 	go func() {
-		done <- readLog(context.Background(), path, logOptions{follow: true, tail: -1, limit: -1}, out, nil, func() {}, ended)
+		done <- readLog(context.Background(), path, logOptions{follow: true, tail: -1, limit: -1}, out, func() {}, ended)
 	}()
 	eventually(t, "the first line", func() bool { return out.String() == "0\n" })
 	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
@@ -143,7 +141,7 @@ func TestParseLogOptions(t *testing.T) {
 	if err != nil || !o.follow || o.tail != 5 || !o.since.Equal(t0.Add(-time.Minute)) || !o.timestamps || o.limit != 9 {
 		t.Errorf("%+v, %v", o, err)
 	}
-	for _, bad := range []string{"tailLines=-1", "tailLines=x", "limitBytes=0", "sinceSeconds=0", "follow=maybe", "sinceTime=yesterday"} {
+	for _, bad := range []string{"tailLines=-1", "tailLines=x", "limitBytes=0", "sinceSeconds=0", "follow=maybe", "sinceTime=yesterday", "stream=stdlog"} {
 		if _, err := parseLogOptions(q(bad), t0); err == nil {
 			t.Errorf("%s is accepted", bad)
 		}

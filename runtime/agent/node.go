@@ -307,6 +307,8 @@ func (n *nodeState) status(old *v1.Node, now time.Time) v1.NodeStatus {
 		{Type: v1.NodeInternalIP, Address: n.a.cfg.NodeIP.String()},
 		{Type: v1.NodeHostName, Address: n.a.cfg.NodeName},
 	}
+	groups := true
+	st.Features = &v1.NodeFeatures{SupplementalGroupsPolicy: &groups}
 	if tcp, ok := n.a.cfg.Listener.Addr().(*net.TCPAddr); ok {
 		st.DaemonEndpoints.KubeletEndpoint.Port = int32(tcp.Port)
 	}

@@ -90,26 +90,24 @@ func references(pod *v1.Pod) []objectKey {
 			}
 		}
 	}
-	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
-		for _, c := range list {
-			for _, f := range c.EnvFrom {
-				if f.ConfigMapRef != nil {
-					add(kindConfigMap, f.ConfigMapRef.Name)
-				}
-				if f.SecretRef != nil {
-					add(kindSecret, f.SecretRef.Name)
-				}
+	for _, c := range podContainers(pod) {
+		for _, f := range c.EnvFrom {
+			if f.ConfigMapRef != nil {
+				add(kindConfigMap, f.ConfigMapRef.Name)
 			}
-			for _, e := range c.Env {
-				if e.ValueFrom == nil {
-					continue
-				}
-				if r := e.ValueFrom.ConfigMapKeyRef; r != nil {
-					add(kindConfigMap, r.Name)
-				}
-				if r := e.ValueFrom.SecretKeyRef; r != nil {
-					add(kindSecret, r.Name)
-				}
+			if f.SecretRef != nil {
+				add(kindSecret, f.SecretRef.Name)
+			}
+		}
+		for _, e := range c.Env {
+			if e.ValueFrom == nil {
+				continue
+			}
+			if r := e.ValueFrom.ConfigMapKeyRef; r != nil {
+				add(kindConfigMap, r.Name)
+			}
+			if r := e.ValueFrom.SecretKeyRef; r != nil {
+				add(kindSecret, r.Name)
 			}
 		}
 	}
@@ -117,7 +115,7 @@ func references(pod *v1.Pod) []objectKey {
 }
 
 // acquire watches keys for a holder until release; notify is called when one of
-// them changes.
+// them changes. Repeated, it may add keys.
 func (c *objectCache) acquire(holder string, keys []objectKey, notify func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

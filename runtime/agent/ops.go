@@ -144,7 +144,10 @@ func (w *worker) start(c *ctr, now time.Time) {
 	c.stopping, c.kill = false, nil
 	ctx, cancel := context.WithCancel(w.ctx)
 	w.cancels[c] = cancel
-	req := startRequest{pod: w.s.pod, spec: c.spec, kind: c.kind, attempt: c.nextAttempt(), ip: w.s.ip, crashed: c.crash.Delay > 0}
+	req := startRequest{pod: w.s.pod, spec: c.spec, kind: c.kind, attempt: c.nextAttempt(), ip: w.s.ip, crashed: c.crash.Delay > 0, target: c.target}
+	if t := w.s.ctr(c.target); t != nil && t.running() {
+		req.targetID = t.cur.ID
+	}
 	stale := ""
 	if c.prev != nil {
 		stale = c.prev.ID
@@ -178,6 +181,11 @@ func (w *worker) started(c *ctr, res startResult) {
 	c.wait, c.startRetry = waiting{}, retry{}
 	if c.kind == mainCtr {
 		w.s.mainStarted = true
+	}
+	for _, e := range w.s.ctrs {
+		if e.target != "" && e.target == c.spec.Name {
+			e.startRetry = retry{} // it waits for this one
+		}
 	}
 	w.writeMeta()
 	if st, ok := w.early[res.id]; ok {
@@ -310,6 +318,7 @@ func (w *worker) removeInstance(pod *v1.Pod, name, id string) {
 func (w *worker) forget() {
 	w.forgotten = true
 	w.a.objects.release(w.uid)
+	w.a.tokens.forget(w.uid)
 	for _, dir := range []string{w.a.podDir(w.uid), w.a.podLogDir(w.s.pod)} {
 		if err := os.RemoveAll(dir); err != nil {
 			w.log.Warn("remove pod's directory", "error", err)

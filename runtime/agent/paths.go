@@ -15,6 +15,9 @@ import (
 func (a *Agent) podsDir() string          { return filepath.Join(a.cfg.DataDir, "pods") }
 func (a *Agent) podDir(uid string) string { return filepath.Join(a.podsDir(), uid) }
 
+// seccompDir holds the profiles that pods may name.
+func (a *Agent) seccompDir() string { return filepath.Join(a.cfg.DataDir, "seccomp") }
+
 func (a *Agent) logsDir() string { return filepath.Join(a.cfg.DataDir, "logs", "pods") }
 
 func (a *Agent) podLogDir(pod *v1.Pod) string {

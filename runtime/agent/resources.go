@@ -190,13 +190,15 @@ func supplementalGroups(pod *v1.Pod) []int64 {
 	return groups
 }
 
+// strictGroups says that the groups of the image's /etc/group don't count (KEP-3619).
+func strictGroups(pod *v1.Pod) bool {
+	sc := pod.Spec.SecurityContext
+	return sc != nil && sc.SupplementalGroupsPolicy != nil && *sc.SupplementalGroupsPolicy == v1.SupplementalGroupsPolicyStrict
+}
+
 // security translates a container's security context.
 func security(pod *v1.Pod, spec *v1.Container) container.Security {
 	var out container.Security
-	profile := (*v1.SeccompProfile)(nil)
-	if sc := pod.Spec.SecurityContext; sc != nil {
-		profile = sc.SeccompProfile
-	}
 	sc := spec.SecurityContext
 	if sc != nil {
 		out.Privileged = isTrue(sc.Privileged)
@@ -206,10 +208,8 @@ func security(pod *v1.Pod, spec *v1.Container) container.Security {
 			out.AddCapabilities = capabilities(sc.Capabilities.Add)
 			out.DropCapabilities = capabilities(sc.Capabilities.Drop)
 		}
-		if sc.SeccompProfile != nil {
-			profile = sc.SeccompProfile
-		}
 	}
+	profile := seccompProfile(pod, spec)
 	// Without a profile the runtime's default applies: stricter than upstream's
 	// Unconfined, as with its SeccompDefault (KEP-2413).
 	out.SeccompUnconfined = out.Privileged || profile != nil && profile.Type == v1.SeccompProfileTypeUnconfined

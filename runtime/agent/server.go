@@ -127,14 +127,9 @@ func (a *Agent) target(r *http.Request) (*worker, *podView, error) {
 		return nil, nil, badRequest("pod %q is being set up", name)
 	}
 	if c := r.PathValue("container"); c != "" {
-		for _, list := range [][]v1.Container{v.pod.Spec.InitContainers, v.pod.Spec.Containers} {
-			for i := range list {
-				if list[i].Name == c {
-					return w, v, nil
-				}
-			}
+		if v.container(c) == nil {
+			return nil, nil, notFound("container %q not found in pod %q", c, name)
 		}
-		return nil, nil, notFound("container %q not found in pod %q", c, name)
 	}
 	return w, v, nil
 }
@@ -181,7 +176,7 @@ func (a *Agent) serveLogs(rw http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	err = readLog(ctx, a.logPath(v.pod, name, in.Attempt), opts, rw, nil, flush, w.endOf(ctx, name, in.ID))
+	err = readLog(ctx, a.logPath(v.pod, name, in.Attempt), opts, rw, flush, w.endOf(ctx, name, in.ID))
 	if err != nil && ctx.Err() == nil {
 		a.log.Warn("serve log", "pod", w.namespace+"/"+w.name, "container", name, "error", err)
 		// The status is sent: only cutting the connection tells the client.
@@ -191,7 +186,7 @@ func (a *Agent) serveLogs(rw http.ResponseWriter, r *http.Request) error {
 }
 
 func waitingText(v *podView, name string) string {
-	for _, list := range [][]v1.ContainerStatus{v.status.InitContainerStatuses, v.status.ContainerStatuses} {
+	for _, list := range [][]v1.ContainerStatus{v.status.InitContainerStatuses, v.status.ContainerStatuses, v.status.EphemeralContainerStatuses} {
 		for _, cs := range list {
 			if cs.Name == name && cs.State.Waiting != nil {
 				return cs.State.Waiting.Reason

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -49,11 +50,17 @@ type podState struct {
 	// containers do not run again.
 	mainStarted bool
 
-	// ctrs holds the init containers in order, then the regular ones.
+	// ctrs holds the init containers in order, then the regular ones, then the
+	// ephemeral ones as they were added.
 	ctrs []*ctr
 }
 
-type podFailure struct{ Reason, Message string }
+// podFailure is a reason of the node's to end a pod.
+type podFailure struct {
+	Reason, Message string
+	// Rejected: the pod was never run.
+	Rejected bool
+}
 
 type ctrKind int
 
@@ -61,12 +68,16 @@ const (
 	initCtr ctrKind = iota
 	sidecarCtr
 	mainCtr
+	// ephemeralCtr was added to the running pod to look into it (KEP-277).
+	ephemeralCtr
 )
 
 // ctr is one container of a pod over all its runs.
 type ctr struct {
 	spec *v1.Container
 	kind ctrKind
+	// target is the container whose processes an ephemeral one sees, or "".
+	target string
 	// cur is the present or latest run, prev the one before it.
 	cur, prev *instance
 	// busy: a start or a stop is under way.
@@ -139,16 +150,43 @@ func newPodState(pod *v1.Pod) *podState {
 	for i := range pod.Spec.Containers {
 		s.ctrs = append(s.ctrs, &ctr{spec: &pod.Spec.Containers[i], kind: mainCtr})
 	}
+	s.addEphemeral()
 	return s
 }
 
+func (s *podState) addEphemeral() {
+	for i := range s.pod.Spec.EphemeralContainers {
+		e := &s.pod.Spec.EphemeralContainers[i]
+		if s.ctr(e.Name) == nil {
+			s.ctrs = append(s.ctrs, &ctr{spec: (*v1.Container)(&e.EphemeralContainerCommon), kind: ephemeralCtr, target: e.TargetContainerName})
+		}
+	}
+}
+
+// podContainers are all containers of a pod, ephemeral ones included.
+func podContainers(pod *v1.Pod) []*v1.Container {
+	var out []*v1.Container
+	for i := range pod.Spec.InitContainers {
+		out = append(out, &pod.Spec.InitContainers[i])
+	}
+	for i := range pod.Spec.Containers {
+		out = append(out, &pod.Spec.Containers[i])
+	}
+	for i := range pod.Spec.EphemeralContainers {
+		out = append(out, (*v1.Container)(&pod.Spec.EphemeralContainers[i].EphemeralContainerCommon))
+	}
+	return out
+}
+
 // setPod takes a newer version of the object. Containers keep their identity by
-// name: a pod's containers cannot be added or removed, their image may change.
+// name: a pod's containers cannot be removed, only ephemeral ones be added, and the
+// image of the others may change.
 func (s *podState) setPod(pod *v1.Pod) {
 	s.pod = pod
+	s.addEphemeral()
 	for _, c := range s.ctrs {
 		for i := range pod.Spec.InitContainers {
-			if c.kind != mainCtr && pod.Spec.InitContainers[i].Name == c.spec.Name {
+			if (c.kind == initCtr || c.kind == sidecarCtr) && pod.Spec.InitContainers[i].Name == c.spec.Name {
 				c.spec = &pod.Spec.InitContainers[i]
 			}
 		}
@@ -169,6 +207,12 @@ func (s *podState) ctr(name string) *ctr {
 	return nil
 }
 
+// hasRun says that a container of the pod has run, maybe under an earlier agent: it
+// is not refused any more.
+func (s *podState) hasRun() bool {
+	return slices.ContainsFunc(s.ctrs, func(c *ctr) bool { return c.cur != nil })
+}
+
 // ending says that the pod's containers are to stop.
 func (s *podState) ending() bool {
 	return s.pod.DeletionTimestamp != nil || s.gone || s.draining || s.failure != nil || s.terminal != ""
@@ -178,6 +222,8 @@ func (s *podState) ending() bool {
 func (s *podState) grace() time.Duration {
 	secs := int64(30)
 	switch {
+	case s.failure != nil && s.failure.Reason == reasonEvicted:
+		return evictionGrace
 	case s.pod.DeletionGracePeriodSeconds != nil && s.pod.DeletionTimestamp != nil:
 		secs = *s.pod.DeletionGracePeriodSeconds
 	case s.pod.Spec.TerminationGracePeriodSeconds != nil:
@@ -191,8 +237,16 @@ func (c *ctr) exited() bool  { return c.cur != nil && !c.cur.Running }
 
 // restarts says whether a run that ended with code is followed by another.
 func (c *ctr) restarts(policy v1.RestartPolicy, code int) bool {
-	if c.kind == sidecarCtr {
+	switch c.kind {
+	case sidecarCtr:
 		return true
+	case ephemeralCtr:
+		return false
+	}
+	for i := range c.spec.RestartPolicyRules {
+		if matchesExit(&c.spec.RestartPolicyRules[i], code) {
+			return true
+		}
 	}
 	if c.spec.RestartPolicy != nil {
 		policy = v1.RestartPolicy(*c.spec.RestartPolicy)
@@ -204,6 +258,15 @@ func (c *ctr) restarts(policy v1.RestartPolicy, code int) bool {
 		return code != 0
 	}
 	return c.kind == mainCtr || code != 0
+}
+
+// matchesExit says whether a restart rule (KEP-5307) is about an exit code. Its only
+// action is to restart the container.
+func matchesExit(r *v1.ContainerRestartRule, code int) bool {
+	if r.ExitCodes == nil {
+		return false
+	}
+	return slices.Contains(r.ExitCodes.Values, int32(code)) == (r.ExitCodes.Operator == v1.ContainerRestartRuleOnExitCodesOpIn)
 }
 
 // nextAttempt numbers the next run.

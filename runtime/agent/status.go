@@ -20,6 +20,7 @@ const (
 	reasonNeverPull    = "ErrImageNeverPull"
 	reasonInvalidName  = "InvalidImageName"
 	reasonConfigError  = "CreateContainerConfigError"
+	reasonCreateError  = "CreateContainerError"
 
 	containerIDPrefix = "gitk8s://"
 
@@ -51,10 +52,16 @@ func buildStatus(s *podState, last v1.PodStatus, nodeIP netip.Addr, now time.Tim
 		st.PodIP, st.PodIPs = s.ip.String(), []v1.PodIP{{IP: s.ip.String()}}
 	}
 	for _, c := range s.ctrs {
+		if s.failure != nil && s.failure.Rejected {
+			break // nothing is known of containers that were never looked at
+		}
 		cs := containerStatus(s, c, now)
-		if c.kind == mainCtr {
+		switch c.kind {
+		case mainCtr:
 			st.ContainerStatuses = append(st.ContainerStatuses, cs)
-		} else {
+		case ephemeralCtr:
+			st.EphemeralContainerStatuses = append(st.EphemeralContainerStatuses, cs)
+		default:
 			st.InitContainerStatuses = append(st.InitContainerStatuses, cs)
 		}
 	}
@@ -79,9 +86,11 @@ func containerStatus(s *podState, c *ctr, now time.Time) v1.ContainerStatus {
 	if c.prev != nil {
 		cs.LastTerminationState = terminatedState(s, c.prev)
 	}
-	started := c.running() && c.started
-	cs.Started = &started
-	cs.Ready = c.running() && c.started && c.ready
+	if c.kind != ephemeralCtr { // which have no probes and are never ready
+		started := c.running() && c.started
+		cs.Started = &started
+		cs.Ready = started && c.ready
+	}
 	switch {
 	case c.running():
 		cs.State.Running = &v1.ContainerStateRunning{StartedAt: stamp(c.cur.StartedAt)}
@@ -240,12 +249,18 @@ func conditions(s *podState, st *v1.PodStatus, last v1.PodStatus, now time.Time)
 	set(v1.PodReady, podReady, podReason, podMessage)
 	set(v1.ContainersReady, ready, reason, message)
 
+	if f := s.failure; f != nil && f.Reason == reasonEvicted {
+		// KEP-3329: the pod has not failed by itself.
+		set(v1.DisruptionTarget, true, "", "")
+		last := &out[len(out)-1]
+		last.Reason, last.Message = v1.PodReasonTerminationByKubelet, f.Message
+	}
 	if findCondition(s.pod.Status.Conditions, v1.PodScheduled) == nil {
 		// Nobody but the node says it of a pod that was made with a nodeName.
 		set(v1.PodScheduled, true, "", "")
 	}
 	for _, c := range s.pod.Status.Conditions {
-		if !isOwnCondition(c.Type) {
+		if !isOwnCondition(c.Type) && findCondition(out, c.Type) == nil {
 			out = append(out, c)
 		}
 	}
@@ -270,7 +285,7 @@ func uninitialized(s *podState) []string {
 func unreadyContainers(s *podState) []string {
 	var names []string
 	for _, c := range s.ctrs {
-		if c.kind != initCtr && !(c.running() && c.started && c.ready) {
+		if (c.kind == mainCtr || c.kind == sidecarCtr) && !(c.running() && c.started && c.ready) {
 			names = append(names, c.spec.Name)
 		}
 	}

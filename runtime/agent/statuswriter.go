@@ -171,7 +171,7 @@ func mergeConditions(base, want []v1.PodCondition) []v1.PodCondition {
 		}
 	}
 	for _, c := range want {
-		if (isOwnCondition(c.Type) || c.Type == v1.PodScheduled) && findCondition(base, c.Type) == nil {
+		if (isOwnCondition(c.Type) || c.Type == v1.PodScheduled || c.Type == v1.DisruptionTarget) && findCondition(base, c.Type) == nil {
 			out = append(out, c)
 		}
 	}
@@ -197,6 +197,16 @@ type podView struct {
 	ip     string
 	// runs by container name: the present or latest one and the one before.
 	cur, prev map[string]instance
+}
+
+// container returns the container of that name, or nil.
+func (v *podView) container(name string) *v1.Container {
+	for _, c := range podContainers(v.pod) {
+		if c.Name == name {
+			return c
+		}
+	}
+	return nil
 }
 
 // publish computes the status, shows it to the server and writes it to the API.

@@ -14,17 +14,10 @@ func unsupported(pod *v1.Pod) []string {
 		}
 	}
 	spec := &pod.Spec
-	add(spec.HostPID, "hostPID")
-	add(spec.HostIPC, "hostIPC")
-	add(isTrue(spec.ShareProcessNamespace), "shareProcessNamespace")
-	add(isTrue(spec.SetHostnameAsFQDN), "setHostnameAsFQDN")
 	add(spec.HostUsers != nil && !*spec.HostUsers, "hostUsers: false")
 	add(spec.RuntimeClassName != nil && *spec.RuntimeClassName != "", "runtimeClassName")
-	add(len(spec.EphemeralContainers) > 0, "ephemeralContainers")
 	if sc := spec.SecurityContext; sc != nil {
-		add(len(sc.Sysctls) > 0, "securityContext.sysctls")
 		add(sc.SELinuxOptions != nil, "securityContext.seLinuxOptions")
-		add(localProfile(sc.SeccompProfile), "securityContext.seccompProfile of type Localhost")
 	}
 	for _, list := range [][]v1.Container{spec.InitContainers, spec.Containers} {
 		for i := range list {
@@ -37,13 +30,8 @@ func unsupported(pod *v1.Pod) []string {
 				add(sc.SELinuxOptions != nil, at+"securityContext.seLinuxOptions")
 				add(sc.AppArmorProfile != nil && sc.AppArmorProfile.Type == v1.AppArmorProfileTypeLocalhost, at+"securityContext.appArmorProfile of type Localhost")
 				add(sc.ProcMount != nil && *sc.ProcMount == v1.UnmaskedProcMount, at+"securityContext.procMount")
-				add(localProfile(sc.SeccompProfile), at+"securityContext.seccompProfile of type Localhost")
 			}
 		}
 	}
 	return out
-}
-
-func localProfile(p *v1.SeccompProfile) bool {
-	return p != nil && p.Type == v1.SeccompProfileTypeLocalhost
 }

@@ -8,7 +8,7 @@ import (
 )
 
 func TestUnsupported(t *testing.T) {
-	yes := true
+	no := false
 	port := v1.Container{Name: "c", Ports: []v1.ContainerPort{{ContainerPort: 80, HostPort: 80}}}
 	tests := []struct {
 		name string
@@ -18,7 +18,8 @@ func TestUnsupported(t *testing.T) {
 		{"nothing", v1.PodSpec{Containers: []v1.Container{{Name: "c"}}}, nil},
 		{"host port", v1.PodSpec{Containers: []v1.Container{port}}, []string{"c: hostPort without hostNetwork"}},
 		{"host port in the node's network", v1.PodSpec{HostNetwork: true, Containers: []v1.Container{port}}, nil},
-		{"shared namespaces", v1.PodSpec{HostPID: true, ShareProcessNamespace: &yes}, []string{"hostPID", "shareProcessNamespace"}},
+		{"users of its own", v1.PodSpec{HostUsers: &no}, []string{"hostUsers: false"}},
+		{"shared namespaces", v1.PodSpec{HostPID: true, HostIPC: true}, nil},
 	}
 	for _, tt := range tests {
 		if got := unsupported(&v1.Pod{Spec: tt.spec}); !slices.Equal(got, tt.want) {

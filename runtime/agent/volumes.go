@@ -51,6 +51,7 @@ func claimName(pod *v1.Pod, v *v1.Volume) string {
 // volumeSources is what pods' volumes are made of.
 type volumeSources struct {
 	*objectCache
+	*tokenCache
 	a *Agent
 }
 

@@ -19,10 +19,11 @@ type worker struct {
 	a               *Agent
 	uid             string
 	namespace, name string
-	initNames       map[string]bool
 	logDirName      string
 	created         time.Time
 	log             *slog.Logger
+	// lists says by container name which field of the spec the container is in.
+	lists sync.Map
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -62,17 +63,26 @@ func newWorker(a *Agent, pod *v1.Pod, found *container.SandboxStatus) *worker {
 		probes:  map[*ctr][]probeStop{},
 		early:   map[string]container.ContainerStatus{},
 	}
-	w.initNames = map[string]bool{}
 	w.logDirName, w.created = filepath.Base(a.podLogDir(pod)), pod.CreationTimestamp.Time
-	for _, c := range pod.Spec.InitContainers {
-		w.initNames[c.Name] = true
-	}
+	w.learnContainers()
 	w.status.init(w, pod)
 	w.s.networkReady = a.networkReady()
 	meta := w.readMeta()
 	adopt(w.s, found, meta, a.cfg.Now())
-	a.objects.acquire(w.uid, references(pod), func() { w.post(w.configChanged) })
 	return w
+}
+
+// learnContainers takes note of the pod's containers and of what they refer to.
+func (w *worker) learnContainers() {
+	for _, c := range w.s.ctrs {
+		switch c.kind {
+		case initCtr, sidecarCtr:
+			w.lists.Store(c.spec.Name, "initContainers")
+		case ephemeralCtr:
+			w.lists.Store(c.spec.Name, "ephemeralContainers")
+		}
+	}
+	w.a.objects.acquire(w.uid, references(w.s.pod), func() { w.post(w.configChanged) })
 }
 
 // post hands f to the loop. It never blocks.
@@ -139,7 +149,11 @@ func (w *worker) step() time.Duration {
 		w.s.failure, w.s.terminal = p.failure, p.terminal
 		if p.failure != nil {
 			w.s.terminal = v1.PodFailed
-			w.event(v1.EventTypeNormal, p.failure.Reason, p.failure.Message)
+			kind := v1.EventTypeNormal
+			if p.failure.Rejected {
+				kind = v1.EventTypeWarning
+			}
+			w.event(kind, p.failure.Reason, p.failure.Message)
 		}
 		w.s.endStart = now
 		p = decide(w.s, now)
@@ -197,11 +211,14 @@ func (w *worker) setPod(pod *v1.Pod) {
 	w.post(func() {
 		old := w.s.pod
 		w.s.setPod(pod)
+		if len(pod.Spec.EphemeralContainers) != len(old.Spec.EphemeralContainers) {
+			w.learnContainers()
+		}
 		w.status.observe(pod)
 		if !w.s.ending() && (pod.Status.Phase == v1.PodFailed || pod.Status.Phase == v1.PodSucceeded) {
 			// Somebody else ended it: an eviction.
 			w.s.terminal = pod.Status.Phase
-			w.s.failure = &podFailure{pod.Status.Reason, pod.Status.Message}
+			w.s.failure = &podFailure{Reason: pod.Status.Reason, Message: pod.Status.Message}
 		}
 		if !sameMeta(old, pod) && w.s.sandbox == sandboxReady {
 			w.refreshVolumes()

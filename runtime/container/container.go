@@ -43,6 +43,14 @@ type Runtime interface {
 	// Exec runs a command in a running container and returns its exit code. It
 	// returns when the command has ended and its output is delivered.
 	Exec(ctx context.Context, sandboxID, id string, e ExecConfig) (exitCode int, err error)
+	// Attach connects to the standard files of a running container's first process,
+	// beginning now. It returns when the container has ended and its output is
+	// delivered, or when Stdin has ended and the container's stdin stays open for
+	// others.
+	Attach(ctx context.Context, sandboxID, id string, a AttachConfig) error
+	// WritableLayer is the directory that holds what the container has written to its
+	// root filesystem, or "" when there is none any more.
+	WritableLayer(ctx context.Context, sandboxID, id string) (string, error)
 	// Stats returns what the container's cgroup counts now.
 	Stats(ctx context.Context, sandboxID, id string) (Stats, error)
 
@@ -69,7 +77,26 @@ type SandboxConfig struct {
 	CgroupParent string
 	// Resources of the pod as a whole.
 	Resources Resources
+	// PIDNamespace of the containers.
+	PIDNamespace PIDNamespace `json:",omitempty"`
+	// HostIPC keeps the caller's IPC namespace and /dev/shm.
+	HostIPC bool `json:",omitempty"`
+	// Sysctls are kernel parameters of the sandbox's namespaces, by their dotted
+	// names.
+	Sysctls map[string]string `json:",omitempty"`
 }
+
+// PIDNamespace says which processes the containers of a sandbox see.
+type PIDNamespace string
+
+const (
+	// PIDContainer: each container sees its own processes.
+	PIDContainer PIDNamespace = ""
+	// PIDPod: the containers of the sandbox see each other's.
+	PIDPod PIDNamespace = "pod"
+	// PIDHost: they see those of the machine.
+	PIDHost PIDNamespace = "host"
+)
 
 // ContainerConfig describes one container.
 type ContainerConfig struct {
@@ -88,17 +115,28 @@ type ContainerConfig struct {
 	User string
 	// SupplementalGroups are added to the process.
 	SupplementalGroups []int64
+	// StrictGroups leaves out those that the container's /etc/group gives the user.
+	StrictGroups bool `json:",omitempty"`
 	// Mounts beside the usual /proc, /dev and /sys.
 	Mounts []Mount
 	// Resources that bound the container.
 	Resources Resources
 	// LogPath is where stdout and stderr go, in the format of the CRI:
-	// "<RFC3339Nano> stdout|stderr F|P <line>". Rotated at 10 MiB, 5 files kept.
+	// "<RFC3339Nano> stdout|stderr F|P <line>".
 	LogPath string
+	// LogMaxSize in bytes and LogMaxFiles are when the log is rotated and how many
+	// files are kept; 10 MiB and 5 where they are 0.
+	LogMaxSize  int64 `json:",omitempty"`
+	LogMaxFiles int   `json:",omitempty"`
 	// Stdin keeps stdin open for attach; else it is /dev/null.
 	Stdin bool
+	// StdinOnce closes stdin when the input of the first Attach ends.
+	StdinOnce bool `json:",omitempty"`
 	// TTY allocates a terminal.
 	TTY bool
+	// PIDTarget is a running container of the sandbox whose PID namespace this one
+	// joins; empty means what the sandbox says.
+	PIDTarget string `json:",omitempty"`
 	// Security narrows or widens what the process may do.
 	Security Security
 }
@@ -111,6 +149,8 @@ type Security struct {
 	ReadOnlyRootFilesystem bool
 	NoNewPrivileges        bool
 	SeccompUnconfined      bool
+	// SeccompProfile, as JSON, takes the place of the default one.
+	SeccompProfile []byte `json:",omitempty"`
 }
 
 // Mount is a bind mount of a host path.
@@ -190,6 +230,14 @@ type ExecConfig struct {
 	Stdout, Stderr io.Writer
 	// Resize delivers terminal sizes.
 	Resize <-chan WindowSize
+}
+
+// AttachConfig connects to a container. Files may be nil. A terminal has no Stderr,
+// and Resize is for terminals alone.
+type AttachConfig struct {
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	Resize         <-chan WindowSize
 }
 
 // WindowSize of a terminal in characters.

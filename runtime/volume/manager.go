@@ -20,6 +20,8 @@ type Sources interface {
 	// PersistentVolume returns the volume that the claim of a pod's volume is bound
 	// to, or an error that says why there is none for this node.
 	PersistentVolume(ctx context.Context, pod *v1.Pod, v *v1.Volume) (*v1.PersistentVolume, error)
+	// Token returns a token of the pod's service account.
+	Token(ctx context.Context, pod *v1.Pod, src *v1.ServiceAccountTokenProjection) (string, error)
 }
 
 // Manager makes and removes the volumes of the pods of one node. It is safe for
@@ -187,7 +189,7 @@ func holdsSecrets(v *v1.Volume) bool {
 		return false
 	}
 	for _, s := range v.Projected.Sources {
-		if s.Secret != nil {
+		if s.Secret != nil || s.ServiceAccountToken != nil {
 			return true
 		}
 	}
@@ -243,7 +245,11 @@ func (m *Manager) projection(ctx context.Context, pod *v1.Pod, src v1.VolumeProj
 	case src.DownwardAPI != nil:
 		return downwardPayload(pod, src.DownwardAPI.Items, mode, m.allocatable())
 	case src.ServiceAccountToken != nil:
-		return nil, fmt.Errorf("projected serviceAccountToken is not supported by this node; remove the source or set automountServiceAccountToken: false")
+		token, err := m.sources.Token(ctx, pod, src.ServiceAccountToken)
+		if err != nil {
+			return nil, err
+		}
+		return Payload{src.ServiceAccountToken.Path: {Data: []byte(token), Mode: mode}}, nil
 	}
 	return nil, fmt.Errorf("this kind of projected source is not supported; use configMap, secret or downwardAPI")
 }

@@ -222,6 +222,10 @@ func (f fakeSources) ConfigMap(_ context.Context, _, name string) (*v1.ConfigMap
 	return cm, nil
 }
 
+func (f fakeSources) Token(_ context.Context, pod *v1.Pod, src *v1.ServiceAccountTokenProjection) (string, error) {
+	return "token of " + pod.Name + " for " + src.Audience, nil
+}
+
 func (f fakeSources) Secret(_ context.Context, _, name string) (*v1.Secret, error) {
 	s, _ := f["s/"+name].(*v1.Secret)
 	return s, nil
@@ -328,13 +332,26 @@ func testSubPath(t *testing.T, m *Manager, root string) {
 	}
 }
 
-func TestServiceAccountTokenSaysWhy(t *testing.T) {
-	m := NewManager(t.TempDir(), t.TempDir(), fakeSources{}, func() v1.ResourceList { return nil })
-	pod := &v1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "u"}}
+func TestServiceAccountToken(t *testing.T) {
+	dir := t.TempDir()
+	m := NewManager(dir, t.TempDir(), fakeSources{}, func() v1.ResourceList { return nil })
+	pod := &v1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "u", Name: "p"}}
 	pod.Spec.Volumes = []v1.Volume{{Name: "t", VolumeSource: v1.VolumeSource{Projected: &v1.ProjectedVolumeSource{
-		Sources: []v1.VolumeProjection{{ServiceAccountToken: &v1.ServiceAccountTokenProjection{Path: "token"}}},
+		Sources: []v1.VolumeProjection{{ServiceAccountToken: &v1.ServiceAccountTokenProjection{Path: "token", Audience: "vault"}}},
 	}}}}
-	if err := m.SetUp(context.Background(), pod); err == nil || !strings.Contains(err.Error(), "automountServiceAccountToken") {
-		t.Errorf("error %v", err)
+	if err := m.SetUp(context.Background(), pod); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := m.TearDown("u"); err != nil {
+			t.Error(err)
+		}
+	}()
+	volume := filepath.Join(dir, "u", "volumes", "t")
+	if b, err := os.ReadFile(filepath.Join(volume, "token")); err != nil || string(b) != "token of p for vault" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if mounted, err := mountinfo.Mounted(volume); err != nil || !mounted {
+		t.Errorf("a token is on a disk: %v", err)
 	}
 }

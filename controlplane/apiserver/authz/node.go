@@ -36,6 +36,8 @@ func (a *Authorizer) authorizeNode(ctx context.Context, node string, attrs autho
 			return a.nodeReference(ctx, node, attrs)
 		case "persistentvolumes":
 			return a.nodeVolume(ctx, node, attrs)
+		case "serviceaccounts":
+			return a.nodeToken(ctx, node, attrs)
 		}
 	case "coordination.k8s.io":
 		if attrs.GetResource() == "leases" {
@@ -159,6 +161,24 @@ func (a *Authorizer) refers(ctx context.Context, node, namespace string, refers 
 	return slices.ContainsFunc(pods, func(pod corev1.Pod) bool { return refers(&pod) }), nil
 }
 
+// nodeToken lets a worker ask for tokens of the accounts that its pods run under.
+// What they are bound to is for admission to look at.
+func (a *Authorizer) nodeToken(ctx context.Context, node string, attrs authorizer.Attributes) (authorizer.Decision, string, error) {
+	if attrs.GetVerb() != "create" || attrs.GetSubresource() != "token" {
+		return refuse("a node may only create serviceaccounts/token")
+	}
+	pods, err := a.pods.PodsOnNode(ctx, attrs.GetNamespace(), node)
+	if err != nil {
+		return authorizer.DecisionNoOpinion, "", fmt.Errorf("list the pods of node %s: %w", node, err)
+	}
+	for i := range pods {
+		if pods[i].Spec.ServiceAccountName == attrs.GetName() {
+			return authorizer.DecisionAllow, "", nil
+		}
+	}
+	return refuse("no pod on node %q runs as service account %s/%s", node, attrs.GetNamespace(), attrs.GetName())
+}
+
 // References returns the names of the Secrets and ConfigMaps that a pod needs.
 func References(pod *corev1.Pod) (secrets, configMaps []string) {
 	for _, s := range pod.Spec.ImagePullSecrets {
@@ -189,6 +209,10 @@ func References(pod *corev1.Pod) (secrets, configMaps []string) {
 			s, c := containerReferences(&list[i])
 			secrets, configMaps = append(secrets, s...), append(configMaps, c...)
 		}
+	}
+	for i := range pod.Spec.EphemeralContainers {
+		s, c := containerReferences((*corev1.Container)(&pod.Spec.EphemeralContainers[i].EphemeralContainerCommon))
+		secrets, configMaps = append(secrets, s...), append(configMaps, c...)
 	}
 	return secrets, configMaps
 }

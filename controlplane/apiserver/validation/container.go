@@ -25,24 +25,60 @@ func containers(spec *corev1.PodSpec, volumes sets.Set[string], path *field.Path
 		errs = append(errs, container(c, volumes, p)...)
 		errs = append(errs, named(names, c.Name, p)...)
 		errs = append(errs, conflicts(hostPorts, c.Ports, p.Child("ports"))...)
-		if c.RestartPolicy != nil {
-			errs = append(errs, field.Forbidden(p.Child("restartPolicy"), "may not be set for non-init containers"))
-		}
+		errs = append(errs, containerRestart(c, p)...)
 		errs = append(errs, probes(c, p)...)
 	}
 	for i := range spec.InitContainers {
 		c, p := &spec.InitContainers[i], path.Child("initContainers").Index(i)
 		errs = append(errs, container(c, volumes, p)...)
 		errs = append(errs, named(names, c.Name, p)...)
+		errs = append(errs, containerRestart(c, p)...)
 		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
 			errs = append(errs, probes(c, p)...)
 			errs = append(errs, conflicts(hostPorts, c.Ports, p.Child("ports"))...)
 			continue
 		}
-		if c.RestartPolicy != nil {
-			errs = append(errs, field.NotSupported(p.Child("restartPolicy"), *c.RestartPolicy, []string{string(corev1.ContainerRestartPolicyAlways)}))
-		}
 		errs = append(errs, noneOfInit(c, p)...)
+	}
+	return errs
+}
+
+// The most rules of a container, and the most exit codes of a rule.
+const (
+	maxRestartRules = 20
+	maxRestartCodes = 255
+)
+
+// containerRestart checks a container's own restart policy and its rules (KEP-5307).
+func containerRestart(c *corev1.Container, path *field.Path) field.ErrorList {
+	p := path.Child("restartPolicy")
+	if c.RestartPolicy == nil {
+		if len(c.RestartPolicyRules) > 0 {
+			return field.ErrorList{field.Required(p, "must specify restartPolicy when restart rules are used")}
+		}
+		return nil
+	}
+	errs := oneOf(p, *c.RestartPolicy, corev1.ContainerRestartPolicyAlways, corev1.ContainerRestartPolicyNever, corev1.ContainerRestartPolicyOnFailure)
+	rules := path.Child("restartPolicyRules")
+	if n := len(c.RestartPolicyRules); n > maxRestartRules {
+		errs = append(errs, field.TooMany(rules, n, maxRestartRules))
+	}
+	for i, r := range c.RestartPolicyRules {
+		p := rules.Index(i)
+		if r.Action != corev1.ContainerRestartRuleActionRestart {
+			errs = append(errs, field.NotSupported(p.Child("action"), r.Action, []corev1.ContainerRestartRuleAction{corev1.ContainerRestartRuleActionRestart}))
+		}
+		if r.ExitCodes == nil {
+			errs = append(errs, field.Required(p.Child("exitCodes"), "must be specified"))
+			continue
+		}
+		if op := r.ExitCodes.Operator; op != corev1.ContainerRestartRuleOnExitCodesOpIn && op != corev1.ContainerRestartRuleOnExitCodesOpNotIn {
+			errs = append(errs, field.NotSupported(p.Child("exitCodes", "operator"), op,
+				[]corev1.ContainerRestartRuleOnExitCodesOperator{corev1.ContainerRestartRuleOnExitCodesOpIn, corev1.ContainerRestartRuleOnExitCodesOpNotIn}))
+		}
+		if n := len(r.ExitCodes.Values); n > maxRestartCodes {
+			errs = append(errs, field.TooMany(p.Child("exitCodes", "values"), n, maxRestartCodes))
+		}
 	}
 	return errs
 }
@@ -105,6 +141,7 @@ func container(c *corev1.Container, volumes sets.Set[string], path *field.Path) 
 	if s := c.SecurityContext; s != nil {
 		errs = append(errs, userID(path.Child("securityContext", "runAsUser"), s.RunAsUser)...)
 		errs = append(errs, userID(path.Child("securityContext", "runAsGroup"), s.RunAsGroup)...)
+		errs = append(errs, seccomp(s.SeccompProfile, path.Child("securityContext", "seccompProfile"))...)
 		if s.AllowPrivilegeEscalation != nil && !*s.AllowPrivilegeEscalation && s.Privileged != nil && *s.Privileged {
 			errs = append(errs, field.Invalid(path.Child("securityContext"), "", "cannot set `allowPrivilegeEscalation` to false and `privileged` to true"))
 		}

@@ -16,6 +16,9 @@ func Pod(pod, old *corev1.Pod) field.ErrorList {
 	path := field.NewPath("spec")
 	if old == nil {
 		errs := PodSpec(&pod.Spec, path)
+		if len(pod.Spec.EphemeralContainers) > 0 {
+			errs = append(errs, field.Forbidden(path.Child("ephemeralContainers"), "cannot be set on create"))
+		}
 		if pod.Spec.NodeName != "" {
 			errs = append(errs, check(path.Child("nodeName"), pod.Spec.NodeName, utilvalidation.IsDNS1123Subdomain)...)
 			if len(pod.Spec.SchedulingGates) > 0 {
@@ -142,10 +145,12 @@ func PodSpec(spec *corev1.PodSpec, path *field.Path) field.ErrorList {
 		errs = append(errs, check(p, g.Name, utilvalidation.IsQualifiedName)...)
 		errs = append(errs, gates.check(p, g.Name)...)
 	}
-	return append(errs, podSecurity(spec.SecurityContext, path.Child("securityContext"))...)
+	errs = append(errs, hostNamespaces(spec, path)...)
+	return append(errs, podSecurity(spec, path.Child("securityContext"))...)
 }
 
-func podSecurity(s *corev1.PodSecurityContext, path *field.Path) field.ErrorList {
+func podSecurity(spec *corev1.PodSpec, path *field.Path) field.ErrorList {
+	s := spec.SecurityContext
 	if s == nil {
 		return nil
 	}
@@ -156,15 +161,9 @@ func podSecurity(s *corev1.PodSecurityContext, path *field.Path) field.ErrorList
 	for i := range s.SupplementalGroups {
 		errs = append(errs, userID(path.Child("supplementalGroups").Index(i), &s.SupplementalGroups[i])...)
 	}
-	seen := unique{}
-	for i, c := range s.Sysctls {
-		p := path.Child("sysctls").Index(i).Child("name")
-		if c.Name == "" {
-			errs = append(errs, field.Required(p, ""))
-			continue
-		}
-		errs = append(errs, seen.check(p, c.Name)...)
-	}
+	errs = append(errs, sysctls(spec, s.Sysctls, path.Child("sysctls"))...)
+	errs = append(errs, seccomp(s.SeccompProfile, path.Child("seccompProfile"))...)
+	errs = append(errs, groupPolicies(s, path)...)
 	slices.SortFunc(errs, func(a, b *field.Error) int { return compareStrings(a.Field, b.Field) })
 	return errs
 }

@@ -9,6 +9,9 @@ import (
 func probes(c *corev1.Container, path *field.Path) field.ErrorList {
 	errs := probe(c.LivenessProbe, path.Child("livenessProbe"), true)
 	errs = append(errs, probe(c.ReadinessProbe, path.Child("readinessProbe"), false)...)
+	if r := c.ReadinessProbe; r != nil && r.TerminationGracePeriodSeconds != nil {
+		errs = append(errs, field.Invalid(path.Child("readinessProbe", "terminationGracePeriodSeconds"), *r.TerminationGracePeriodSeconds, "must not be set for readinessProbes"))
+	}
 	return append(errs, probe(c.StartupProbe, path.Child("startupProbe"), true)...)
 }
 

@@ -170,13 +170,29 @@ func projected(v *corev1.ProjectedVolumeSource, path *field.Path) field.ErrorLis
 		}
 		if s.ServiceAccountToken != nil {
 			count++
-			if s.ServiceAccountToken.Path == "" {
-				errs = append(errs, field.Required(p.Child("serviceAccountToken", "path"), ""))
-			}
+			errs = append(errs, tokenProjection(s.ServiceAccountToken, p.Child("serviceAccountToken"))...)
 		}
 		if count > 1 {
 			errs = append(errs, field.Forbidden(p, "may not specify more than 1 volume type per source"))
 		}
+	}
+	return errs
+}
+
+func tokenProjection(s *corev1.ServiceAccountTokenProjection, path *field.Path) field.ErrorList {
+	var errs field.ErrorList
+	if s.Path == "" {
+		errs = append(errs, field.Required(path.Child("path"), ""))
+	} else {
+		errs = append(errs, relativePath(path.Child("path"), s.Path)...)
+	}
+	p := path.Child("expirationSeconds")
+	switch {
+	case s.ExpirationSeconds == nil:
+	case *s.ExpirationSeconds < 10*60:
+		errs = append(errs, field.Invalid(p, *s.ExpirationSeconds, "may not specify a duration less than 10 minutes"))
+	case *s.ExpirationSeconds > 1<<32:
+		errs = append(errs, field.Invalid(p, *s.ExpirationSeconds, "may not specify a duration larger than 2^32 seconds"))
 	}
 	return errs
 }

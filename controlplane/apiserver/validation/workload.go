@@ -95,6 +95,9 @@ func podTemplate(kind string, template *corev1.PodTemplateSpec, p *field.Path) f
 	errs := metavalidation.ValidateLabels(template.Labels, p.Child("metadata", "labels"))
 	errs = append(errs, apivalidation.ValidateAnnotations(template.Annotations, p.Child("metadata", "annotations"))...)
 	errs = append(errs, PodSpec(&template.Spec, p.Child("spec"))...)
+	if len(template.Spec.EphemeralContainers) > 0 {
+		errs = append(errs, field.Forbidden(p.Child("spec", "ephemeralContainers"), "ephemeral containers not allowed in pod template"))
+	}
 	if r := template.Spec.RestartPolicy; r != corev1.RestartPolicyAlways && r != "" {
 		errs = append(errs, field.NotSupported(p.Child("spec", "restartPolicy"), r, []corev1.RestartPolicy{corev1.RestartPolicyAlways}))
 	}

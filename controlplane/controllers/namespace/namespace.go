@@ -1,8 +1,8 @@
 // Package namespace empties namespaces that are being deleted and lets them go,
-// and gives every other one its ServiceAccount "default".
+// and gives every other one its ServiceAccount "default" and the ConfigMap
+// "kube-root-ca.crt".
 //
-// In comes a watch of namespaces, of ServiceAccounts named default, and discovery;
-// out go deletes of everything that a terminating namespace holds and, when it is
+// In comes a watch of namespaces, of these objects, and discovery; out go deletes of everything that a terminating namespace holds and, when it is
 // empty, its finalizer ("Namespaces" in Kubernetes' documentation). Objects with
 // finalizers of their own are waited for. The package uses client-go only.
 package namespace
@@ -17,6 +17,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -34,6 +35,7 @@ import (
 const (
 	workers               = 2
 	defaultServiceAccount = "default"
+	rootCAConfigMap       = "kube-root-ca.crt"
 	// A namespace whose objects take their time to go is looked at again after
 	// baseDelay, and then ever more rarely.
 	baseDelay = 20 * time.Millisecond
@@ -48,26 +50,35 @@ type Controller struct {
 	queue    workqueue.TypedRateLimitingInterface[string]
 	informer coreinformers.NamespaceInformer
 	accounts cache.SharedIndexInformer
-	factory  informers.SharedInformerFactory
-	narrow   informers.SharedInformerFactory
+	// rootCA is the certificate, in PEM, that clients know the API by.
+	rootCA      string
+	authorities cache.SharedIndexInformer
+	factory     informers.SharedInformerFactory
+	// narrow and maps watch the objects of one name.
+	narrow, maps informers.SharedInformerFactory
 }
 
-// New returns a Controller; nothing is read until Run.
-func New(client kubernetes.Interface, meta metadata.Interface, log *slog.Logger) *Controller {
+// New returns a Controller; nothing is read until Run. rootCA is the certificate
+// authority of the API, in PEM.
+func New(client kubernetes.Interface, meta metadata.Interface, rootCA []byte, log *slog.Logger) *Controller {
 	if log == nil {
 		log = slog.Default()
 	}
 	factory := informers.NewSharedInformerFactory(client, 0)
-	narrow := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", defaultServiceAccount).String()
-	}))
+	named := func(name string) informers.SharedInformerFactory {
+		return informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+			o.FieldSelector = fields.OneTermEqualSelector("metadata.name", name).String()
+		}))
+	}
+	narrow, maps := named(defaultServiceAccount), named(rootCAConfigMap)
 	return &Controller{
 		client: client, metadata: meta, log: log,
 		queue: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[string](baseDelay, maxDelay)),
 		informer: factory.Core().V1().Namespaces(),
 		accounts: narrow.Core().V1().ServiceAccounts().Informer(),
-		factory:  factory, narrow: narrow,
+		rootCA:   string(rootCA), authorities: maps.Core().V1().ConfigMaps().Informer(),
+		factory: factory, narrow: narrow, maps: maps,
 	}
 }
 
@@ -78,6 +89,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	defer c.queue.ShutDown()
 	defer c.factory.Shutdown()
 	defer c.narrow.Shutdown()
+	defer c.maps.Shutdown()
 	if _, err := c.informer.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    c.enqueue,
 		UpdateFunc: func(_, obj any) { c.enqueue(obj) },
@@ -87,11 +99,17 @@ func (c *Controller) Run(ctx context.Context) error {
 	if _, err := c.accounts.AddEventHandler(cache.ResourceEventHandlerFuncs{DeleteFunc: c.enqueueOwner}); err != nil {
 		return fmt.Errorf("namespace controller: %w", err)
 	}
+	if _, err := c.authorities.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		UpdateFunc: func(_, obj any) { c.enqueueOwner(obj) }, DeleteFunc: c.enqueueOwner,
+	}); err != nil {
+		return fmt.Errorf("namespace controller: %w", err)
+	}
 	watching, stop := context.WithCancel(ctx)
 	defer stop()
 	c.factory.Start(watching.Done())
 	c.narrow.Start(watching.Done())
-	if !cache.WaitForCacheSync(watching.Done(), c.informer.Informer().HasSynced, c.accounts.HasSynced) {
+	c.maps.Start(watching.Done())
+	if !cache.WaitForCacheSync(watching.Done(), c.informer.Informer().HasSynced, c.accounts.HasSynced, c.authorities.HasSynced) {
 		return nil
 	}
 	for range workers {
@@ -107,7 +125,7 @@ func (c *Controller) enqueue(obj any) {
 	}
 }
 
-// enqueueOwner looks at the namespace of a ServiceAccount that was deleted.
+// enqueueOwner looks at the namespace of what was deleted or changed.
 func (c *Controller) enqueueOwner(obj any) {
 	if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 		obj = gone.Obj
@@ -147,7 +165,7 @@ func (c *Controller) sync(ctx context.Context, name string) (again bool, err err
 		return false, err
 	}
 	if ns.DeletionTimestamp.IsZero() {
-		return false, c.ensureAccount(ctx, name)
+		return false, errors.Join(c.ensureAccount(ctx, name), c.ensureRootCA(ctx, name))
 	}
 	if !slices.Contains(ns.Spec.Finalizers, corev1.FinalizerKubernetes) {
 		return false, nil
@@ -169,10 +187,43 @@ func (c *Controller) ensureAccount(ctx context.Context, namespace string) error 
 	}
 	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: defaultServiceAccount}}
 	_, err := c.client.CoreV1().ServiceAccounts(namespace).Create(ctx, account, metav1.CreateOptions{})
-	if err == nil || apierrors.IsAlreadyExists(err) || apierrors.IsNotFound(err) || apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+	if err == nil || apierrors.IsAlreadyExists(err) || isGone(err) {
 		return nil
 	}
 	return fmt.Errorf("create the default service account: %w", err)
+}
+
+// ensureRootCA publishes the authority by which pods know the API (KEP-1205).
+func (c *Controller) ensureRootCA(ctx context.Context, namespace string) error {
+	want := &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: rootCAConfigMap, Annotations: map[string]string{
+			"kubernetes.io/description": "Contains a CA bundle that can be used to verify the API server of this cluster, " +
+				"also under its names inside of the cluster. No other usage is guaranteed.",
+		}},
+		Data: map[string]string{"ca.crt": c.rootCA},
+	}
+	obj, ok, err := c.authorities.GetStore().GetByKey(namespace + "/" + rootCAConfigMap)
+	if err != nil {
+		return err
+	}
+	maps := c.client.CoreV1().ConfigMaps(namespace)
+	switch {
+	case !ok:
+		_, err = maps.Create(ctx, want, metav1.CreateOptions{})
+	case !equality.Semantic.DeepEqual(obj.(*corev1.ConfigMap).Data, want.Data):
+		changed := obj.(*corev1.ConfigMap).DeepCopy()
+		changed.Data, changed.BinaryData = want.Data, nil
+		_, err = maps.Update(ctx, changed, metav1.UpdateOptions{})
+	}
+	if err == nil || apierrors.IsAlreadyExists(err) || apierrors.IsConflict(err) || isGone(err) {
+		return nil
+	}
+	return fmt.Errorf("publish the authority of the API: %w", err)
+}
+
+// isGone says that the namespace is gone or on its way.
+func isGone(err error) bool {
+	return apierrors.IsNotFound(err) || apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause)
 }
 
 // remaining is what a namespace still holds.

@@ -23,7 +23,7 @@ func start(t *testing.T) *kubernetes.Clientset {
 	t.Helper()
 	cp := apiservertest.StartWith(t, nil)
 	config := cp.Server.ClientConfig(pki.UserControllerManager)
-	c := namespace.New(kubernetes.NewForConfigOrDie(config), metadata.NewForConfigOrDie(config), nil)
+	c := namespace.New(kubernetes.NewForConfigOrDie(config), metadata.NewForConfigOrDie(config), []byte(rootCA), nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- c.Run(ctx) }()
@@ -65,6 +65,21 @@ func TestNamespace(t *testing.T) {
 		return err == nil, ignoreNotFound(err)
 	})
 
+	maps := client.CoreV1().ConfigMaps("shop")
+	published := func(ctx context.Context) (bool, error) {
+		cm, err := maps.Get(ctx, "kube-root-ca.crt", metav1.GetOptions{})
+		return err == nil && cm.Data["ca.crt"] == rootCA, ignoreNotFound(err)
+	}
+	eventually(t, "the authority is published", published)
+	if _, err := maps.Update(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "kube-root-ca.crt"}}, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is set right", published)
+	if err := maps.Delete(t.Context(), "kube-root-ca.crt", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is published anew", published)
+
 	held, err := client.CoreV1().ConfigMaps("shop").Create(t.Context(), &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Name: "held", Finalizers: []string{"example.com/wait"}},
 	}, metav1.CreateOptions{})
@@ -104,6 +119,8 @@ func TestNamespace(t *testing.T) {
 		return apierrors.IsNotFound(err), ignoreNotFound(err)
 	})
 }
+
+const rootCA = "an authority"
 
 func ignoreNotFound(err error) error {
 	if apierrors.IsNotFound(err) {

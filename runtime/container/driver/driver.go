@@ -284,6 +284,18 @@ func (d *Driver) RemoveContainer(ctx context.Context, sandboxID, id string) erro
 	return sb.callIfThere(ctx, wire.Request{Op: wire.OpRemove, Container: id})
 }
 
+// WritableLayer implements container.Runtime.
+func (d *Driver) WritableLayer(_ context.Context, sandboxID, id string) (string, error) {
+	if !validID.MatchString(sandboxID) || !validID.MatchString(id) {
+		return "", fmt.Errorf("writable layer of container %q in sandbox %q: not such names", id, sandboxID)
+	}
+	dir := filepath.Join(d.cfg.StateDir, sandboxID, wire.ContainersDir, id, wire.UpperDir)
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	return dir, nil
+}
+
 // UpdateResources implements container.Runtime.
 func (d *Driver) UpdateResources(ctx context.Context, sandboxID, id string, r container.Resources) error {
 	sb, err := d.running(sandboxID)

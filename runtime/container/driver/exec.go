@@ -68,7 +68,7 @@ func runExec(conn *net.UnixConn, id string, e container.ExecConfig) (int, error)
 		if len(files) != 1 {
 			return 0, errors.New("the shim sent no terminal")
 		}
-		if files[0], err = pollable(files[0]); err != nil {
+		if files[0], err = wire.Pollable(files[0]); err != nil {
 			return 0, err
 		}
 		pipes.stdin, pipes.stdout = files[0], files[0]
@@ -85,20 +85,6 @@ func runExec(conn *net.UnixConn, id string, e container.ExecConfig) (int, error)
 		return 0, reply.Error.Err()
 	}
 	return reply.ExitCode, nil
-}
-
-// pollable makes reads of a received file obey deadlines.
-func pollable(f *os.File) (*os.File, error) {
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	_ = f.Close()
-	if err != nil {
-		return nil, os.NewSyscallError("dup", err)
-	}
-	if err := unix.SetNonblock(fd, true); err != nil {
-		_ = unix.Close(fd)
-		return nil, os.NewSyscallError("set non-blocking", err)
-	}
-	return os.NewFile(uintptr(fd), "terminal"), nil
 }
 
 func resize(tty *os.File, sizes <-chan container.WindowSize, done <-chan struct{}) {

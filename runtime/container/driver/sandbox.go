@@ -145,8 +145,11 @@ func (sb *sandbox) spawn(ctx context.Context, cfg container.SandboxConfig) error
 		ExtraFiles: []*os.File{lock, readyChild},
 		SysProcAttr: &syscall.SysProcAttr{
 			Setsid:     true,
-			Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWIPC,
+			Cloneflags: unix.CLONE_NEWNS,
 		},
+	}
+	if !cfg.HostIPC {
+		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWIPC
 	}
 	if cfg.Hostname != "" {
 		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUTS

@@ -94,6 +94,7 @@ func effectiveCapabilities() uint64 {
 type paths struct {
 	rootfs, exe, shm string
 	mounts           []string
+	pidNS            pidNamespace
 }
 
 // exePath is the executable that PID 1 of the containers runs.
@@ -153,9 +154,12 @@ func buildConfig(s container.SandboxConfig, c container.ContainerConfig, at path
 		NoNewPrivileges: c.Security.NoNewPrivileges,
 		OomScoreAdj:     &oom,
 		Namespaces: configs.Namespaces{
-			{Type: configs.NEWNS}, {Type: configs.NEWPID}, {Type: configs.NEWCGROUP},
+			{Type: configs.NEWNS}, {Type: configs.NEWCGROUP},
 		},
 		// IPC and host name are the shim's own: shared by the containers of the pod.
+	}
+	if !at.pidNS.host {
+		config.Namespaces.Add(configs.NEWPID, at.pidNS.path())
 	}
 	if s.NetNS != "" {
 		config.Namespaces.Add(configs.NEWNET, s.NetNS)
@@ -182,15 +186,32 @@ func buildConfig(s container.SandboxConfig, c container.ContainerConfig, at path
 	}
 	config.Mounts, config.RootPropagation = mountList(c, at, f)
 	if !c.Security.Privileged && !c.Security.SeccompUnconfined {
-		profile, err := seccomp.GetDefaultProfile(&specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: caps}}})
-		if err != nil {
-			return nil, fmt.Errorf("default seccomp profile: %w", err)
-		}
-		if config.Seccomp, err = specconv.SetupSeccomp(profile); err != nil {
-			return nil, fmt.Errorf("default seccomp profile: %w", err)
+		var err error
+		if config.Seccomp, err = seccompFilter(c.Security.SeccompProfile, caps); err != nil {
+			return nil, err
 		}
 	}
 	return config, nil
+}
+
+// seccompFilter is the filter of a profile, or of the default one, for a process
+// with the capabilities.
+func seccompFilter(profile []byte, caps []string) (*configs.Seccomp, error) {
+	spec := &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: caps}}}
+	parsed, err := seccomp.GetDefaultProfile(spec)
+	what := "default seccomp profile"
+	if profile != nil {
+		parsed, err = seccomp.LoadProfile(string(profile), spec)
+		what = "seccomp profile"
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	filter, err := specconv.SetupSeccomp(parsed)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	return filter, nil
 }
 
 // addHostDevices gives a privileged container the machine's devices, without the

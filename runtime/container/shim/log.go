@@ -10,9 +10,11 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"gitk8s.dev/gitk8s/runtime/container"
 )
 
-// Bounds of a container's log: the defaults of the kubelet
+// Bounds of a container's log where none are given: the defaults of the kubelet
 // (containerLogMaxSize, containerLogMaxFiles) and the CRI's longest line.
 const (
 	maxLogSize  = 10 << 20
@@ -20,10 +22,12 @@ const (
 	maxLogLine  = 16 << 10
 )
 
-// logFile writes the log format of the CRI and rotates: path, path.1, … path.4.
+// logFile writes the log format of the CRI and rotates: path, path.1, …
 // A full disk loses lines but never blocks the container.
 type logFile struct {
-	path string
+	path     string
+	maxSize  int64
+	maxFiles int
 
 	mu   sync.Mutex
 	f    *os.File
@@ -31,9 +35,16 @@ type logFile struct {
 	buf  []byte
 }
 
-// newLogFile with an empty path discards.
-func newLogFile(path string) (*logFile, error) {
-	l := &logFile{path: path}
+// newLogFile makes the log of a container; without a path it discards.
+func newLogFile(cfg container.ContainerConfig) (*logFile, error) {
+	path := cfg.LogPath
+	l := &logFile{path: path, maxSize: cfg.LogMaxSize, maxFiles: cfg.LogMaxFiles}
+	if l.maxSize <= 0 {
+		l.maxSize = maxLogSize
+	}
+	if l.maxFiles <= 0 {
+		l.maxFiles = maxLogFiles
+	}
 	if path == "" {
 		return l, nil
 	}
@@ -114,7 +125,7 @@ func (l *logFile) add(stream string, line []byte, err error) {
 
 func (l *logFile) flush() {
 	if l.f != nil && len(l.buf) > 0 {
-		if l.size > 0 && l.size+int64(len(l.buf)) > maxLogSize {
+		if l.size > 0 && l.size+int64(len(l.buf)) > l.maxSize {
 			l.rotate()
 		}
 		n, _ := l.f.Write(l.buf)
@@ -128,7 +139,7 @@ func (l *logFile) flush() {
 
 // rotate keeps the current file when a new one cannot be made.
 func (l *logFile) rotate() {
-	for i := maxLogFiles - 2; i >= 1; i-- {
+	for i := l.maxFiles - 2; i >= 1; i-- {
 		_ = os.Rename(l.path+"."+strconv.Itoa(i), l.path+"."+strconv.Itoa(i+1))
 	}
 	if err := os.Rename(l.path, l.path+".1"); err != nil {

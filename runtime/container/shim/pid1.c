@@ -1,6 +1,11 @@
-// PID 1 of every container: runs the command as its child, forwards signals to it,
-// reaps orphans, and ends with its exit status. It runs in a constructor, before
-// the Go runtime starts, so that it costs a few pages and no threads.
+// The first process of every container: runs the command as its child, forwards
+// signals to it, reaps orphans, and ends with its exit status. It runs in a
+// constructor, before the Go runtime starts, so that it costs a few pages and no
+// threads. Where the container shares a PID namespace with others it is not PID 1,
+// and the orphans are those of its own command.
+//
+// Without a command it holds a PID namespace for the containers of a pod: PID 1
+// that reaps and does nothing else.
 //
 // File 3 is a pipe to the shim: the errno of a failed exec is written to it, and
 // it is closed without a word by an exec that succeeded.
@@ -11,6 +16,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -75,6 +81,7 @@ static void run(char **argv, char **envp)
 	sigset_t all, mask;
 	sigfillset(&all);
 	sigprocmask(SIG_BLOCK, &all, &mask);
+	prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
 	pid_t child = fork();
 	if (child < 0) {
 		int err = errno;
@@ -104,13 +111,29 @@ static void run(char **argv, char **envp)
 	}
 }
 
+static void hold(void)
+{
+	sigset_t all;
+	sigfillset(&all);
+	sigprocmask(SIG_BLOCK, &all, NULL);
+	close(REPORT_FD);
+	for (;;) {
+		if (sigwaitinfo(&all, NULL) != SIGCHLD)
+			continue;
+		while (waitpid(-1, NULL, WNOHANG) > 0)
+			;
+	}
+}
+
 __attribute__((constructor)) static void gitk8s_pid1(int argc, char **argv, char **envp)
 {
 	static const char name[] = "/.gitk8s-init";
-	if (argc < 2 || getpid() != 1)
+	if (argc < 1)
 		return;
 	size_t len = strlen(argv[0]);
 	if (len < sizeof name - 1 || strcmp(argv[0] + len - (sizeof name - 1), name) != 0)
 		return;
+	if (argc == 1)
+		hold();
 	run(argv + 1, envp);
 }

@@ -11,11 +11,14 @@ import (
 
 	mobyuser "github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
+
+	"gitk8s.dev/gitk8s/runtime/container"
+	"gitk8s.dev/gitk8s/runtime/container/internal/wire"
 )
 
 // makeRootfs mounts the layers, lowest first, under a writable one.
 func makeRootfs(dir string, layers []string) (string, error) {
-	rootfs, upper, work := filepath.Join(dir, "rootfs"), filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	rootfs, upper, work := filepath.Join(dir, "rootfs"), filepath.Join(dir, wire.UpperDir), filepath.Join(dir, "work")
 	for _, d := range []string{rootfs, upper, work} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return "", fmt.Errorf("make root filesystem: %w", err)
@@ -149,7 +152,7 @@ const maxUserFile = 1 << 20
 
 // resolveUser reads the container's own user database, never following a link out
 // of its root filesystem.
-func resolveUser(rootfs, spec string, supplemental []int64) (user, error) {
+func resolveUser(rootfs string, cfg container.ContainerConfig) (user, error) {
 	passwd, err := openInRoot(rootfs, "etc/passwd")
 	if err != nil {
 		return user{}, err
@@ -160,12 +163,15 @@ func resolveUser(rootfs, spec string, supplemental []int64) (user, error) {
 		return user{}, err
 	}
 	defer group.Close()
-	found, err := mobyuser.GetExecUser(spec, nil, io.LimitReader(passwd, maxUserFile), io.LimitReader(group, maxUserFile))
+	found, err := mobyuser.GetExecUser(cfg.User, nil, io.LimitReader(passwd, maxUserFile), io.LimitReader(group, maxUserFile))
 	if err != nil {
-		return user{}, fmt.Errorf("user %q in the image's /etc/passwd and /etc/group: %w", spec, err)
+		return user{}, fmt.Errorf("user %q in the image's /etc/passwd and /etc/group: %w", cfg.User, err)
 	}
 	u := user{uid: found.Uid, gid: found.Gid, groups: found.Sgids}
-	for _, g := range supplemental {
+	if cfg.StrictGroups {
+		u.groups = nil
+	}
+	for _, g := range cfg.SupplementalGroups {
 		u.groups = append(u.groups, int(g))
 	}
 	return u, nil

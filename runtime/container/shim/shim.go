@@ -55,6 +55,8 @@ type shim struct {
 	starting   map[string]chan struct{}
 	changed    chan struct{} // closed and replaced with every change
 	closing    bool
+
+	holder holder
 }
 
 // run is the shim's main. Its standard error is its log file.
@@ -99,12 +101,11 @@ func (s *shim) setup() (*net.UnixListener, error) {
 			return nil, fmt.Errorf("set host name %q: %w", s.cfg.Hostname, err)
 		}
 	}
-	shm := filepath.Join(s.dir, "shm")
-	if err := os.MkdirAll(shm, 0o755); err != nil {
+	if err := s.makeShm(); err != nil {
 		return nil, err
 	}
-	if err := unix.Mount("shm", shm, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=1777,size=65536k"); err != nil {
-		return nil, fmt.Errorf("mount /dev/shm of the sandbox: %w", err)
+	if err := setSysctls(s.cfg.NetNS, s.cfg.Sysctls); err != nil {
+		return nil, err
 	}
 	s.facts = readFacts()
 	if err := s.makeSandboxCgroup(); err != nil {
@@ -124,6 +125,27 @@ func (s *shim) setup() (*net.UnixListener, error) {
 	}
 	listener.SetUnlinkOnClose(false)
 	return listener, nil
+}
+
+// shmDir is the /dev/shm of the containers.
+func (s *shim) shmDir() string {
+	if s.cfg.HostIPC {
+		return "/dev/shm"
+	}
+	return filepath.Join(s.dir, "shm")
+}
+
+func (s *shim) makeShm() error {
+	if s.cfg.HostIPC {
+		return nil
+	}
+	if err := os.MkdirAll(s.shmDir(), 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("shm", s.shmDir(), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=1777,size=65536k"); err != nil {
+		return fmt.Errorf("mount /dev/shm of the sandbox: %w", err)
+	}
+	return nil
 }
 
 func (s *shim) isClosing() bool {
@@ -156,6 +178,9 @@ func (s *shim) handle(conn *net.UnixConn, listener *net.UnixListener) {
 		return
 	case wire.OpExec:
 		s.exec(ctx, conn, req, files)
+		return
+	case wire.OpAttach:
+		s.attach(ctx, conn, req, files)
 		return
 	case wire.OpStart:
 		err = s.start(req.Config, files)
@@ -261,7 +286,7 @@ func (s *shim) stop(ctx context.Context, id string, sig unix.Signal, grace time.
 		case <-timer.C:
 		}
 	}
-	p.signal(unix.SIGKILL)
+	p.kill()
 	select {
 	case <-p.done:
 		return nil
@@ -319,11 +344,12 @@ func (s *shim) shutdown() {
 	procs := slices.Clone(s.containers)
 	s.mu.Unlock()
 	for _, p := range procs {
-		p.signal(unix.SIGKILL)
+		p.kill()
 	}
 	for _, p := range procs {
 		<-p.done
 	}
+	s.holder.stop()
 }
 
-func (s *shim) containerDir(id string) string { return filepath.Join(s.dir, "c", id) }
+func (s *shim) containerDir(id string) string { return filepath.Join(s.dir, wire.ContainersDir, id) }

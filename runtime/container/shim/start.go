@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
 
 	"gitk8s.dev/gitk8s/runtime/container"
@@ -25,7 +26,9 @@ type proc struct {
 	user      user
 	container *libcontainer.Container // nil when it never started
 	process   *libcontainer.Process
-	stdin     *os.File      // held open until the end
+	stdin     *os.File // held open until the end; the terminal if there is one
+	stdout    audience
+	stderr    audience
 	done      chan struct{} // closed when status says exited
 }
 
@@ -44,6 +47,15 @@ func (p *proc) signal(sig unix.Signal) {
 	if p.process != nil {
 		_ = p.process.Signal(sig) // an error says that it has ended
 	}
+}
+
+// kill ends all of the container's processes, also those that the end of the first
+// does not take along since their PID namespace is shared.
+func (p *proc) kill() {
+	if p.container != nil {
+		_ = p.container.Signal(unix.SIGKILL)
+	}
+	p.signal(unix.SIGKILL)
 }
 
 // start makes and starts a container, or finds it started.
@@ -139,10 +151,15 @@ func (s *shim) launch(p *proc, mounts []*os.File) (logs *sync.WaitGroup, err err
 		return nil, failure("CreateContainerError", err)
 	}
 	defer detachMounts(sources)
-	if p.user, err = resolveUser(rootfs, p.cfg.User, p.cfg.SupplementalGroups); err != nil {
+	if p.user, err = resolveUser(rootfs, p.cfg); err != nil {
 		return nil, failure("CreateContainerError", err)
 	}
-	config, err := buildConfig(s.cfg, p.cfg, paths{rootfs: rootfs, mounts: sources, exe: exePath(s.dir), shm: filepath.Join(s.dir, "shm")}, s.facts)
+	pidNS, err := s.pidNamespace(p.cfg)
+	if err != nil {
+		return nil, failure("CreateContainerError", err)
+	}
+	defer pidNS.close()
+	config, err := buildConfig(s.cfg, p.cfg, paths{rootfs: rootfs, mounts: sources, exe: exePath(s.dir), shm: s.shmDir(), pidNS: pidNS}, s.facts)
 	if err != nil {
 		return nil, failure("CreateContainerError", err)
 	}
@@ -165,7 +182,7 @@ func (s *shim) launch(p *proc, mounts []*os.File) (logs *sync.WaitGroup, err err
 	if r := p.cfg.Resources; r.CPUQuota > 0 {
 		// A quota from the beginning would throttle libcontainer's own start.
 		if err := s.applyQuota(p); err != nil {
-			p.signal(unix.SIGKILL)
+			p.kill()
 			_, _ = p.process.Wait()
 			return nil, failure("CreateContainerError", err)
 		}
@@ -176,7 +193,7 @@ func (s *shim) launch(p *proc, mounts []*os.File) (logs *sync.WaitGroup, err err
 // runProcess starts the process with its standard files and reads from PID 1
 // whether the exec of the command succeeded.
 func (s *shim) runProcess(p *proc) (*sync.WaitGroup, error) {
-	log, err := newLogFile(p.cfg.LogPath)
+	log, err := newLogFile(p.cfg)
 	if err != nil {
 		return nil, &container.StartError{Reason: "CreateContainerError", ExitCode: 128, Err: err}
 	}
@@ -213,7 +230,11 @@ func (s *shim) runProcess(p *proc) (*sync.WaitGroup, error) {
 	p.stdin = streams.stdin
 	var logs sync.WaitGroup
 	for name, r := range streams.outputs {
-		logs.Go(func() { log.copy(name, r) })
+		to := &p.stdout
+		if name == "stderr" {
+			to = &p.stderr
+		}
+		logs.Go(func() { log.copy(name, shown{r, to}) })
 	}
 	done := &sync.WaitGroup{}
 	done.Go(func() {
@@ -275,6 +296,10 @@ func (s *shim) wait(p *proc, logs *sync.WaitGroup) {
 		}
 	} else {
 		s.log.Error("wait for container", "container", p.cfg.ID, "err", err)
+	}
+	if pids := p.container.Config().Namespaces; !pids.IsPrivate(configs.NEWPID) {
+		// Its other processes live on, and may hold the output.
+		_ = p.container.Signal(unix.SIGKILL)
 	}
 	drained := make(chan struct{})
 	go func() {

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gitk8s.dev/gitk8s/runtime/container"
+	"gitk8s.dev/gitk8s/runtime/container/internal/wire"
 )
 
 // streams are the standard files of a container's first process.
@@ -68,13 +69,33 @@ func (st *streams) started() error {
 		return nil
 	}
 	tty, err := receiveConsole(st.console)
+	if err == nil {
+		tty, err = wire.Pollable(tty)
+	}
 	if err != nil {
 		return &container.StartError{Reason: "StartError", ExitCode: 128, Err: err}
 	}
 	_ = st.console.Close()
 	st.console = nil
 	st.outputs["stdout"] = tty
+	// Of its own, since the other is closed when the output has ended.
+	if st.stdin, err = duplicate(tty); err != nil {
+		return &container.StartError{Reason: "StartError", ExitCode: 128, Err: err}
+	}
 	return nil
+}
+
+// duplicate opens f once more; both are non-blocking.
+func duplicate(f *os.File) (*os.File, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	fd := -1
+	if e := raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); e != nil || err != nil {
+		return nil, errors.Join(e, os.NewSyscallError("dup", err))
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 func (st *streams) close() {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
 	"net"
 	"net/http"
@@ -53,6 +54,11 @@ func main() {
 			fmt.Println("ERR", err)
 			os.Exit(1)
 		}
+	case "fill": // a file with so many bytes
+		n, _ := strconv.Atoi(args[1])
+		fmt.Println(os.WriteFile(args[0], make([]byte, n), 0o644))
+	case "mkdir":
+		fmt.Println(os.Mkdir(args[0], 0o755))
 	case "env":
 		fmt.Println(strings.Join(os.Environ(), "\n"))
 	case "id":
@@ -80,6 +86,19 @@ func main() {
 		for i := range n {
 			fmt.Println("line", i)
 		}
+	case "processes": // of those to be seen, the command lines
+		entries, _ := os.ReadDir("/proc")
+		for _, e := range entries {
+			if line, err := os.ReadFile("/proc/" + e.Name() + "/cmdline"); err == nil && len(line) > 0 {
+				fmt.Println(e.Name(), strings.ReplaceAll(strings.TrimSuffix(string(line), "\x00"), "\x00", " "))
+			}
+		}
+	case "ask": // prompts without a line's end, and answers
+		in := bufio.NewScanner(os.Stdin)
+		for fmt.Print("name? "); in.Scan(); fmt.Print("name? ") {
+			fmt.Println("hello", in.Text())
+		}
+		fmt.Println("end of input")
 	case "sleep":
 		fmt.Println("sleeping")
 		wait()

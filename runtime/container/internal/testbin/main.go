@@ -109,6 +109,25 @@ func main() {
 		var st syscall.Stat_t
 		err := syscall.Fstat(0, &st)
 		fmt.Println("chardev", err == nil && st.Mode&syscall.S_IFMT == syscall.S_IFCHR && st.Rdev>>8 == 136)
+	case "processes": // of those to be seen, the command lines
+		entries, _ := os.ReadDir("/proc")
+		for _, e := range entries {
+			if line, err := os.ReadFile("/proc/" + e.Name() + "/cmdline"); err == nil && len(line) > 0 {
+				fmt.Println(e.Name(), strings.ReplaceAll(strings.TrimSuffix(string(line), "\x00"), "\x00", " "))
+			}
+		}
+	case "ask": // prompts without a line's end, and answers
+		in := bufio.NewScanner(os.Stdin)
+		for fmt.Print("name? "); in.Scan(); fmt.Print("name? ") {
+			fmt.Println("hello", in.Text())
+		}
+		fmt.Println("end of input")
+	case "spawn": // leaves a child behind that ignores SIGTERM and holds the output
+		child := exec.Command("/proc/self/exe", "deaf")
+		child.Stdout = os.Stdout
+		if err := child.Start(); err != nil {
+			fmt.Println(err)
+		}
 	case "unshare":
 		fmt.Println(syscall.Unshare(syscall.CLONE_NEWUSER))
 	case "mknod":

@@ -29,6 +29,11 @@ const (
 	LogFile    = "shim.log"
 	ExeFile    = "exe"
 
+	// ContainersDir holds a directory for each container, and in it UpperDir what the
+	// container has written.
+	ContainersDir = "c"
+	UpperDir      = "upper"
+
 	// LockFd and ReadyFd are the files that the shim inherits: the lock it holds
 	// for as long as it lives, and the pipe on which it says that it is ready.
 	LockFd  = 3
@@ -42,7 +47,7 @@ const (
 type Op string
 
 // The operations. Watch answers with a Reply at once and after every change until
-// the connection ends; Exec with one when the command started and one when it ended.
+// the connection ends; Exec and Attach with one at the beginning and one at the end.
 const (
 	OpWatch    Op = "watch"
 	OpStart    Op = "start"
@@ -50,6 +55,7 @@ const (
 	OpRemove   Op = "remove"
 	OpUpdate   Op = "update"
 	OpExec     Op = "exec"
+	OpAttach   Op = "attach"
 	OpShutdown Op = "shutdown"
 )
 
@@ -69,6 +75,9 @@ type Request struct {
 	Args []string `json:",omitempty"`
 	Env  []string `json:",omitempty"`
 	TTY  bool     `json:",omitempty"`
+	// Attach: the files are stdin, stdout and stderr of the client, of which the
+	// first counts only with Stdin.
+	Stdin bool `json:",omitempty"`
 }
 
 // Reply answers a request. Seq grows with every change of State.
@@ -135,7 +144,9 @@ func Send(c *net.UnixConn, v any, files ...*os.File) error {
 	if len(files) > 0 {
 		fds := make([]int, len(files))
 		for i, f := range files {
-			fds[i] = int(f.Fd())
+			if fds[i], err = rawFd(f); err != nil {
+				return err
+			}
 		}
 		rights = unix.UnixRights(fds...)
 	}
@@ -144,6 +155,19 @@ func Send(c *net.UnixConn, v any, files ...*os.File) error {
 	}
 	_, err = c.Write(body)
 	return err
+}
+
+// rawFd is the descriptor of a file that stays as it is: File.Fd would make it
+// blocking.
+func rawFd(f *os.File) (fd int, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	if err := raw.Control(func(n uintptr) { fd = int(n) }); err != nil {
+		return -1, err
+	}
+	return fd, nil
 }
 
 // Receive reads one message with its files; the caller closes them.
@@ -198,6 +222,21 @@ func parseRights(oob []byte) ([]*os.File, error) {
 		}
 	}
 	return files, nil
+}
+
+// Pollable makes reads and writes of a received file obey deadlines and Close. It
+// takes the place of f.
+func Pollable(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	_ = f.Close()
+	if err != nil {
+		return nil, os.NewSyscallError("dup", err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		_ = unix.Close(fd)
+		return nil, os.NewSyscallError("set non-blocking", err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 // CloseAll closes files that were received or are no longer needed.

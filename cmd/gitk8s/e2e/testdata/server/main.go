@@ -4,6 +4,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,6 +29,64 @@ import (
 	"google.golang.org/grpc/status"
 )
 
+// whoami asks the API who this pod's service account is.
+func whoami() error {
+	const dir = "/var/run/secrets/kubernetes.io/serviceaccount/"
+	files := map[string][]byte{"token": nil, "ca.crt": nil, "namespace": nil}
+	for name := range files {
+		b, err := os.ReadFile(dir + name)
+		if err != nil {
+			return err
+		}
+		files[name] = b
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(files["ca.crt"])
+	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}}
+	url := "https://" + net.JoinHostPort(os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT")) +
+		"/apis/authentication.k8s.io/v1/selfsubjectreviews"
+	req, err := http.NewRequest(http.MethodPost, url, strings.NewReader(`{"apiVersion":"authentication.k8s.io/v1","kind":"SelfSubjectReview"}`))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Authorization", "Bearer "+string(files["token"]))
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	var review struct {
+		Status struct {
+			UserInfo struct {
+				Username string
+				Groups   []string
+				Extra    map[string][]string
+			}
+		}
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&review); err != nil {
+		return err
+	}
+	u := review.Status.UserInfo
+	fmt.Println(string(files["namespace"])+":", u.Username, u.Groups, u.Extra)
+	if resp.StatusCode != http.StatusCreated {
+		return fmt.Errorf("the API answers with %s", resp.Status)
+	}
+	return nil
+}
+
+// processes prints the command lines of those that can be seen.
+func processes() error {
+	entries, err := os.ReadDir("/proc")
+	for _, e := range entries {
+		if line, err := os.ReadFile("/proc/" + e.Name() + "/cmdline"); err == nil && len(line) > 0 {
+			fmt.Println(e.Name(), strings.ReplaceAll(strings.TrimSuffix(string(line), "\x00"), "\x00", " "))
+		}
+	}
+	return err
+}
+
 func main() {
 	args := append(os.Args[1:], "", "")
 	var err error
@@ -45,6 +105,10 @@ func main() {
 		err = exit(args[1])
 	case "stdin":
 		_, err = io.Copy(os.Stdout, os.Stdin)
+	case "whoami":
+		err = whoami()
+	case "processes":
+		err = processes()
 	case "write":
 		err = os.WriteFile(args[1], []byte(args[2]), 0o644)
 	case "fill":
