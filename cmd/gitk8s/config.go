@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -116,8 +117,37 @@ func serverFlags(cmd *cobra.Command) {
 	f.String("docker-config", "", "docker config file with credentials for image registries")
 }
 
-// quiet drops klog's info lines unless debugging.
+// quiet drops klog's info lines unless debugging, and what it calls errors though
+// only a client has gone away.
 type quiet struct{ slog.Handler }
+
+// goneAway begins the messages of the API's libraries about a client that has closed
+// its connection or given up its request, which is its right.
+var goneAway = []string{"Error on socket receive", "Timeout or abort while handling", "Post-timeout activity", "FinishRequest: post-timeout activity", "http: Handler timeout"}
+
+// Handle implements slog.Handler.
+func (q quiet) Handle(ctx context.Context, r slog.Record) error {
+	if isGoneAway(r) {
+		if !q.Handler.Enabled(ctx, slog.LevelDebug) {
+			return nil
+		}
+		r.Level = slog.LevelDebug
+	}
+	return q.Handler.Handle(ctx, r)
+}
+
+func isGoneAway(r slog.Record) bool {
+	text := r.Message
+	if text == "Unhandled Error" {
+		r.Attrs(func(a slog.Attr) bool {
+			if a.Key == "err" {
+				text = a.Value.String()
+			}
+			return a.Key != "err"
+		})
+	}
+	return slices.ContainsFunc(goneAway, func(s string) bool { return strings.HasSuffix(text, s) || strings.HasPrefix(text, s) })
+}
 
 func (q quiet) Enabled(ctx context.Context, l slog.Level) bool {
 	if l < slog.LevelError {

@@ -125,7 +125,7 @@ func (h *gitHooks) Pushed(ctx context.Context, p gitsource.Push, out io.Writer) 
 				fmt.Fprintf(out, "deployed: %s\n", l.Line)
 				return nil
 			}
-			return fmt.Errorf("NOT deployed: %s\nthe commit is in the repository: a newer push replaces it, `gitk8s resume %s` tries it again", l.Line, app.Name)
+			return fmt.Errorf("NOT deployed: %s\nthe commit is in the repository: a newer push replaces it, `gitk8s resume %s` tries it again", strings.TrimPrefix(l.Line, "not deployed; "), app.Name)
 		}
 	}
 }
