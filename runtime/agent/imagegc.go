@@ -122,7 +122,7 @@ func (a *Agent) runImageGC(ctx context.Context) {
 	failed := false
 	for {
 		wait := imageGCPeriod
-		busy, err := a.collectImages(diskSpace)
+		busy, err := a.collectImages(a.cfg.ImageStore, diskSpace)
 		switch {
 		case busy:
 			wait = imageGCRetry
@@ -141,8 +141,7 @@ func (a *Agent) runImageGC(ctx context.Context) {
 
 // collectImages removes unused images one after the other until the disk is below
 // the low threshold. busy says that it stopped for a pull.
-func (a *Agent) collectImages(space func(string) (capacity, available int64, err error)) (busy bool, err error) {
-	store := a.cfg.ImageStore
+func (a *Agent) collectImages(store ImageStore, space func(string) (capacity, available int64, err error)) (busy bool, err error) {
 	now := a.cfg.Now()
 	capacity, available, err := space(a.cfg.DataDir)
 	if err != nil {

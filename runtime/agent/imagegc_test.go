@@ -75,22 +75,21 @@ func TestImageGC(t *testing.T) {
 	long := time.Now().Add(-time.Hour)
 	store := &fakeStore{images: []registry.ImageInfo{{Digest: used, PulledAt: long.Add(-time.Hour)}, {Digest: "a", PulledAt: long}, {Digest: "b", PulledAt: long.Add(time.Second)}}}
 	n.ready()
-	n.agent.cfg.ImageStore = store
 	ns := n.namespace("gc")
 	n.pod(ns, "runs", nil)
 	n.untilReady(ns, "runs")
-	if busy, err := n.agent.collectImages(store.space(500)); busy || err != nil || len(store.images) != 3 {
+	if busy, err := n.agent.collectImages(store, store.space(500)); busy || err != nil || len(store.images) != 3 {
 		t.Errorf("below the threshold: %v, %v, %+v", busy, err, store.images)
 	}
-	if _, err := n.agent.collectImages(store.space(600)); err != nil || store.has("a") || !store.has("b") || !store.has(used) {
+	if _, err := n.agent.collectImages(store, store.space(600)); err != nil || store.has("a") || !store.has("b") || !store.has(used) {
 		t.Errorf("above it: %v, %+v", err, store.images)
 	}
 	n.agent.images.pulls.RLock()
-	if busy, err := n.agent.collectImages(store.space(700)); !busy || err != nil || !store.has("b") {
+	if busy, err := n.agent.collectImages(store, store.space(700)); !busy || err != nil || !store.has("b") {
 		t.Errorf("during a pull: %v, %v, %+v", busy, err, store.images)
 	}
 	n.agent.images.pulls.RUnlock()
-	_, err := n.agent.collectImages(store.space(850))
+	_, err := n.agent.collectImages(store, store.space(850))
 	if err == nil || !strings.Contains(err.Error(), "Attempted to free 250 bytes, but only found 100 bytes eligible to free.") || store.has("b") || !store.has(used) {
 		t.Errorf("not enough: %v, %+v", err, store.images)
 	}

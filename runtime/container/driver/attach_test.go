@@ -71,7 +71,16 @@ func TestAttach(t *testing.T) {
 	b.start(sb, cfg)
 	one, two := b.attach(sb, "ask-0"), b.attach(sb, "ask-0")
 	one.say(b, "Ada\n", "hello Ada\nname? ")
-	eventually(t, "the other sees it", func() bool { return strings.Contains(two.out.String(), "hello Ada\nname? ") })
+	// The other sees what comes once it is there, which nobody tells.
+	eventually(t, "the other sees it", func() bool {
+		if strings.Contains(two.out.String(), "hello Ada\nname? ") {
+			return true
+		}
+		if _, err := io.WriteString(one.in, "Ada\n"); err != nil {
+			t.Fatal(err)
+		}
+		return false
+	})
 	one.in.Close()
 	if err := <-one.err; err != nil {
 		t.Errorf("the end of a client's input: %v", err)
