@@ -22,7 +22,50 @@ func HorizontalPodAutoscaler(a *autoscalingv2.HorizontalPodAutoscaler) {
 	}
 	if b := a.Spec.Behavior; b != nil {
 		ScalingRules(b)
+		spell(b.ScaleUp.Tolerance)
+		spell(b.ScaleDown.Tolerance)
 	}
+	for i := range a.Spec.Metrics {
+		spellTarget(&a.Spec.Metrics[i])
+	}
+	for _, m := range a.Status.CurrentMetrics {
+		for _, v := range currentValues(m) {
+			spell(v.Value)
+			spell(v.AverageValue)
+		}
+	}
+}
+
+func spellTarget(m *autoscalingv2.MetricSpec) {
+	target := func(t *autoscalingv2.MetricTarget) {
+		spell(t.Value)
+		spell(t.AverageValue)
+	}
+	if m.Resource != nil {
+		target(&m.Resource.Target)
+	}
+	if m.ContainerResource != nil {
+		target(&m.ContainerResource.Target)
+	}
+	if m.Pods != nil {
+		target(&m.Pods.Target)
+	}
+	if m.Object != nil {
+		target(&m.Object.Target)
+	}
+	if m.External != nil {
+		target(&m.External.Target)
+	}
+}
+
+func currentValues(m autoscalingv2.MetricStatus) (out []autoscalingv2.MetricValueStatus) {
+	if m.Resource != nil {
+		out = append(out, m.Resource.Current)
+	}
+	if m.ContainerResource != nil {
+		out = append(out, m.ContainerResource.Current)
+	}
+	return out
 }
 
 // ScalingRules completes a behavior ("Horizontal Pod Autoscaling", "Default

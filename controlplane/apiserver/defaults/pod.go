@@ -80,6 +80,7 @@ func container(c *corev1.Container) {
 	for i := range c.Env {
 		if c.Env[i].ValueFrom != nil {
 			fieldRef(c.Env[i].ValueFrom.FieldRef)
+			resourceFieldRef(c.Env[i].ValueFrom.ResourceFieldRef)
 		}
 	}
 	for _, p := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {
@@ -113,6 +114,21 @@ func pullPolicy(image string) corev1.PullPolicy {
 func fieldRef(f *corev1.ObjectFieldSelector) {
 	if f != nil {
 		unset(&f.APIVersion, "v1")
+	}
+}
+
+func resourceFieldRef(f *corev1.ResourceFieldSelector) {
+	if f != nil {
+		spell(&f.Divisor)
+	}
+}
+
+// spell has a quantity work out its text now. It would when it is first written, and
+// keep it: an object in a cache is written by many at once. Those in maps are copied
+// before.
+func spell(q *resource.Quantity) {
+	if q != nil {
+		_ = q.String()
 	}
 }
 
@@ -151,6 +167,8 @@ func volume(v *corev1.Volume) {
 		v.EmptyDir = &corev1.EmptyDirVolumeSource{}
 	}
 	switch {
+	case v.EmptyDir != nil:
+		spell(v.EmptyDir.SizeLimit)
 	case v.Secret != nil:
 		missing(&v.Secret.DefaultMode, corev1.SecretVolumeSourceDefaultMode)
 	case v.ConfigMap != nil:
@@ -179,5 +197,6 @@ func volume(v *corev1.Volume) {
 func downwardItems(items []corev1.DownwardAPIVolumeFile) {
 	for i := range items {
 		fieldRef(items[i].FieldRef)
+		resourceFieldRef(items[i].ResourceFieldRef)
 	}
 }
