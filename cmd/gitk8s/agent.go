@@ -80,6 +80,7 @@ on with them. With --attached it also ends when its standard input does.`,
 	f.Int("container-log-max-files", 5, "how many files of a container's log are kept, at least 2")
 	f.Int("image-gc-high-threshold", 85, "percent of disk usage from which unused images are removed; 100 is never")
 	f.Int("image-gc-low-threshold", 80, "percent of disk usage at which that ends")
+	f.String("eviction-hard", agent.DefaultEvictionHard, "below which memory and disk left the node evicts pods and takes no more, in kubelet's syntax; empty is never")
 	f.Bool("attached", false, "end when standard input does")
 	return cmd
 }
@@ -212,6 +213,10 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 	if err != nil {
 		return nil, usageError("--container-log-max-size: %w", err)
 	}
+	eviction, err := agent.ParseEvictionHard(e.v.GetString("eviction-hard"))
+	if err != nil {
+		return nil, usageError("--eviction-hard: %w", err)
+	}
 	pods := agent.NewNodeNetwork(filepath.Join(dir, "network"), ip)
 	w.agent, err = agent.New(agent.Config{
 		NodeName: name, NodeIP: ip, Client: w.client, Runtime: w.driver, Images: w.images,
@@ -222,6 +227,7 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 		ImageGC: agent.ImageGCPolicy{
 			HighThresholdPercent: e.v.GetInt("image-gc-high-threshold"), LowThresholdPercent: e.v.GetInt("image-gc-low-threshold"),
 		},
+		EvictionHard:        eviction,
 		ContainerLogMaxSize: logSize.Value(), ContainerLogMaxFiles: e.v.GetInt("container-log-max-files"),
 	})
 	return w, err

@@ -24,8 +24,11 @@ var safeSysctls = map[string]string{
 	"net.ipv4.tcp_wmem":                   "net",
 }
 
-// admit says why the node does not run a pod at all, or nil.
-func admit(pod *v1.Pod) *podFailure {
+// admit says why the node, in these conditions, does not run a pod at all, or nil.
+func admit(pod *v1.Pod, conditions []v1.NodeConditionType) *podFailure {
+	if f := refusePressure(pod, conditions); f != nil {
+		return f
+	}
 	if pod.Spec.SecurityContext == nil {
 		return nil
 	}

@@ -86,6 +86,9 @@ type Config struct {
 	// ImageGC; without it none are.
 	ImageStore ImageStore
 	ImageGC    ImageGCPolicy
+	// EvictionHard, optional, is how little memory and disk may be left before the node
+	// takes no more pods and evicts some; see ParseEvictionHard.
+	EvictionHard []EvictionThreshold
 	// Logger, optional.
 	Logger *slog.Logger
 	// Now, optional, is the clock of all decisions.

@@ -46,6 +46,10 @@ type podState struct {
 	startTime    time.Time
 	// endStart is when the pod began to end: its grace counts from then.
 	endStart time.Time
+	// admitted: the node has begun with the pod, which it refuses no more.
+	admitted bool
+	// pressure is what the node is short of.
+	pressure []v1.NodeConditionType
 	// mainStarted: a regular container has run in this sandbox, so that init
 	// containers do not run again.
 	mainStarted bool
@@ -122,6 +126,8 @@ type instance struct {
 	Image      string
 	ImageID    string
 	ID         string
+	// Removed: its layer and log are gone, to make room.
+	Removed bool
 }
 
 // instanceID names the run of a container in its sandbox.

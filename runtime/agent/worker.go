@@ -144,6 +144,7 @@ func (w *worker) step() time.Duration {
 			cancel()
 		}
 	}
+	w.s.pressure = w.a.pressure.conditions(now)
 	p := decide(w.s, now)
 	if p.failure != nil || p.terminal != "" {
 		w.s.failure, w.s.terminal = p.failure, p.terminal
@@ -174,7 +175,7 @@ func (w *worker) step() time.Duration {
 func (w *worker) do(act action, now time.Time) {
 	switch act.verb {
 	case makeSandbox:
-		w.s.sandbox = sandboxMaking
+		w.s.sandbox, w.s.admitted = sandboxMaking, true
 		pod := w.s.pod
 		w.async(func(ctx context.Context) func() { return w.makeSandbox(ctx, pod) })
 	case startCtr:
