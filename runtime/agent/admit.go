@@ -24,9 +24,13 @@ var safeSysctls = map[string]string{
 	"net.ipv4.tcp_wmem":                   "net",
 }
 
-// admit says why the node, in these conditions, does not run a pod at all, or nil.
-func admit(pod *v1.Pod, conditions []v1.NodeConditionType) *podFailure {
-	if f := refusePressure(pod, conditions); f != nil {
+// admit says why the node does not run a pod at all, or nil.
+func admit(s *podState) *podFailure {
+	pod := s.pod
+	if s.shuttingDown {
+		return &podFailure{Reason: "NodeShutdown", Message: "Pod was rejected: Pod was rejected as the node is shutting down.", Rejected: true}
+	}
+	if f := refusePressure(pod, s.pressure); f != nil {
 		return f
 	}
 	if pod.Spec.SecurityContext == nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -43,6 +44,8 @@ type Agent struct {
 	stopSignals sync.Map // image → signal
 	images      imageUse
 	pressure    pressureState
+	// shuttingDown: the machine goes down.
+	shuttingDown atomic.Bool
 
 	mu       sync.Mutex
 	workers  map[string]*worker

@@ -65,7 +65,7 @@ func decide(s *podState, now time.Time) plan {
 	switch s.sandbox {
 	case sandboxNone:
 		if !s.admitted && !s.hasRun() {
-			if p.failure = admit(s.pod, s.pressure); p.failure != nil {
+			if p.failure = admit(s); p.failure != nil {
 				return p
 			}
 		}

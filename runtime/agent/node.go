@@ -317,7 +317,7 @@ func (n *nodeState) status(old *v1.Node, now time.Time) v1.NodeStatus {
 	n.mu.Lock()
 	netErr := n.netErr
 	n.mu.Unlock()
-	for _, c := range nodeConditions(n.ready.Load(), netErr, n.a.pressure.conditions(now), outOfPIDs()) {
+	for _, c := range nodeConditions(n.ready.Load(), netErr, n.a.pressure.conditions(now), outOfPIDs(), n.a.shuttingDown.Load()) {
 		setNodeCondition(&st, c, now)
 	}
 	return st
@@ -351,7 +351,7 @@ func outOfPIDs() bool {
 	return err == nil && int(si.Procs) > limit*95/100
 }
 
-func nodeConditions(networkReady bool, netErr error, pressure []v1.NodeConditionType, noPIDs bool) []v1.NodeCondition {
+func nodeConditions(networkReady bool, netErr error, pressure []v1.NodeConditionType, noPIDs, shuttingDown bool) []v1.NodeCondition {
 	cond := func(t v1.NodeConditionType, bad bool, badReason, badText, goodReason, goodText string) v1.NodeCondition {
 		if bad {
 			return v1.NodeCondition{Type: t, Status: v1.ConditionTrue, Reason: badReason, Message: badText}
@@ -365,6 +365,9 @@ func nodeConditions(networkReady bool, netErr error, pressure []v1.NodeCondition
 		if netErr != nil {
 			ready.Message = "container runtime network not ready: " + netErr.Error()
 		}
+	}
+	if shuttingDown {
+		ready.Status, ready.Reason, ready.Message = v1.ConditionFalse, "KubeletNotReady", "node is shutting down"
 	}
 	return []v1.NodeCondition{
 		cond(v1.NodeMemoryPressure, slices.Contains(pressure, v1.NodeMemoryPressure), "KubeletHasInsufficientMemory", "node has insufficient memory available", "KubeletHasSufficientMemory", "node has sufficient memory available"),

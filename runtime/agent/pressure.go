@@ -153,7 +153,7 @@ func (a *Agent) evictables(ctx context.Context, res v1.ResourceName) []evictable
 	var out []evictable
 	for _, w := range workers {
 		v := w.view.Load()
-		if v == nil || v.status.Phase == v1.PodFailed || v.status.Phase == v1.PodSucceeded || v.pod.DeletionTimestamp != nil || critical(v.pod) {
+		if v == nil || v.status.Phase == v1.PodFailed || v.status.Phase == v1.PodSucceeded || v.pod.DeletionTimestamp != nil || w.critical {
 			continue
 		}
 		e := evictable{w: w, pod: v.pod, containers: map[string]int64{}}
