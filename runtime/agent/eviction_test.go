@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/utils/ptr"
+	"pgregory.net/rapid"
 )
 
 func thresholds(t *testing.T, text string) []EvictionThreshold {
@@ -142,6 +144,53 @@ func TestRankForEviction(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got, tt.want)
 		}
 	}
+}
+
+// Whatever the pods: none is evicted before one that is further over its request, none
+// before one of a lower priority that is over as well, and the order in which they are
+// met does not matter.
+func TestRankForEvictionProperties(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		pods := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) evictable {
+			request := rapid.Int64Range(0, 4).Draw(t, "request")
+			return evictable{
+				pod:  asks("", rapid.Int32Range(-2, 2).Draw(t, "priority"), fmt.Sprint(request)),
+				used: rapid.Int64Range(0, 8).Draw(t, "used"), unknown: rapid.IntRange(0, 9).Draw(t, "unknown") == 0,
+			}
+		}), 0, 12).Draw(t, "pods")
+		for i := range pods {
+			pods[i].pod.Name = fmt.Sprint(i)
+		}
+		over := func(e evictable) int64 {
+			q := e.pod.Spec.Containers[0].Resources.Requests[v1.ResourceMemory]
+			return e.used - q.Value()
+		}
+		key := func(e evictable) [4]int64 {
+			if e.unknown {
+				return [4]int64{0, 0, int64(*e.pod.Spec.Priority), 0}
+			}
+			within := int64(1)
+			if over(e) > 0 {
+				within = 0
+			}
+			return [4]int64{1, within, int64(*e.pod.Spec.Priority), -over(e)}
+		}
+		keys := func(pods []evictable) (out [][4]int64) {
+			rankForEviction(pods, v1.ResourceMemory)
+			for _, e := range pods {
+				out = append(out, key(e))
+			}
+			return out
+		}
+		shuffled := rapid.Permutation(pods).Draw(t, "shuffled")
+		got := keys(pods)
+		if !slices.IsSortedFunc(got, func(a, b [4]int64) int { return slices.Compare(a[:], b[:]) }) {
+			t.Fatalf("not in order: %v", got)
+		}
+		if again := keys(shuffled); !slices.Equal(got, again) {
+			t.Fatalf("met in another order: %v, before %v", again, got)
+		}
+	})
 }
 
 func TestEvictionMessage(t *testing.T) {
