@@ -24,6 +24,8 @@ const (
 type pressureState struct {
 	mu   sync.Mutex
 	seen pressureSeen
+	// last are the conditions at the last look.
+	last []v1.NodeConditionType
 	// evicted is the pod evicted last, at evictedAt; only the loop uses them.
 	evicted   *worker
 	evictedAt time.Time
@@ -94,9 +96,10 @@ func (a *Agent) observePressure(read func(dir string) (observations, error)) (ob
 	if p.seen == nil {
 		p.seen = pressureSeen{}
 	}
-	before := p.seen.conditions(now)
 	p.seen.observe(met, now)
-	changed := !slices.Equal(before, p.seen.conditions(now))
+	fresh := p.seen.conditions(now)
+	changed := !slices.Equal(p.last, fresh)
+	p.last = fresh
 	p.mu.Unlock()
 	if changed {
 		a.node.poke()

@@ -5,6 +5,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -59,6 +60,8 @@ func TestFreeDisk(t *testing.T) {
 	plane := apiservertest.StartWith(t, nil)
 	rt := newFakeRuntime()
 	n := newTestNode(t, plane, "node-f", rt, &fakePuller{config: defaultImage}, &fakeNetwork{})
+	var ahead atomic.Int64
+	n.cfg.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
 	n.ready()
 	long := time.Now().Add(-time.Hour)
 	store := &fakeStore{images: []registry.ImageInfo{{Digest: "a", PulledAt: long}, {Digest: "b", PulledAt: long}}}
@@ -98,6 +101,16 @@ func TestFreeDisk(t *testing.T) {
 	}
 	n.pod(ns, "critical", func(p *v1.Pod) { p.Spec.PriorityClassName = "system-node-critical" })
 	n.untilReady(ns, "critical")
+	// The pressure is over, and five minutes after it its condition.
+	n.agent.checkPressure(context.Background(), lowDisk(50))
+	if got := nodeCondition(n, v1.NodeDiskPressure); got != v1.ConditionTrue {
+		t.Errorf("DiskPressure is %s at once", got)
+	}
+	ahead.Store(int64(pressureTransition))
+	n.agent.checkPressure(context.Background(), lowDisk(50))
+	eventually(t, "the end of DiskPressure", func() bool { return nodeCondition(n, v1.NodeDiskPressure) == v1.ConditionFalse })
+	n.pod(ns, "again-welcome", nil)
+	n.untilReady(ns, "again-welcome")
 }
 
 // testPressure evicts the pod that fills the disk, one a look.
