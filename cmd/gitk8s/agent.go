@@ -12,8 +12,10 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -63,7 +65,10 @@ Its directory (--node-dir) holds kubeconfig, ca.crt, server.crt and server.key, 
 may hold config.yaml with values for the flags below: what ` + "`gitk8s server enroll`" + `
 writes is enough.
 Ending it, in whatever way, leaves its containers running; the next start goes
-on with them. With --attached it also ends when its standard input does.`,
+on with them. With --attached it also ends when its standard input does.
+
+SIGPWR says that the machine goes down: the node is not Ready any more, its pods end
+within --shutdown-grace-period, the critical ones last, and then the worker does.`,
 		Args: exactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error { return e.runAgent(cmd.Context()) },
 	}
@@ -80,6 +85,9 @@ on with them. With --attached it also ends when its standard input does.`,
 	f.Int("container-log-max-files", 5, "how many files of a container's log are kept, at least 2")
 	f.Int("image-gc-high-threshold", 85, "percent of disk usage from which unused images are removed; 100 is never")
 	f.Int("image-gc-low-threshold", 80, "percent of disk usage at which that ends")
+	f.String("eviction-hard", agent.DefaultEvictionHard, "below which memory and disk left the node evicts pods and takes no more, in kubelet's syntax; empty is never")
+	f.Duration("shutdown-grace-period", 0, "time that pods have to end when SIGPWR says that the machine goes down; 0 leaves them running")
+	f.Duration("shutdown-grace-period-critical-pods", 0, "part of it that is kept for critical pods, which end last")
 	f.Bool("attached", false, "end when standard input does")
 	return cmd
 }
@@ -115,6 +123,7 @@ func (e *env) runAgent(ctx context.Context) error {
 	defer w.close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	go w.powerOff(ctx, cancel)
 	if e.v.GetBool("attached") {
 		go w.obey(ctx, e.io.in, cancel)
 	}
@@ -212,6 +221,10 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 	if err != nil {
 		return nil, usageError("--container-log-max-size: %w", err)
 	}
+	eviction, err := agent.ParseEvictionHard(e.v.GetString("eviction-hard"))
+	if err != nil {
+		return nil, usageError("--eviction-hard: %w", err)
+	}
 	pods := agent.NewNodeNetwork(filepath.Join(dir, "network"), ip)
 	w.agent, err = agent.New(agent.Config{
 		NodeName: name, NodeIP: ip, Client: w.client, Runtime: w.driver, Images: w.images,
@@ -221,6 +234,10 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 		ImageStore: w.images,
 		ImageGC: agent.ImageGCPolicy{
 			HighThresholdPercent: e.v.GetInt("image-gc-high-threshold"), LowThresholdPercent: e.v.GetInt("image-gc-low-threshold"),
+		},
+		EvictionHard: eviction,
+		Shutdown: agent.ShutdownPolicy{
+			GracePeriod: e.v.GetDuration("shutdown-grace-period"), CriticalPods: e.v.GetDuration("shutdown-grace-period-critical-pods"),
 		},
 		ContainerLogMaxSize: logSize.Value(), ContainerLogMaxFiles: e.v.GetInt("container-log-max-files"),
 	})
@@ -308,6 +325,24 @@ func (w *worker) obey(ctx context.Context, in io.Reader, end func()) {
 		cancel()
 		return
 	}
+}
+
+// powerOff ends the pods, then the worker, when the machine goes down. The signal is
+// that of a power failure; `manifests/install/gitk8s-agent.service` sends it.
+func (w *worker) powerOff(ctx context.Context, end func()) {
+	down := make(chan os.Signal, 1)
+	signal.Notify(down, syscall.SIGPWR)
+	defer signal.Stop(down)
+	select {
+	case <-ctx.Done():
+		return
+	case <-down:
+	}
+	slog.Info("the machine goes down", "node", w.name)
+	if err := w.agent.Shutdown(ctx); err != nil {
+		slog.Error("not all pods have ended", "node", w.name, "error", err)
+	}
+	end()
 }
 
 func (w *worker) close() {

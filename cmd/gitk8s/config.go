@@ -42,6 +42,8 @@ type Config struct {
 	DockerConfig string `mapstructure:"docker-config"`
 	// DNSUpstream are the name servers that the workers ask for other names.
 	DNSUpstream string `mapstructure:"dns-upstream"`
+	// EvictionHard is when the workers of `up` evict pods.
+	EvictionHard string `mapstructure:"eviction-hard"`
 }
 
 func newViper() *viper.Viper {

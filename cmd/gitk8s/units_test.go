@@ -2,10 +2,13 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/spf13/cobra"
@@ -27,7 +30,7 @@ func TestUnits(t *testing.T) {
 		found := 0
 		for line := range strings.Lines(string(b)) {
 			key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
-			if !strings.HasPrefix(key, "Exec") {
+			if key != "ExecStart" {
 				continue
 			}
 			found++
@@ -48,6 +51,46 @@ func TestUnits(t *testing.T) {
 	}
 }
 
+// TestUnitStop: stopping the agent's unit tells the worker of a shutdown only when
+// there is one, and then waits for it.
+func TestUnitStop(t *testing.T) {
+	b, err := os.ReadFile("../../manifests/install/gitk8s-agent.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, script, _ := strings.Cut(string(b), "\nExecStop=/bin/sh -c '")
+	script, _, ok := strings.Cut(script, "'\n")
+	if !ok {
+		t.Fatal("the unit has no ExecStop that is a script")
+	}
+	script = strings.ReplaceAll(script, "$$", "$") // as systemd does
+	for state, want := range map[string]syscall.Signal{"running": syscall.SIGKILL, "stopping": syscall.SIGPWR} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "systemctl"), []byte("#!/bin/sh\necho "+state+"\nexit 1\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		worker := exec.Command("sleep", "60")
+		if err := worker.Start(); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_ = worker.Wait()
+		}()
+		stop := exec.Command("/bin/sh", "-c", script)
+		stop.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH"), fmt.Sprintf("MAINPID=%d", worker.Process.Pid)}
+		if out, err := stop.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v: %s", state, err, out)
+		}
+		_ = worker.Process.Kill() // what systemd does next, harsher
+		<-ended
+		if got := worker.ProcessState.Sys().(syscall.WaitStatus).Signal(); got != want {
+			t.Errorf("%s: the worker ended by %s, want %s", state, got, want)
+		}
+	}
+}
+
 func parseCommand(args []string) (*cobra.Command, error) {
 	root := newRoot(stdio{&bytes.Buffer{}, &bytes.Buffer{}, &bytes.Buffer{}})
 	cmd, rest, err := root.Find(args)
@@ -64,7 +107,7 @@ func parseCommand(args []string) (*cobra.Command, error) {
 // which puts them below its command line and above the machine's file.
 func TestEnrolledConfig(t *testing.T) {
 	dir := t.TempDir()
-	for name, content := range map[string]string{"token": "secret", "config.yaml": "name: from-etc\nlog-level: debug\n"} {
+	for name, content := range map[string]string{"token": "secret", "config.yaml": "name: from-etc\nlog-level: debug\neviction-hard: \"\"\n"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -102,7 +145,7 @@ func TestEnrolledConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	for key, want := range map[string]string{
-		"name": "one", "node-ip": "10.0.0.2", "registry": "10.0.0.9:5000", "log-level": "debug",
+		"name": "one", "node-ip": "10.0.0.2", "registry": "10.0.0.9:5000", "log-level": "debug", "eviction-hard": "",
 		"registry-token-file": filepath.Join(node, workerToken),
 	} {
 		if got := e.v.GetString(key); got != want {

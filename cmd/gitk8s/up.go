@@ -58,6 +58,8 @@ and cgroup. After a crash the next start goes on with the running containers;
 	}
 	serverFlags(cmd)
 	cmd.Flags().Int("workers", 2, "how many workers to run")
+	// A disk that others fill is not emptied by evicting pods.
+	cmd.Flags().String("eviction-hard", "memory.available<100Mi", "below which memory and disk left the workers evict pods, as for `gitk8s agent`")
 	cmd.Flags().String("dns-upstream", "", "name servers for names outside of the cluster, host:port with commas between, or none (default: those of /etc/resolv.conf)")
 	return cmd
 }
@@ -379,6 +381,7 @@ func (c *controlPlane) startWorker(i int) (*member, error) {
 	if c.cfg.DockerConfig != "" {
 		args = append(args, "--docker-config", c.cfg.DockerConfig)
 	}
+	args = append(args, "--eviction-hard", c.cfg.EvictionHard)
 	if c.cfg.DNSUpstream != "" {
 		args = append(args, "--dns-upstream", c.cfg.DNSUpstream)
 	}

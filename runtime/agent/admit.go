@@ -25,7 +25,14 @@ var safeSysctls = map[string]string{
 }
 
 // admit says why the node does not run a pod at all, or nil.
-func admit(pod *v1.Pod) *podFailure {
+func admit(s *podState) *podFailure {
+	pod := s.pod
+	if s.shuttingDown {
+		return &podFailure{Reason: "NodeShutdown", Message: "Pod was rejected: Pod was rejected as the node is shutting down.", Rejected: true}
+	}
+	if f := refusePressure(pod, s.pressure); f != nil {
+		return f
+	}
 	if pod.Spec.SecurityContext == nil {
 		return nil
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -42,6 +43,9 @@ type Agent struct {
 
 	stopSignals sync.Map // image → signal
 	images      imageUse
+	pressure    pressureState
+	// shuttingDown: the machine goes down.
+	shuttingDown atomic.Bool
 
 	mu       sync.Mutex
 	workers  map[string]*worker
@@ -105,10 +109,12 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.volumes = volume.NewManager(a.podsDir(), a.localDir(), volumeSources{a.objects, a.tokens, a}, a.allocatable)
 	a.keeper = newVolumeKeeper(a)
 	a.prober = probe.NewScheduler(ctx, probe.Once)
+	a.observePressure(readSignals) // before a pod is taken in
 	a.mu.Lock()
 	a.running = true
 	a.mu.Unlock()
 
+	collects, evicts := a.cfg.ImageStore != nil, len(a.cfg.EvictionHard) > 0
 	var wg sync.WaitGroup
 	serveErr := make(chan error, 1)
 	wg.Go(func() {
@@ -126,7 +132,10 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.keeper.run(ctx) })
 	wg.Go(func() { a.rotateTokens(ctx) })
 	wg.Go(func() { a.watchStorage(ctx) })
-	if a.cfg.ImageStore != nil {
+	if evicts {
+		wg.Go(func() { a.watchPressure(ctx) })
+	}
+	if collects {
 		wg.Go(func() { a.runImageGC(ctx) })
 	}
 	wg.Wait()

@@ -86,6 +86,11 @@ type Config struct {
 	// ImageGC; without it none are.
 	ImageStore ImageStore
 	ImageGC    ImageGCPolicy
+	// EvictionHard, optional, is how little memory and disk may be left before the node
+	// takes no more pods and evicts some; see ParseEvictionHard.
+	EvictionHard []EvictionThreshold
+	// Shutdown, optional, is how the pods end with the machine.
+	Shutdown ShutdownPolicy
 	// Logger, optional.
 	Logger *slog.Logger
 	// Now, optional, is the clock of all decisions.
@@ -110,6 +115,9 @@ func (c *Config) complete() error {
 	need(len(c.ServingCert.Certificate) > 0, "ServingCert")
 	need(c.ClientCA != nil, "ClientCA")
 	if err := c.ImageGC.complete(); err != nil {
+		errs = append(errs, err)
+	}
+	if err := c.Shutdown.complete(); err != nil {
 		errs = append(errs, err)
 	}
 	if n := c.ContainerLogMaxFiles; n < 0 || n == 1 {

@@ -64,8 +64,8 @@ func decide(s *podState, now time.Time) plan {
 	}
 	switch s.sandbox {
 	case sandboxNone:
-		if !s.hasRun() {
-			if p.failure = admit(s.pod); p.failure != nil {
+		if !s.admitted && !s.hasRun() {
+			if p.failure = admit(s); p.failure != nil {
 				return p
 			}
 		}

@@ -115,6 +115,7 @@ func (n *testNode) start() {
 func (n *testNode) ready() {
 	n.t.Helper()
 	n.start()
+	<-n.agent.firstList // by then Run has read what tests change of its configuration
 	ctx, cancel := context.WithTimeout(context.Background(), waitLimit)
 	defer cancel()
 	w, err := n.admin.CoreV1().Nodes().Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", n.name).String()})

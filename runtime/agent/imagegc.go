@@ -224,6 +224,9 @@ func (a *Agent) imagesInUse() (map[string]bool, error) {
 		}
 		for _, runs := range []map[string]instance{v.cur, v.prev} {
 			for _, in := range runs {
+				if in.Removed {
+					continue
+				}
 				_, digest, ok := strings.Cut(in.ImageID, "@")
 				if ok {
 					out[digest] = true

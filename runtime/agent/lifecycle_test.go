@@ -41,6 +41,7 @@ func TestLifecycleWithContainers(t *testing.T) {
 		{"seccomp", (*realNode).testSeccomp},
 		{"tokens", (*realNode).testTokens},
 		{"storage", (*realNode).testStorage},
+		{"pressure", (*realNode).testPressure},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(r.sub(t), ns) })
 	}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,8 +26,9 @@ import (
 const (
 	// heartbeat is how often the status is written when nothing changed.
 	heartbeat = 5 * time.Minute
-	// pressureEvery is how often memory, disk and processes are looked at.
-	pressureEvery = 30 * time.Second
+	// statusCheck is how often the status is computed when nothing is known to have
+	// changed.
+	statusCheck = 30 * time.Second
 	// networkRetry is the time between attempts to set up the pod network.
 	networkRetry = 2 * time.Second
 )
@@ -209,7 +211,7 @@ func (n *nodeState) startNetwork(ctx context.Context, node *v1.Node) {
 
 // keep writes the node's status when it changes, and every five minutes.
 func (n *nodeState) keep(ctx context.Context) {
-	timer := time.NewTimer(pressureEvery)
+	timer := time.NewTimer(statusCheck)
 	defer timer.Stop()
 	retry := 100 * time.Millisecond
 	for {
@@ -226,7 +228,7 @@ func (n *nodeState) keep(ctx context.Context) {
 		n.mu.Lock()
 		node, failed := n.node, n.netErr != nil
 		n.mu.Unlock()
-		timer.Reset(pressureEvery)
+		timer.Reset(statusCheck)
 		if failed {
 			timer.Reset(networkRetry)
 		}
@@ -315,7 +317,7 @@ func (n *nodeState) status(old *v1.Node, now time.Time) v1.NodeStatus {
 	n.mu.Lock()
 	netErr := n.netErr
 	n.mu.Unlock()
-	for _, c := range nodeConditions(n.ready.Load(), netErr, readPressure(n.a.cfg.DataDir)) {
+	for _, c := range nodeConditions(n.ready.Load(), netErr, n.a.pressure.conditions(now), outOfPIDs(), n.a.shuttingDown.Load()) {
 		setNodeCondition(&st, c, now)
 	}
 	return st
@@ -337,31 +339,19 @@ func setNodeCondition(st *v1.NodeStatus, c v1.NodeCondition, now time.Time) {
 	st.Conditions = append(st.Conditions, c)
 }
 
-// pressure is what the node is short of.
-type pressure struct{ memory, disk, pids bool }
-
-// readPressure uses the hard eviction thresholds of Kubernetes: 100 MiB of memory,
-// 10 % of the disk, 5 % of its inodes.
-func readPressure(dataDir string) pressure {
-	var p pressure
-	if free, err := memInfo("MemAvailable"); err == nil {
-		p.memory = free < 100<<20
-	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(dataDir, &st); err == nil && st.Blocks > 0 {
-		p.disk = st.Bavail*10 < st.Blocks || st.Files > 0 && st.Ffree*20 < st.Files
-	}
+// outOfPIDs says that 95 % of the processes that the machine can have are there. It
+// makes the node a worse place for new pods; as upstream by default, none is evicted.
+func outOfPIDs() bool {
 	var si unix.Sysinfo_t
-	if err := unix.Sysinfo(&si); err == nil {
-		var limit int
-		if _, err := fmt.Sscan(readLine("/proc/sys/kernel/pid_max"), &limit); err == nil {
-			p.pids = int(si.Procs) > limit*95/100
-		}
+	var limit int
+	if err := unix.Sysinfo(&si); err != nil {
+		return false
 	}
-	return p
+	_, err := fmt.Sscan(readLine("/proc/sys/kernel/pid_max"), &limit)
+	return err == nil && int(si.Procs) > limit*95/100
 }
 
-func nodeConditions(networkReady bool, netErr error, p pressure) []v1.NodeCondition {
+func nodeConditions(networkReady bool, netErr error, pressure []v1.NodeConditionType, noPIDs, shuttingDown bool) []v1.NodeCondition {
 	cond := func(t v1.NodeConditionType, bad bool, badReason, badText, goodReason, goodText string) v1.NodeCondition {
 		if bad {
 			return v1.NodeCondition{Type: t, Status: v1.ConditionTrue, Reason: badReason, Message: badText}
@@ -376,10 +366,13 @@ func nodeConditions(networkReady bool, netErr error, p pressure) []v1.NodeCondit
 			ready.Message = "container runtime network not ready: " + netErr.Error()
 		}
 	}
+	if shuttingDown {
+		ready.Status, ready.Reason, ready.Message = v1.ConditionFalse, "KubeletNotReady", "node is shutting down"
+	}
 	return []v1.NodeCondition{
-		cond(v1.NodeMemoryPressure, p.memory, "KubeletHasInsufficientMemory", "node has insufficient memory available", "KubeletHasSufficientMemory", "node has sufficient memory available"),
-		cond(v1.NodeDiskPressure, p.disk, "KubeletHasDiskPressure", "node has disk pressure", "KubeletHasNoDiskPressure", "node has no disk pressure"),
-		cond(v1.NodePIDPressure, p.pids, "KubeletHasInsufficientPID", "node has insufficient PID available", "KubeletHasSufficientPID", "node has sufficient PID available"),
+		cond(v1.NodeMemoryPressure, slices.Contains(pressure, v1.NodeMemoryPressure), "KubeletHasInsufficientMemory", "node has insufficient memory available", "KubeletHasSufficientMemory", "node has sufficient memory available"),
+		cond(v1.NodeDiskPressure, slices.Contains(pressure, v1.NodeDiskPressure), "KubeletHasDiskPressure", "node has disk pressure", "KubeletHasNoDiskPressure", "node has no disk pressure"),
+		cond(v1.NodePIDPressure, noPIDs, "KubeletHasInsufficientPID", "node has insufficient PID available", "KubeletHasSufficientPID", "node has sufficient PID available"),
 		ready,
 	}
 }

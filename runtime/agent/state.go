@@ -46,6 +46,13 @@ type podState struct {
 	startTime    time.Time
 	// endStart is when the pod began to end: its grace counts from then.
 	endStart time.Time
+	// admitted: the node has begun with the pod, which it refuses no more.
+	admitted bool
+	// pressure is what the node is short of, shuttingDown that its machine goes down.
+	pressure     []v1.NodeConditionType
+	shuttingDown bool
+	// graceLimit, if set, is the most time that is left for the pod to end.
+	graceLimit *time.Duration
 	// mainStarted: a regular container has run in this sandbox, so that init
 	// containers do not run again.
 	mainStarted bool
@@ -122,6 +129,8 @@ type instance struct {
 	Image      string
 	ImageID    string
 	ID         string
+	// Removed: its layer and log are gone, to make room.
+	Removed bool
 }
 
 // instanceID names the run of a container in its sandbox.
@@ -220,6 +229,13 @@ func (s *podState) ending() bool {
 
 // grace is how long the pod may take to end, counted from endStart.
 func (s *podState) grace() time.Duration {
+	if own := s.ownGrace(); s.graceLimit == nil || own < *s.graceLimit {
+		return own
+	}
+	return *s.graceLimit
+}
+
+func (s *podState) ownGrace() time.Duration {
 	secs := int64(30)
 	switch {
 	case s.failure != nil && s.failure.Reason == reasonEvicted:

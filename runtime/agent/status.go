@@ -249,7 +249,7 @@ func conditions(s *podState, st *v1.PodStatus, last v1.PodStatus, now time.Time)
 	set(v1.PodReady, podReady, podReason, podMessage)
 	set(v1.ContainersReady, ready, reason, message)
 
-	if f := s.failure; f != nil && f.Reason == reasonEvicted {
+	if f := s.failure; f != nil && !f.Rejected && (f.Reason == reasonEvicted || f.Reason == reasonShutdown) {
 		// KEP-3329: the pod has not failed by itself.
 		set(v1.DisruptionTarget, true, "", "")
 		last := &out[len(out)-1]

@@ -23,6 +23,8 @@ type statusWriter struct {
 	mu     sync.Mutex
 	want   *v1.PodStatus
 	active bool
+	// ended tells that active became false.
+	ended notifier
 
 	// io serialises the writes themselves; base is what the API has as far as known.
 	io   sync.Mutex
@@ -67,6 +69,15 @@ func (sw *statusWriter) set(status v1.PodStatus) {
 	sw.kick()
 }
 
+// quiet says that all that was set is written; if it is not, next is closed when to
+// ask again.
+func (sw *statusWriter) quiet() (quiet bool, next <-chan struct{}) {
+	next = sw.ended.next()
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	return !sw.active, next
+}
+
 // kick starts the loop if it is not running. The caller holds mu.
 func (sw *statusWriter) kick() {
 	if !sw.active {
@@ -86,6 +97,7 @@ func (sw *statusWriter) loop() {
 		if want == written {
 			sw.active = false
 			sw.mu.Unlock()
+			sw.ended.broadcast()
 			return
 		}
 		sw.mu.Unlock()
@@ -224,9 +236,9 @@ func (w *worker) publish(now time.Time) {
 			v.prev[c.spec.Name] = *c.prev
 		}
 	}
+	if !w.s.draining && !w.s.gone {
+		w.status.set(status) // before who sees the view asks whether it is written
+	}
 	w.view.Store(v)
 	w.changed.broadcast()
-	if !w.s.draining && !w.s.gone {
-		w.status.set(status)
-	}
 }

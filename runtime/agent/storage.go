@@ -28,6 +28,8 @@ const (
 type storageUse struct {
 	// volumes are its emptyDirs on disk, containers their writable layers and logs.
 	volumes, containers map[string]int64
+	// inodes are all that these have.
+	inodes int64
 }
 
 // limitsStorage says whether anything of the pod's local storage is bounded.
@@ -126,10 +128,15 @@ func (a *Agent) checkStorage(ctx context.Context) {
 // measure adds up what a pod has on disk.
 func (a *Agent) measure(ctx context.Context, w *worker, v *podView) storageUse {
 	use := storageUse{volumes: map[string]int64{}, containers: map[string]int64{}}
+	add := func(sizes map[string]int64, name, dir string) {
+		bytes, inodes := diskUse(dir)
+		sizes[name] += bytes
+		use.inodes += inodes
+	}
 	for i := range v.pod.Spec.Volumes {
 		if vol := &v.pod.Spec.Volumes[i]; onDisk(vol) {
 			if path, err := a.volumes.Path(v.pod, vol.Name); err == nil {
-				use.volumes[vol.Name] = diskUse(path)
+				add(use.volumes, vol.Name, path)
 			}
 		}
 	}
@@ -137,20 +144,19 @@ func (a *Agent) measure(ctx context.Context, w *worker, v *podView) storageUse {
 		for name, in := range runs {
 			layer, err := a.cfg.Runtime.WritableLayer(ctx, w.uid, in.ID)
 			if err == nil && layer != "" {
-				use.containers[name] += diskUse(layer)
+				add(use.containers, name, layer)
 			}
 		}
 	}
 	for name := range v.cur {
-		use.containers[name] += diskUse(filepath.Join(a.podLogDir(v.pod), name))
+		add(use.containers, name, filepath.Join(a.podLogDir(v.pod), name))
 	}
 	return use
 }
 
-// diskUse is what the files below a directory occupy, hard links counted once, on its
-// own file system. What vanishes meanwhile counts for nothing.
-func diskUse(dir string) int64 {
-	var total int64
+// diskUse is what the files below a directory occupy and how many they are, hard links
+// counted once, on its own file system. What vanishes meanwhile counts for nothing.
+func diskUse(dir string) (bytes, inodes int64) {
 	var device uint64
 	seen := map[uint64]bool{}
 	_ = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
@@ -182,10 +188,11 @@ func diskUse(dir string) int64 {
 			}
 			seen[st.Ino] = true
 		}
-		total += st.Blocks * 512
+		bytes += st.Blocks * 512
+		inodes++
 		return nil
 	})
-	return total
+	return bytes, inodes
 }
 
 // evict ends the pod for what it uses.

@@ -33,12 +33,12 @@ func TestExceeded(t *testing.T) {
 		bounded bool
 		want    string
 	}{
-		"nothing bounded":                 {v1.PodSpec{Containers: []v1.Container{limited("a", "")}, Volumes: []v1.Volume{volume("v", "", "")}}, storageUse{sizes{"v": 1 << 40}, sizes{"a": 1 << 40}}, false, ""},
+		"nothing bounded":                 {v1.PodSpec{Containers: []v1.Container{limited("a", "")}, Volumes: []v1.Volume{volume("v", "", "")}}, storageUse{volumes: sizes{"v": 1 << 40}, containers: sizes{"a": 1 << 40}}, false, ""},
 		"volume within":                   {v1.PodSpec{Volumes: []v1.Volume{volume("v", "1Mi", "")}}, storageUse{volumes: sizes{"v": 1 << 20}}, true, ""},
 		"volume over":                     {v1.PodSpec{Volumes: []v1.Volume{volume("v", "1Mi", "")}}, storageUse{volumes: sizes{"v": 1<<20 + 1}}, true, `Usage of EmptyDir volume "v" exceeds the limit "1Mi". `},
 		"memory is the kernel's to bound": {v1.PodSpec{Volumes: []v1.Volume{volume("v", "1Mi", v1.StorageMediumMemory)}}, storageUse{volumes: sizes{"v": 1 << 30}}, false, ""},
 		"container over":                  {v1.PodSpec{Containers: []v1.Container{limited("a", "1Mi"), limited("b", "10Mi")}}, storageUse{containers: sizes{"a": 2 << 20}}, true, `Container a exceeded its local ephemeral storage limit "1Mi". `},
-		"pod over":                        {v1.PodSpec{Containers: []v1.Container{limited("a", "1Mi"), limited("b", "1Mi")}, Volumes: []v1.Volume{volume("v", "", "")}}, storageUse{sizes{"v": 3 << 20}, nil}, true, "Pod ephemeral local storage usage exceeds the total limit of containers 2Mi. "},
+		"pod over":                        {v1.PodSpec{Containers: []v1.Container{limited("a", "1Mi"), limited("b", "1Mi")}, Volumes: []v1.Volume{volume("v", "", "")}}, storageUse{volumes: sizes{"v": 3 << 20}}, true, "Pod ephemeral local storage usage exceeds the total limit of containers 2Mi. "},
 		"init container's":                {v1.PodSpec{InitContainers: []v1.Container{limited("i", "5Mi")}, Containers: []v1.Container{limited("a", "1Mi")}}, storageUse{containers: sizes{"i": 3 << 20}}, true, ""},
 	}
 	for name, tt := range tests {
@@ -53,7 +53,7 @@ func TestExceeded(t *testing.T) {
 
 func TestDiskUse(t *testing.T) {
 	dir := t.TempDir()
-	empty := diskUse(dir)
+	empty, _ := diskUse(dir)
 	if err := os.MkdirAll(filepath.Join(dir, "a"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -64,10 +64,10 @@ func TestDiskUse(t *testing.T) {
 	if err := os.Link(file, filepath.Join(dir, "twin")); err != nil {
 		t.Fatal(err)
 	}
-	if got := diskUse(dir) - empty; got < 1<<20 || got > 1<<20+64<<10 {
-		t.Errorf("a file of 1 MiB with two names takes %d bytes", got)
+	if got, inodes := diskUse(dir); got-empty < 1<<20 || got-empty > 1<<20+64<<10 || inodes != 3 {
+		t.Errorf("a file of 1 MiB with two names takes %d bytes, with its directories %d inodes", got-empty, inodes)
 	}
-	if got := diskUse(filepath.Join(dir, "absent")); got != 0 {
+	if got, inodes := diskUse(filepath.Join(dir, "absent")); got != 0 || inodes != 0 {
 		t.Errorf("what is not there takes %d bytes", got)
 	}
 }

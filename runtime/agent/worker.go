@@ -21,6 +21,7 @@ type worker struct {
 	namespace, name string
 	logDirName      string
 	created         time.Time
+	critical        bool
 	log             *slog.Logger
 	// lists says by container name which field of the spec the container is in.
 	lists sync.Map
@@ -54,7 +55,7 @@ type worker struct {
 func newWorker(a *Agent, pod *v1.Pod, found *container.SandboxStatus) *worker {
 	ctx, cancel := context.WithCancel(a.ctx)
 	w := &worker{
-		a: a, uid: string(pod.UID), namespace: pod.Namespace, name: pod.Name, ctx: ctx, cancel: cancel,
+		a: a, uid: string(pod.UID), namespace: pod.Namespace, name: pod.Name, critical: critical(pod), ctx: ctx, cancel: cancel,
 		log:     a.log.With("pod", pod.Namespace+"/"+pod.Name, "uid", pod.UID),
 		done:    make(chan struct{}),
 		wake:    make(chan struct{}, 1),
@@ -144,6 +145,7 @@ func (w *worker) step() time.Duration {
 			cancel()
 		}
 	}
+	w.s.pressure, w.s.shuttingDown = w.a.pressure.conditions(now), w.a.shuttingDown.Load()
 	p := decide(w.s, now)
 	if p.failure != nil || p.terminal != "" {
 		w.s.failure, w.s.terminal = p.failure, p.terminal
@@ -174,7 +176,7 @@ func (w *worker) step() time.Duration {
 func (w *worker) do(act action, now time.Time) {
 	switch act.verb {
 	case makeSandbox:
-		w.s.sandbox = sandboxMaking
+		w.s.sandbox, w.s.admitted = sandboxMaking, true
 		pod := w.s.pod
 		w.async(func(ctx context.Context) func() { return w.makeSandbox(ctx, pod) })
 	case startCtr:

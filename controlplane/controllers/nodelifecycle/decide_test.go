@@ -63,6 +63,20 @@ func TestDecide(t *testing.T) {
 	if d := Decide(cordoned, now, now); has(d.Taints, corev1.TaintNodeUnschedulable) != 1 {
 		t.Errorf("a cordoned node: %v", d.Taints)
 	}
+	short := node(corev1.ConditionTrue)
+	for _, c := range []corev1.NodeConditionType{corev1.NodeMemoryPressure, corev1.NodeDiskPressure, corev1.NodePIDPressure} {
+		short.Status.Conditions = append(short.Status.Conditions, corev1.NodeCondition{Type: c, Status: corev1.ConditionTrue})
+	}
+	short.Spec.Taints = Decide(short, now, now).Taints
+	for _, key := range []string{corev1.TaintNodeMemoryPressure, corev1.TaintNodeDiskPressure, corev1.TaintNodePIDPressure} {
+		if has(short.Spec.Taints, key) != 1 {
+			t.Errorf("a node under pressure has no taint %s: %v", key, short.Spec.Taints)
+		}
+	}
+	short.Status.Conditions = short.Status.Conditions[:1]
+	if d := Decide(short, now, now); len(d.Taints) != 1 {
+		t.Errorf("a node whose pressure is over: %v", d.Taints)
+	}
 }
 
 func TestEvictAt(t *testing.T) {
