@@ -273,6 +273,12 @@ func apiAway(t *testing.T, server, m *machine, other, pod *corev1.Pod) {
 	shim := m.processOf(t, "gitk8s-shim", pod.Namespace+"/"+pod.Name)
 	killed := child(t, shim)
 	kill9(t, killed)
+	eventually(t, "the container has ended", func() error {
+		if syscall.Kill(killed, 0) == nil {
+			return fmt.Errorf("process %d is still there", killed)
+		}
+		return nil
+	})
 	for _, p := range []*corev1.Pod{pod, other} {
 		eventually(t, p.Name+" answers without a server", func() error {
 			r := m.exec("", "", filepath.Join(suite.dir, "server"), "fetch", "http://"+p.Status.PodIP+":8080/")
@@ -281,9 +287,6 @@ func apiAway(t *testing.T, server, m *machine, other, pod *corev1.Pod) {
 			}
 			return nil
 		})
-	}
-	if now := child(t, shim); now == killed {
-		t.Errorf("process %d is still there", killed)
 	}
 	if err := server.serve(flags...); err != nil {
 		t.Fatal(err)
