@@ -45,6 +45,9 @@ func (e *env) down(ctx context.Context, purge bool) error {
 		e.say("nothing to do: %s does not exist", cfg.DataDir)
 		return nil
 	}
+	if err := enterAsUser(cfg.DataDir); err != nil {
+		return err
+	}
 	if err := stopRunning(ctx, filepath.Join(cfg.DataDir, "lock")); err != nil {
 		return err
 	}
@@ -54,6 +57,9 @@ func (e *env) down(ctx context.Context, purge bool) error {
 	}
 	defer lock.Close()
 	if err := errors.Join(cleanNodes(cfg.DataDir), network.DeleteTopology(topologyID(cfg.DataDir))); err != nil {
+		return err
+	}
+	if err := endKeeper(cfg.DataDir); err != nil {
 		return err
 	}
 	if purge {
