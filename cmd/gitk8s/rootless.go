@@ -148,6 +148,9 @@ func endKeeper(dataDir string) error {
 	}
 	file := filepath.Join(dataDir, keeperFile)
 	pid, err := readKeeper(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // `up`, stopped by `down`, has ended it
+	}
 	if err != nil {
 		return err
 	}
