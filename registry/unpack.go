@@ -51,13 +51,15 @@ func (l Limits) withDefaults() Limits {
 }
 
 const (
-	ratioFree     = 256 << 20
-	maxEntryName  = 4096
-	whiteout      = ".wh."
-	opaque        = ".wh..wh..opq"
-	opaqueXattr   = "trusted.overlay.opaque"
-	paxXattr      = "SCHILY.xattr."
-	maxZstdWindow = 128 << 20
+	ratioFree    = 256 << 20
+	maxEntryName = 4096
+	whiteout     = ".wh."
+	opaque       = ".wh..wh..opq"
+	opaqueXattr  = "trusted.overlay.opaque"
+	// userOpaqueXattr is that of overlayfs mounted with userxattr, in a user namespace.
+	userOpaqueXattr = "user.overlay.opaque"
+	paxXattr        = "SCHILY.xattr."
+	maxZstdWindow   = 128 << 20
 )
 
 var (
@@ -292,7 +294,7 @@ func (u *unpacker) makeAll(dir string) (int, error) {
 // whiteout turns the markers of the OCI image specification into those of overlayfs.
 func (u *unpacker) whiteout(parent int, base string) error {
 	if base == opaque {
-		return local(unix.Lsetxattr(procPath(parent, "."), opaqueXattr, []byte("y"), 0))
+		return local(setOpaque(procPath(parent, ".")))
 	}
 	if strings.HasPrefix(base, whiteout+whiteout) {
 		return nil // aufs' own notes
@@ -306,11 +308,20 @@ func (u *unpacker) whiteout(parent int, base string) error {
 	switch {
 	case err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR:
 		// A whiteout hides what is below this layer only: the directory stays.
-		return local(unix.Lsetxattr(procPath(parent, name), opaqueXattr, []byte("y"), 0))
+		return local(setOpaque(procPath(parent, name)))
 	case err == nil:
 		return nil // what is there hides it anyway
 	}
 	return local(unix.Mknodat(parent, name, unix.S_IFCHR, 0))
+}
+
+// setOpaque hides what lower layers have in a directory.
+func setOpaque(dir string) error {
+	err := unix.Lsetxattr(dir, opaqueXattr, []byte("y"), 0)
+	if errors.Is(err, unix.EPERM) {
+		err = unix.Lsetxattr(dir, userOpaqueXattr, []byte("y"), 0)
+	}
+	return err
 }
 
 func procPath(fd int, name string) string {
@@ -338,7 +349,7 @@ func (u *unpacker) create(parent int, base string, h *tar.Header, body io.Reader
 			return local(err)
 		}
 		if hidden {
-			if err := unix.Lsetxattr(procPath(parent, base), opaqueXattr, []byte("y"), 0); err != nil {
+			if err := setOpaque(procPath(parent, base)); err != nil {
 				return local(err)
 			}
 		}
@@ -432,7 +443,9 @@ func (u *unpacker) link(parent int, base, to string) error {
 // the one before it.
 func (u *unpacker) metadata(parent int, base string, h *tar.Header) error {
 	at := procPath(parent, base)
-	if err := os.Lchown(at, h.Uid, h.Gid); err != nil {
+	// EINVAL: a user namespace in which the owner does not exist. Nothing can run as
+	// that user either, so the file stays with who unpacks it.
+	if err := os.Lchown(at, h.Uid, h.Gid); err != nil && !errors.Is(err, unix.EINVAL) {
 		return local(err)
 	}
 	if h.Typeflag != tar.TypeSymlink {
@@ -444,7 +457,7 @@ func (u *unpacker) metadata(parent int, base string, h *tar.Header) error {
 		attr, ok := strings.CutPrefix(key, paxXattr)
 		// Attributes that steer overlayfs, or a security module, are not the image's
 		// to set.
-		if !ok || attr != "security.capability" && !strings.HasPrefix(attr, "user.") && !strings.HasPrefix(attr, "system.posix_acl_") {
+		if !ok || attr != "security.capability" && (!strings.HasPrefix(attr, "user.") || strings.HasPrefix(attr, "user.overlay.")) && !strings.HasPrefix(attr, "system.posix_acl_") {
 			continue
 		}
 		err := unix.Lsetxattr(at, attr, []byte(value), 0)

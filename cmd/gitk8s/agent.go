@@ -259,6 +259,9 @@ func (e *env) workerRemote() (registry.RemoteConfig, error) {
 		return rc, nil
 	}
 	dial := network.DialIn(ns)
+	if oneUser() {
+		dial = noEgress
+	}
 	// Names are looked up in that namespace too: the node's own has no resolver.
 	names := &net.Resolver{PreferGo: true, Dial: dial}
 	t := http.DefaultTransport.(*http.Transport).Clone()

@@ -3,8 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -19,6 +22,9 @@ func newCheck(e *env) *cobra.Command {
 		Short: "Say whether this machine can run workers, and what is missing",
 		Args:  exactArgs(0),
 		RunE: func(*cobra.Command, []string) error {
+			if os.Geteuid() != 0 {
+				return e.checkAsUser()
+			}
 			lacks := checkMachine(e.v.GetString("data-dir"))
 			for _, m := range lacks {
 				fmt.Fprintln(e.io.out, "missing:", m)
@@ -27,6 +33,7 @@ func newCheck(e *env) *cobra.Command {
 				return &exitError{1, nil}
 			}
 			fmt.Fprintln(e.io.out, "this machine can run workers")
+			e.sayLimits()
 			return nil
 		},
 	}
@@ -35,6 +42,7 @@ func newCheck(e *env) *cobra.Command {
 // facts are what `gitk8s check` looks at on a machine.
 type facts struct {
 	root        bool
+	oneUser     bool     // root over the namespaces of an ordinary user alone
 	filesystems []string // names that the kernel knows
 	// controllers are those of cgroup v2 where that is all there is; hierarchies are
 	// the mounts of v1.
@@ -43,6 +51,7 @@ type facts struct {
 	nftables                 error
 	namespaces               []string
 	disk                     disk
+	sysctls                  map[string]string // those of userSysctls that the kernel has
 }
 
 // disk is where the data directory is or would be.
@@ -67,10 +76,12 @@ func missing(f facts) (out []string) {
 	if !slices.Contains(f.filesystems, "overlay") {
 		add("overlayfs: the kernel has no overlay file system; `modprobe overlay`, or a kernel with CONFIG_OVERLAY_FS")
 	}
-	if why := missingController(f); why != "" {
+	if why := missingController(f); why != "" && !f.oneUser {
 		add("%s", why)
 	}
 	switch {
+	case f.oneUser && errors.Is(f.nftables, unix.EPERM):
+		add("user namespaces: %s", userNamespaces(f.sysctls))
 	case errors.Is(f.nftables, unix.EPERM):
 		add("nftables: not permitted; in a container, give it the capability NET_ADMIN")
 	case f.nftables != nil:
@@ -85,6 +96,72 @@ func missing(f facts) (out []string) {
 		add("%s", why)
 	}
 	return out
+}
+
+// userSysctls are the kernel parameters that keep ordinary users from making user
+// namespaces, with the value that does.
+var userSysctls = map[string]string{
+	"user.max_user_namespaces":                     "0",
+	"kernel.unprivileged_userns_clone":             "0", // Debian
+	"kernel.apparmor_restrict_unprivileged_userns": "1", // Ubuntu
+}
+
+// userNamespaces says why an ordinary user may not make user namespaces.
+func userNamespaces(sysctls map[string]string) string {
+	for _, name := range slices.Sorted(maps.Keys(userSysctls)) {
+		if sysctls[name] == userSysctls[name] {
+			return fmt.Sprintf("not for ordinary users, the kernel parameter %s is %s; change it (sysctl), or run as root", name, sysctls[name])
+		}
+	}
+	return "not permitted to ordinary users here; a container or a security module forbids it: allow it there, or run as root"
+}
+
+func readUserSysctls() map[string]string {
+	out := map[string]string{}
+	for name := range userSysctls {
+		if b, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(name, ".", "/")); err == nil {
+			out[name] = strings.TrimSpace(string(b))
+		}
+	}
+	return out
+}
+
+// checkAsUser looks at the machine from inside of a user namespace.
+func (e *env) checkAsUser() error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	cmd := inUserNamespace(&exec.Cmd{Path: self, Args: os.Args, Stdout: e.io.out, Stderr: e.io.err})
+	if err := cmd.Start(); err != nil {
+		fmt.Fprintln(e.io.out, "missing: user namespaces:", userNamespaces(readUserSysctls()))
+		return &exitError{1, nil}
+	}
+	if cmd.Wait() != nil {
+		return &exitError{1, nil}
+	}
+	return nil
+}
+
+// tryNftables asks for the tables of a network namespace: for an ordinary user one of
+// their own, since the machine's is not theirs to look at.
+func tryNftables(own bool) error {
+	result := make(chan error, 1)
+	go func() {
+		if own {
+			runtime.LockOSThread() // never unlocked: the thread ends here
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				result <- err
+				return
+			}
+		}
+		c, err := nftables.New()
+		if err == nil {
+			_, err = c.ListTables()
+		}
+		result <- err
+	}()
+	return <-result
 }
 
 // missingController wants the controllers that limits need, of either version.
@@ -126,7 +203,7 @@ func missingDisk(d disk) string {
 
 // lookAround collects the facts of this machine.
 func lookAround(dataDir string) facts {
-	f := facts{root: os.Geteuid() == 0, disk: lookAtDisk(dataDir)}
+	f := facts{root: os.Geteuid() == 0, oneUser: oneUser(), sysctls: readUserSysctls(), disk: lookAtDisk(dataDir)}
 	if b, err := os.ReadFile("/proc/filesystems"); err == nil {
 		for line := range strings.Lines(string(b)) {
 			if words := strings.Fields(line); len(words) > 0 {
@@ -139,11 +216,7 @@ func lookAround(dataDir string) facts {
 	}
 	f.hierarchies = names("/sys/fs/cgroup")
 	f.namespaces = names("/proc/self/ns")
-	c, err := nftables.New()
-	if err == nil {
-		_, err = c.ListTables()
-	}
-	f.nftables = err
+	f.nftables = tryNftables(f.oneUser)
 	return f
 }
 

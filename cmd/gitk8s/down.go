@@ -45,6 +45,9 @@ func (e *env) down(ctx context.Context, purge bool) error {
 		e.say("nothing to do: %s does not exist", cfg.DataDir)
 		return nil
 	}
+	if err := enterAsUser(cfg.DataDir); err != nil {
+		return err
+	}
 	if err := stopRunning(ctx, filepath.Join(cfg.DataDir, "lock")); err != nil {
 		return err
 	}
@@ -54,6 +57,9 @@ func (e *env) down(ctx context.Context, purge bool) error {
 	}
 	defer lock.Close()
 	if err := errors.Join(cleanNodes(cfg.DataDir), network.DeleteTopology(topologyID(cfg.DataDir))); err != nil {
+		return err
+	}
+	if err := endKeeper(cfg.DataDir); err != nil {
 		return err
 	}
 	if purge {
@@ -67,7 +73,7 @@ func (e *env) down(ctx context.Context, purge bool) error {
 // was all: --data-dir may have been mistyped.
 func removeDataDir(dir string) error {
 	var errs []error
-	for _, name := range []string{"admin.kubeconfig", "info.json", "token", "docker", "pki", "etcd", "git", "mirrors", "registry", "nodes", "lock"} {
+	for _, name := range []string{"admin.kubeconfig", "info.json", "token", "docker", "pki", "etcd", "git", "mirrors", "registry", "nodes", "lock", keeperFile, pinsDir} {
 		errs = append(errs, os.RemoveAll(filepath.Join(dir, name)))
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {

@@ -29,7 +29,7 @@ const (
 // reaches registries.
 func (e *env) upstream() (*dns.Upstream, error) {
 	given := e.v.GetString("dns-upstream")
-	if given == noUpstream {
+	if given == noUpstream || oneUser() {
 		return nil, nil
 	}
 	var dial func(context.Context, string, string) (net.Conn, error)

@@ -43,7 +43,7 @@ speaking the Kubernetes API: push to deploy, roll back by commit.
 	})
 	pf := root.PersistentFlags()
 	pf.String("config", "", "configuration file (default /etc/gitk8s/config.yaml where it exists)")
-	pf.String("data-dir", "/var/lib/gitk8s", "where everything is kept")
+	pf.String("data-dir", defaultDataDir(), "where everything is kept")
 	pf.String("kubeconfig", "", "kubeconfig of the cluster (default: that of --data-dir)")
 	pf.String("log-level", "warn", "what is logged to stderr: debug, info, warn, error")
 	e := &env{v: v, io: io}

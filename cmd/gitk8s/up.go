@@ -128,6 +128,10 @@ func (e *env) up(ctx context.Context, source string) error {
 	if err != nil {
 		return err
 	}
+	if err := enterAsUser(cfg.DataDir); err != nil {
+		return err
+	}
+	e.sayLimits()
 	if missing := checkMachine(cfg.DataDir); len(missing) > 0 {
 		for _, m := range missing {
 			e.say("missing: %s", m)
@@ -140,6 +144,9 @@ func (e *env) up(ctx context.Context, source string) error {
 	}
 	defer lock.Close()
 	id := topologyID(cfg.DataDir)
+	if err := dropLost(cfg.DataDir); err != nil {
+		return err
+	}
 	if err := network.EnsureHub(id); err != nil {
 		return err
 	}
@@ -165,7 +172,11 @@ func (e *env) up(ctx context.Context, source string) error {
 	err = errors.Join(err, crew.stop())
 	cancel()
 	c.close()
-	return errors.Join(err, network.DeleteTopology(id), cleanNodes(cfg.DataDir))
+	err = errors.Join(err, network.DeleteTopology(id), cleanNodes(cfg.DataDir))
+	if err == nil {
+		err = endKeeper(cfg.DataDir)
+	}
+	return err
 }
 
 // settle waits for the nodes and makes the first application.

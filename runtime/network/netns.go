@@ -12,12 +12,15 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
 // netnsDir is where iproute2 looks for named namespaces.
-const netnsDir = "/run/netns"
+var netnsDir = "/run/netns"
+
+// PinIn makes dir the place where the namespaces of hub and nodes are pinned, for
+// who may not write where iproute2 looks. It is called before anything else here.
+func PinIn(dir string) { netnsDir = dir }
 
 // isNetNS tells whether a namespace is pinned at the path.
 func isNetNS(path string) bool {
@@ -120,12 +123,13 @@ func handle(path string, families ...int) (*netlink.Handle, error) {
 	if path == "" {
 		return netlink.NewHandle(families...)
 	}
-	ns, err := netns.GetFromPath(path)
-	if err != nil {
-		return nil, fmt.Errorf("open network namespace %s: %w", path, err)
-	}
-	defer ns.Close()
-	h, err := netlink.NewHandleAt(ns, families...)
+	// Not by netlink.NewHandleAt, which goes back to the namespace that it came from:
+	// from a user namespace there is no way back into the machine's own.
+	var h *netlink.Handle
+	err := inNetNS(path, func() (err error) {
+		h, err = netlink.NewHandle(families...)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("netlink in network namespace %s: %w", path, err)
 	}

@@ -234,7 +234,15 @@ func (n *PodNetwork) insidePod(p Pod) (net.HardwareAddr, error) {
 	err := inNetNS(p.NetNS, func() error {
 		// As containerd's enable_unprivileged_ports and enable_unprivileged_icmp:
 		// in a namespace of its own a pod takes no port from anybody.
-		return setSysctls(map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"})
+		if err := setSysctls(map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}); err != nil {
+			return err
+		}
+		err := setSysctls(map[string]string{"net.ipv4.ping_group_range": "0 2147483647"})
+		if errors.Is(err, unix.EINVAL) {
+			// A user namespace in which not all groups exist. 0 does.
+			err = setSysctls(map[string]string{"net.ipv4.ping_group_range": "0 0"})
+		}
+		return err
 	})
 	if err != nil {
 		return nil, err

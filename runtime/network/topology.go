@@ -56,6 +56,10 @@ func EnsureHub(id string) error {
 	return upWithAddr(h, bridge, netip.PrefixFrom(HubIP, NodeCIDR.Bits()))
 }
 
+// HasHub tells whether the hub is there: it goes with the machine, and with the
+// mount namespace that it is pinned in.
+func HasHub(id string) bool { return isNetNS(HubNetNS(id)) }
+
 // Node says where a worker's network is.
 type Node struct {
 	// NetNS is the path of its namespace.

@@ -41,6 +41,8 @@ type cluster struct {
 	dataDir string
 	flags   []string // more flags of up
 	netns   string   // network namespace of all commands; empty for the machine's own
+	bin     string   // gitk8s
+	user    int      // who runs gitk8s; 0 for who runs the tests, root
 	up      *process
 	old     []*process // those killed or stopped before
 	info    info
@@ -60,7 +62,7 @@ type info struct {
 }
 
 func newCluster(name string, flags ...string) *cluster {
-	return &cluster{name: name, dataDir: filepath.Join(suite.dir, name), flags: flags}
+	return &cluster{name: name, dataDir: filepath.Join(suite.dir, name), bin: suite.bin, flags: flags}
 }
 
 // ownCluster starts a cluster for one test, with the images pushed.
@@ -156,8 +158,8 @@ func (c *cluster) launch(args ...string) (*process, error) {
 
 // start runs `up` until both nodes are Ready.
 func (c *cluster) start(args ...string) error {
-	flags := append([]string{suite.bin, "up", "--data-dir", c.dataDir, "--api-port", "0", "--git-port", "0", "--registry-port", "0", "--log-level", "info"}, c.flags...)
-	p, err := c.launch(append(flags, args...)...)
+	flags := append([]string{c.bin, "up", "--data-dir", c.dataDir, "--api-port", "0", "--git-port", "0", "--registry-port", "0", "--log-level", "info"}, c.flags...)
+	p, err := c.launch(asUser(c.user, append(flags, args...))...)
 	if err != nil {
 		return err
 	}
@@ -338,7 +340,7 @@ func (c *cluster) env() []string {
 			out = append(out, e)
 		}
 	}
-	return append(out, "GITK8S_DATA_DIR="+c.dataDir, "GITK8S_DNS_UPSTREAM=none", "NO_COLOR=1", "HOME="+suite.dir,
+	return append(out, "GITK8S_DATA_DIR="+c.dataDir, "GITK8S_DNS_UPSTREAM=none", "NO_COLOR=1", "HOME="+filepath.Dir(c.dataDir),
 		"GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=/dev/null", "GIT_TERMINAL_PROMPT=0", "GIT_ASKPASS=/bin/false",
 		"GIT_AUTHOR_NAME=Test", "GIT_AUTHOR_EMAIL=test@example.com", "GIT_COMMITTER_NAME=Test", "GIT_COMMITTER_EMAIL=test@example.com")
 }
@@ -378,7 +380,7 @@ func (c *cluster) exec(dir, stdin string, args ...string) result {
 
 // run runs gitk8s.
 func (c *cluster) run(args ...string) result {
-	return c.exec("", "", append([]string{suite.bin}, args...)...)
+	return c.exec("", "", asUser(c.user, append([]string{c.bin}, args...))...)
 }
 
 // ok runs gitk8s and fails the test unless it succeeds.

@@ -388,6 +388,9 @@ func (sb *sandbox) cleanUp(cfg container.SandboxConfig) error {
 			return err
 		}
 	}
+	if err := killRecorded(sb.dir); err != nil {
+		return err
+	}
 	return os.RemoveAll(sb.dir)
 }
 

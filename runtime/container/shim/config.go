@@ -52,6 +52,7 @@ type facts struct {
 	recursiveRO  bool     // the kernel has mount_setattr
 	unified      bool     // pure cgroup v2
 	swap         bool     // cgroups count swap
+	oneID        bool     // a user namespace with one user: see oneID
 }
 
 func readFacts() facts {
@@ -62,7 +63,8 @@ func readFacts() facts {
 			f.capabilities = append(f.capabilities, name)
 		}
 	}
-	if !slices.Contains(f.capabilities, "CAP_SYS_RESOURCE") {
+	f.oneID = oneID()
+	if f.oneID || !slices.Contains(f.capabilities, "CAP_SYS_RESOURCE") {
 		// Without it a score can be raised only.
 		f.oomScoreAdj = 0
 		if b, err := os.ReadFile("/proc/self/oom_score_adj"); err == nil {
@@ -185,6 +187,9 @@ func buildConfig(s container.SandboxConfig, c container.ContainerConfig, at path
 		Resources: cgroupResources(resources, deviceRules, f),
 	}
 	config.Mounts, config.RootPropagation = mountList(c, at, f)
+	if f.oneID {
+		restrict(config, s, c, at)
+	}
 	if !c.Security.Privileged && !c.Security.SeccompUnconfined {
 		var err error
 		if config.Seccomp, err = seccompFilter(c.Security.SeccompProfile, caps); err != nil {
@@ -377,7 +382,7 @@ func mountList(c container.ContainerConfig, at paths, f facts) ([]*configs.Mount
 func (s *shim) makeSandboxCgroup() error {
 	r := s.cfg.Resources
 	r.OOMScoreAdj = 0
-	if r == (container.Resources{}) {
+	if r == (container.Resources{}) || s.facts.oneID {
 		return nil
 	}
 	res := cgroupResources(r, nil, s.facts)
@@ -408,6 +413,9 @@ func (s *shim) applyQuota(p *proc) error {
 
 // oomKilled must be asked before the cgroup is gone.
 func (s *shim) oomKilled(p *proc) bool {
+	if s.facts.oneID {
+		return false
+	}
 	m, err := manager.New(&cgroups.Cgroup{Path: cgroupPath(s.cfg, p.cfg.ID), Resources: &cgroups.Resources{}})
 	if err != nil {
 		return false

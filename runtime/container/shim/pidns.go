@@ -128,8 +128,12 @@ func (h *holder) start(s *shim) error {
 		return err
 	}
 	defer report.Close()
+	user := holderUser
+	if s.facts.oneID {
+		user = 0
+	}
 	h.process = &libcontainer.Process{
-		Args: []string{initPath(nil)}, Cwd: "/", UID: holderUser, GID: holderUser,
+		Args: []string{initPath(nil)}, Cwd: "/", UID: user, GID: user,
 		Init: true, ExtraFiles: []*os.File{reportChild},
 	}
 	err = h.container.Run(h.process)

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	mobyuser "github.com/moby/sys/user"
+	"github.com/moby/sys/userns"
 	"golang.org/x/sys/unix"
 
 	"gitk8s.dev/gitk8s/runtime/container"
@@ -60,6 +61,12 @@ func overlayByLayer(target, upper, work string, layers []string) error {
 	if err := unix.FsconfigSetString(fs, "workdir", work); err != nil {
 		return err
 	}
+	if userns.RunningInUserNS() {
+		// Its notes have to be in attributes that a user may set.
+		if err := unix.FsconfigSetFlag(fs, "userxattr"); err != nil {
+			return err
+		}
+	}
 	// Nothing is kept of a writable layer after a crash of the machine, so the
 	// kernel need not sync it when it is unmounted. Not every kernel can do without.
 	_ = unix.FsconfigSetFlag(fs, "volatile")
@@ -87,6 +94,9 @@ func overlayByOptions(target, upper, work string, layers []string) error {
 		names = append(names, "/proc/self/fd/"+strconv.Itoa(fd))
 	}
 	options := "lowerdir=" + strings.Join(names, ":") + ",upperdir=" + upper + ",workdir=" + work
+	if userns.RunningInUserNS() {
+		options += ",userxattr"
+	}
 	if len(options) >= os.Getpagesize() {
 		return fmt.Errorf("%d layers are more than this kernel's overlayfs takes", len(layers))
 	}

@@ -154,6 +154,11 @@ func (s *shim) launch(p *proc, mounts []*os.File) (logs *sync.WaitGroup, err err
 	if p.user, err = resolveUser(rootfs, p.cfg); err != nil {
 		return nil, failure("CreateContainerError", err)
 	}
+	if s.facts.oneID {
+		if err := checkIDs(p.user); err != nil {
+			return nil, failure("CreateContainerConfigError", err)
+		}
+	}
 	pidNS, err := s.pidNamespace(p.cfg)
 	if err != nil {
 		return nil, failure("CreateContainerError", err)
@@ -179,7 +184,7 @@ func (s *shim) launch(p *proc, mounts []*os.File) (logs *sync.WaitGroup, err err
 	if err != nil {
 		return nil, err
 	}
-	if r := p.cfg.Resources; r.CPUQuota > 0 {
+	if r := p.cfg.Resources; r.CPUQuota > 0 && !s.facts.oneID {
 		// A quota from the beginning would throttle libcontainer's own start.
 		if err := s.applyQuota(p); err != nil {
 			p.kill()
