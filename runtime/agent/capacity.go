@@ -3,6 +3,7 @@ package agent
 import (
 	"bufio"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
 	"strconv"
@@ -57,6 +58,24 @@ func allocatable(capacity, reserved v1.ResourceList) v1.ResourceList {
 		q.Sub(r)
 		if q.Sign() < 0 {
 			q = *resource.NewQuantity(0, q.Format)
+		}
+		out[name] = q
+	}
+	return out
+}
+
+// withExtended adds to a node's own resources those that an administrator has
+// advertised on the Node, all of them for pods ("Advertise Extended Resources for a
+// Node").
+func withExtended(own, advertised v1.ResourceList) v1.ResourceList {
+	out := own
+	for name, q := range advertised {
+		domain, _, qualified := strings.Cut(string(name), "/")
+		if _, ours := own[name]; ours || !qualified || domain == "kubernetes.io" || strings.HasSuffix(domain, ".kubernetes.io") {
+			continue
+		}
+		if len(out) == len(own) {
+			out = maps.Clone(own)
 		}
 		out[name] = q
 	}

@@ -303,7 +303,8 @@ func (n *nodeState) status(old *v1.Node, now time.Time) v1.NodeStatus {
 	if old != nil {
 		st = *old.Status.DeepCopy()
 	}
-	st.Capacity, st.Allocatable, st.NodeInfo = n.capacity, n.allocatable, n.info
+	st.Capacity, st.Allocatable = withExtended(n.capacity, st.Capacity), withExtended(n.allocatable, st.Capacity)
+	st.NodeInfo = n.info
 	st.Images = n.images()
 	st.Addresses = []v1.NodeAddress{
 		{Type: v1.NodeInternalIP, Address: n.a.cfg.NodeIP.String()},

@@ -17,7 +17,35 @@ func TestScheduler(t *testing.T) {
 	c := ownCluster(t)
 	t.Run("apart", func(t *testing.T) { apart(t, c, c.namespace(t, "apart")) })
 	t.Run("gates", func(t *testing.T) { gates(t, c, c.namespace(t, "gates")) })
+	t.Run("extended", func(t *testing.T) { extended(t, c, c.namespace(t, "extended")) })
 	t.Run("priority", func(t *testing.T) { priority(t, c, c.namespace(t, "priority")) })
+}
+
+// extended counts what an administrator says that a node has.
+func extended(t *testing.T, c *cluster, ns string) {
+	c.kubectl(t, "patch", "node", "worker-2", "--subresource=status", "-p", `{"status":{"capacity":{"example.com/dongle":"1"}}}`)
+	for _, name := range []string{"first", "second"} {
+		c.apply(t, ns, `apiVersion: v1
+kind: Pod
+metadata: {name: `+name+`}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: main, image: "`+testImage+`", resources: {limits: {example.com/dongle: 1}}}]
+`)
+		if name == "first" {
+			if p := c.awaitPod(t, ns, name, "it is ready", ready); p.Spec.NodeName != "worker-2" {
+				t.Errorf("it runs on %s", p.Spec.NodeName)
+			}
+		}
+	}
+	c.awaitPod(t, ns, "second", "it waits for another", func(p *corev1.Pod) bool {
+		for _, cond := range p.Status.Conditions {
+			if cond.Type == corev1.PodScheduled && strings.Contains(cond.Message, "2 Insufficient example.com/dongle") {
+				return true
+			}
+		}
+		return false
+	})
 }
 
 // apart wants three pods on different nodes, of which there are two.
