@@ -58,7 +58,7 @@ func supportedVolume(v *corev1.Volume) bool {
 func serviceWarnings(obj runtime.Object) []string {
 	s, p := obj.(*corev1.Service), field.NewPath("spec")
 	var out []string
-	if s.Spec.Type != corev1.ServiceTypeClusterIP {
+	if s.Spec.Type == corev1.ServiceTypeNodePort || s.Spec.Type == corev1.ServiceTypeLoadBalancer {
 		out = append(out, fmt.Sprintf("%s: %s is %s", p.Child("type"), s.Spec.Type, notActedOn))
 	}
 	out = append(out, warn(p.Child("externalIPs"), len(s.Spec.ExternalIPs) > 0)...)

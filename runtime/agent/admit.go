@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
+
+	"gitk8s.dev/gitk8s/runtime/container"
 )
 
 // safeSysctls are the kernel parameters that a pod may set and the namespace that
@@ -61,15 +63,7 @@ func dotted(name string) string {
 	if i := strings.IndexAny(name, "./"); i < 0 || name[i] == '.' {
 		return name
 	}
-	return strings.Map(func(r rune) rune {
-		switch r {
-		case '.':
-			return '/'
-		case '/':
-			return '.'
-		}
-		return r
-	}, name)
+	return container.SwapSysctlSeparators(name)
 }
 
 func sysctls(pod *v1.Pod) map[string]string {

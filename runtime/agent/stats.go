@@ -57,38 +57,19 @@ type memoryStats struct {
 // stats reads the cgroups of everything that runs.
 func (a *Agent) stats(ctx context.Context) statsSummary {
 	sum := statsSummary{Node: nodeStats{NodeName: a.cfg.NodeName}, Pods: []podStats{}}
-	if free, err := memInfo("MemAvailable"); err == nil {
-		total := a.node.capacity.Memory().Value()
-		available, used := uint64(max(free, 0)), uint64(max(total-free, 0))
-		sum.Node.Memory = &memoryStats{Time: metav1.NewTime(time.Now()), AvailableBytes: &available, WorkingSetBytes: &used}
+	if used, available, err := machineMemory(); err == nil {
+		u, v := uint64(used), uint64(available)
+		sum.Node.Memory = &memoryStats{Time: metav1.NewTime(time.Now()), AvailableBytes: &v, WorkingSetBytes: &u}
 	}
-	var views []*worker
-	a.eachWorker(func(w *worker) { views = append(views, w) })
-	for _, w := range views {
-		v := w.view.Load()
-		if v == nil {
-			continue
-		}
-		ps := podStats{PodRef: podRef{w.name, w.namespace, w.uid}, Containers: []containerStats{}}
-		if v.status.StartTime != nil {
-			ps.StartTime = *v.status.StartTime
-		}
-		for name, in := range v.cur {
-			if !in.Running {
-				continue
-			}
-			st, err := a.cfg.Runtime.Stats(ctx, w.uid, in.ID)
-			if err != nil {
-				continue // it ended meanwhile
-			}
-			t := metav1.NewTime(st.Time)
+	for _, p := range a.lookAtPods(ctx) {
+		ps := podStats{PodRef: podRef{p.name, p.namespace, p.uid}, StartTime: p.started, Containers: []containerStats{}}
+		for _, c := range p.containers {
+			t := metav1.NewTime(c.at)
 			ps.Containers = append(ps.Containers, containerStats{
-				Name: name, StartTime: metav1.NewTime(in.StartedAt),
-				CPU:    &cpuStats{t, uint64(st.CPU.Nanoseconds())},
-				Memory: &memoryStats{Time: t, WorkingSetBytes: &st.MemoryWorkingSet},
+				Name: c.name, StartTime: metav1.NewTime(c.started),
+				CPU: &cpuStats{t, uint64(c.cpu.Nanoseconds())}, Memory: &memoryStats{Time: t, WorkingSetBytes: &c.memory},
 			})
 		}
-		sort.Slice(ps.Containers, func(i, j int) bool { return ps.Containers[i].Name < ps.Containers[j].Name })
 		sum.Pods = append(sum.Pods, ps)
 	}
 	sort.Slice(sum.Pods, func(i, j int) bool {

@@ -80,6 +80,7 @@ type usageLook struct {
 
 type podLook struct {
 	name, namespace, uid string
+	started              metav1.Time
 	containers           []containerLook
 }
 
@@ -169,7 +170,8 @@ func (a *Agent) usage(ctx context.Context) (usageReport, error) {
 			}
 		}
 	}
-	return report(a.cfg.NodeName, &now, since, a.usedMemory()), nil
+	memory, _, err := machineMemory()
+	return report(a.cfg.NodeName, &now, since, memory), err
 }
 
 // report compares a look with an earlier one. A pod of which not everything is
@@ -221,6 +223,12 @@ func (a *Agent) lookAtUsage(ctx context.Context) (out usageLook, err error) {
 		return out, err
 	}
 	out.node.at = a.cfg.Now()
+	out.pods = a.lookAtPods(ctx)
+	return out, nil
+}
+
+// lookAtPods reads the counters of the containers that run.
+func (a *Agent) lookAtPods(ctx context.Context) (out []podLook) {
 	var workers []*worker
 	a.eachWorker(func(w *worker) { workers = append(workers, w) })
 	for _, w := range workers {
@@ -229,6 +237,9 @@ func (a *Agent) lookAtUsage(ctx context.Context) (out usageLook, err error) {
 			continue
 		}
 		p := podLook{name: w.name, namespace: w.namespace, uid: w.uid}
+		if v.status.StartTime != nil {
+			p.started = *v.status.StartTime
+		}
 		for name, in := range v.cur {
 			if !in.Running {
 				continue
@@ -242,22 +253,19 @@ func (a *Agent) lookAtUsage(ctx context.Context) (out usageLook, err error) {
 			})
 		}
 		slices.SortFunc(p.containers, func(a, b containerLook) int { return strings.Compare(a.name, b.name) })
-		out.pods = append(out.pods, p)
+		out = append(out, p)
 	}
-	return out, nil
+	return out
 }
 
-// usedMemory is the machine's memory that is not available, in bytes.
-func (a *Agent) usedMemory() int64 {
-	free, err := memInfo("MemAvailable")
-	if err != nil {
-		return 0
+// machineMemory is the machine's memory in bytes: what is in use, and what is
+// available to programs that start.
+func machineMemory() (used, available int64, err error) {
+	if available, err = memInfo("MemAvailable"); err != nil {
+		return 0, 0, err
 	}
 	total, err := memInfo("MemTotal")
-	if err != nil {
-		return 0
-	}
-	return max(total-free, 0)
+	return max(total-available, 0), max(available, 0), err
 }
 
 // userHz is the unit of times in /proc/stat, the same on all Linux machines.

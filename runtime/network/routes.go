@@ -72,19 +72,29 @@ func SyncRoutes(ns string, peers []Peer) error {
 
 // EnsureDNSAddress gives a node the address at which it answers names.
 func EnsureDNSAddress(ns string) error {
-	h, err := handle(ns, unix.NETLINK_ROUTE)
+	h, lo, err := loopback(ns)
 	if err != nil {
 		return err
 	}
 	defer h.Close()
-	lo, err := h.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("find lo: %w", err)
-	}
 	if err := h.AddrReplace(lo, &netlink.Addr{IPNet: ipNet(host(DNSIP))}); err != nil {
 		return fmt.Errorf("add address %s: %w", DNSIP, err)
 	}
 	return nil
+}
+
+// loopback opens a namespace for changes of its loopback interface.
+func loopback(ns string) (*netlink.Handle, netlink.Link, error) {
+	h, err := handle(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, nil, err
+	}
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		h.Close()
+		return nil, nil, fmt.Errorf("find lo: %w", err)
+	}
+	return h, lo, nil
 }
 
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
@@ -100,15 +110,11 @@ func Leave(ns string) error {
 	if err := errors.Join(proxy.Remove(), SyncRoutes(ns, nil)); err != nil {
 		return err
 	}
-	h, err := handle(ns, unix.NETLINK_ROUTE)
+	h, lo, err := loopback(ns)
 	if err != nil {
 		return err
 	}
 	defer h.Close()
-	lo, err := h.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("find lo: %w", err)
-	}
 	if err := h.AddrDel(lo, &netlink.Addr{IPNet: ipNet(host(DNSIP))}); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 		return fmt.Errorf("delete address %s: %w", DNSIP, err)
 	}

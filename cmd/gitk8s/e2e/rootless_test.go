@@ -44,11 +44,27 @@ func processesOf(user int) (out []string) {
 	return out
 }
 
+// forbidden says by which kernel parameter ordinary users are kept from making user
+// namespaces: nothing else is a reason not to test.
+func forbidden() string {
+	for name, value := range map[string]string{
+		"user/max_user_namespaces": "0", "kernel/unprivileged_userns_clone": "0", "kernel/apparmor_restrict_unprivileged_userns": "1",
+	} {
+		if b, err := os.ReadFile("/proc/sys/" + name); err == nil && strings.TrimSpace(string(b)) == value {
+			return fmt.Sprintf("/proc/sys/%s is %s", name, value)
+		}
+	}
+	return ""
+}
+
 // userCluster starts a cluster as an ordinary user, with a directory of their own.
 func userCluster(t *testing.T) *cluster {
 	t.Helper()
 	if out, err := exec.Command("setpriv", asUser(ordinary, []string{"unshare", "--user", "--map-root-user", "--net", "true"})[1:]...).CombinedOutput(); err != nil {
-		t.Skipf("ordinary users may not make user namespaces on this machine: %v %s", err, out)
+		if why := forbidden(); why != "" {
+			t.Skip(why)
+		}
+		t.Fatalf("ordinary users may not make user namespaces here, and no kernel parameter says so: %v %s", err, out)
 	}
 	home, err := os.MkdirTemp("", "gitk8s-rootless-")
 	if err != nil {

@@ -114,11 +114,10 @@ func (c *Controller) addWhere(namespace string, set labels.Set) {
 	if err != nil {
 		return
 	}
-	for _, b := range budgets {
-		if s, err := metav1.LabelSelectorAsSelector(b.Spec.Selector); err == nil && s.Matches(set) {
-			c.loop.Add(controller.Key(b))
-		}
-	}
+	controller.AddWhere(c.loop, budgets, func(b *policyv1.PodDisruptionBudget) bool {
+		s, err := metav1.LabelSelectorAsSelector(b.Spec.Selector)
+		return err == nil && s.Matches(set)
+	})
 }
 
 func (c *Controller) sync(ctx context.Context, key string) error {

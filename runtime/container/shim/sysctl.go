@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"gitk8s.dev/gitk8s/runtime/container"
 )
 
 // setSysctls sets kernel parameters of the sandbox's own namespaces: those of the
@@ -56,13 +58,5 @@ func sysctlPath(name string) string {
 	if i < 0 || name[i] == '/' {
 		return name
 	}
-	return strings.Map(func(r rune) rune {
-		switch r {
-		case '.':
-			return '/'
-		case '/':
-			return '.'
-		}
-		return r
-	}, name)
+	return container.SwapSysctlSeparators(name)
 }

@@ -164,11 +164,15 @@ func TestZoneForgets(t *testing.T) {
 	if got := said(ask(s, "2.0.42.10.in-addr.arpa.", dns.TypePTR)); got != "NXDOMAIN" {
 		t.Errorf("an address that has left: %q", got)
 	}
+	z.SetSlice(slice("shop", "other", "b", "10.42.0.3"))
+	if got := said(ask(s, "db.shop.svc.cluster.local.", dns.TypeA)); got != "10.42.0.1" {
+		t.Errorf("a slice that was given to another service: %q", got)
+	}
 	z.DeleteService(svc)
 	z.DeleteSlice(b)
 	z.DeleteSlice(a)
 	z.DeleteSlice(a)
-	if len(z.services)+len(z.slices)+len(z.byAddress)+len(z.namespaces) != 0 {
+	if len(z.services)+len(z.slices)+len(z.given)+len(z.byAddress)+len(z.namespaces) != 0 {
 		t.Errorf("left: %+v", z)
 	}
 }

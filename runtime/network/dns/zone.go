@@ -24,6 +24,8 @@ type Zone struct {
 	mu       sync.RWMutex
 	services map[name]*corev1.Service
 	slices   map[name]map[string]*discoveryv1.EndpointSlice // by service, then by their own name
+	// given is the service of a slice, by the slice's name: its label may change.
+	given map[name]name
 	// byAddress are the services that have an address, as their own or as that of an
 	// endpoint.
 	byAddress map[netip.Addr]map[name]int
@@ -39,7 +41,7 @@ type name struct{ namespace, name string }
 func NewZone(domain string, own ...netip.Prefix) *Zone {
 	return &Zone{
 		domain: strings.ToLower(strings.Trim(domain, ".")) + ".", own: own,
-		services: map[name]*corev1.Service{}, slices: map[name]map[string]*discoveryv1.EndpointSlice{},
+		services: map[name]*corev1.Service{}, slices: map[name]map[string]*discoveryv1.EndpointSlice{}, given: map[name]name{},
 		byAddress: map[netip.Addr]map[name]int{}, namespaces: map[string]int{},
 	}
 }
@@ -82,12 +84,13 @@ func (z *Zone) dropService(n name) {
 func (z *Zone) SetSlice(s *discoveryv1.EndpointSlice) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
+	z.dropSlice(s)
 	n := serviceOf(s)
-	z.dropSlice(n, s.Name)
 	if z.slices[n] == nil {
 		z.slices[n] = map[string]*discoveryv1.EndpointSlice{}
 	}
 	z.slices[n][s.Name] = s
+	z.given[name{s.Namespace, s.Name}] = n
 	for _, a := range addressesOf(s) {
 		z.count(a, n, 1)
 	}
@@ -97,18 +100,21 @@ func (z *Zone) SetSlice(s *discoveryv1.EndpointSlice) {
 func (z *Zone) DeleteSlice(s *discoveryv1.EndpointSlice) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	z.dropSlice(serviceOf(s), s.Name)
+	z.dropSlice(s)
 }
 
-func (z *Zone) dropSlice(n name, slice string) {
-	s := z.slices[n][slice]
-	if s == nil {
+// dropSlice forgets a slice as it was known, whatever it says now.
+func (z *Zone) dropSlice(s *discoveryv1.EndpointSlice) {
+	n := z.given[name{s.Namespace, s.Name}]
+	old := z.slices[n][s.Name]
+	if old == nil {
 		return
 	}
-	if delete(z.slices[n], slice); len(z.slices[n]) == 0 {
+	delete(z.given, name{s.Namespace, s.Name})
+	if delete(z.slices[n], s.Name); len(z.slices[n]) == 0 {
 		delete(z.slices, n)
 	}
-	for _, a := range addressesOf(s) {
+	for _, a := range addressesOf(old) {
 		z.count(a, n, -1)
 	}
 }
