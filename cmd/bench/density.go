@@ -90,45 +90,67 @@ func (b *bench) density(ctx context.Context, c *cluster) error {
 }
 
 // Probes are measured on pods with five containers of two probes each.
-const (
-	probedPods       = 10
-	probedContainers = 5
-)
+const probedContainers = 5
 
-// probes measures what ten probes a second cost for a pod, besides its containers.
-func (b *bench) probes(ctx context.Context, c *cluster) error {
-	var cpu [2]float64
-	for i := range cpu {
-		var spec corev1.PodSpec
-		for n := range probedContainers {
-			// Each serves on a port of its own; they share the pod's network.
-			port := 8080 + n
-			ctr := corev1.Container{Name: fmt.Sprintf("web-%d", n), Image: image("v1"), Env: []corev1.EnvVar{{Name: "PORT", Value: fmt.Sprint(port)}}}
-			if i == 1 {
-				p := &corev1.Probe{
-					ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/readyz", Port: intstr.FromInt(port)}},
-					PeriodSeconds: 1,
-				}
-				ctr.ReadinessProbe, ctr.LivenessProbe = p, p
+// probed is a pod with ten probes, or with none if every is 0.
+func probed(every int32) corev1.PodSpec {
+	var spec corev1.PodSpec
+	for n := range probedContainers {
+		// Each serves on a port of its own; they share the pod's network.
+		port := 8080 + n
+		ctr := corev1.Container{Name: fmt.Sprintf("web-%d", n), Image: image("v1"), Env: []corev1.EnvVar{{Name: "PORT", Value: fmt.Sprint(port)}}}
+		if every > 0 {
+			p := &corev1.Probe{
+				ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/readyz", Port: intstr.FromInt(port)}},
+				PeriodSeconds: every,
 			}
-			spec.Containers = append(spec.Containers, ctr)
+			ctr.ReadinessProbe, ctr.LivenessProbe = p, p
 		}
-		name := fmt.Sprintf("probed-%d", i)
-		if _, err := c.deploy(ctx, name, probedPods, spec); err != nil {
-			return err
+		spec.Containers = append(spec.Containers, ctr)
+	}
+	return spec
+}
+
+// probes measures what ten probes a second cost for a pod, besides its containers,
+// and what 500 of the usual period cost one node.
+func (b *bench) probes(ctx context.Context, c *cluster) error {
+	// cost is the processor that probed pods take above those without probes.
+	cost := func(pods int32, every int32, node string) (with, without float64, err error) {
+		var cpu [2]float64
+		for i, every := range []int32{0, every} {
+			name, spec := fmt.Sprintf("probed-%d", i), probed(every)
+			if node != "" {
+				spec.NodeSelector = map[string]string{corev1.LabelHostname: node}
+			}
+			if _, err := c.deploy(ctx, name, pods, spec); err != nil {
+				return 0, 0, err
+			}
+			u, err := b.observe(ctx, c)
+			if err != nil {
+				return 0, 0, err
+			}
+			cpu[i] = u.cpu
+			if err := c.undeploy(ctx, name); err != nil {
+				return 0, 0, err
+			}
 		}
-		u, err := b.observe(ctx, c)
-		if err != nil {
-			return err
-		}
-		cpu[i] = u.cpu
-		if err := c.undeploy(ctx, name); err != nil {
-			return err
-		}
+		return cpu[1], cpu[0], nil
+	}
+	const each, many = 10, 50
+	with, without, err := cost(each, 1, "")
+	if err != nil {
+		return err
 	}
 	b.add(row{
 		what:   "ten HTTP probes a second in a pod: processor besides the pod's containers",
-		figure: fmt.Sprintf("%.2f %% of one core (%d such pods: %.1f %%, without probes %.1f %%)", (cpu[1]-cpu[0])/probedPods, probedPods, cpu[1], cpu[0]),
+		figure: fmt.Sprintf("%.2f %% of one core (%d such pods: %.1f %%, without probes %.1f %%)", (with-without)/each, each, with, without),
+	})
+	if with, without, err = cost(many, 10, "worker-1"); err != nil {
+		return err
+	}
+	b.add(row{
+		what:   fmt.Sprintf("%d HTTP probes of the usual ten seconds on one node (%d pods): processor besides the pods' containers", many*probedContainers*2, many),
+		figure: fmt.Sprintf("%.1f %% of one core (with %.1f %%, without probes %.1f %%)", with-without, with, without),
 	})
 	return nil
 }

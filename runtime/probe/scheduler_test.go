@@ -2,8 +2,10 @@ package probe
 
 import (
 	"context"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -152,6 +154,50 @@ func TestSchedulerSpreadsAndResumes(t *testing.T) {
 		}
 		t.Error("a job that resumes as ready never became unready")
 		cancel()
+		synctest.Wait()
+	})
+}
+
+// TestManyProbes has 500 probes on a node whose worker has just started again: no
+// moment has more than a few of them, and between questions nobody waits but the
+// scheduler.
+func TestManyProbes(t *testing.T) {
+	const probes, seconds, answer = 500, 60, 50 * time.Millisecond
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var asked, now, most atomic.Int64
+		idle := runtime.NumGoroutine()
+		s := NewScheduler(ctx, func(context.Context, *v1.Probe, Target) Outcome {
+			asked.Add(1)
+			n := now.Add(1)
+			for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+			}
+			time.Sleep(answer)
+			now.Add(-1)
+			return Outcome{Result: Success}
+		})
+		started := time.Now()
+		for range probes {
+			s.Add(Job{Kind: Liveness, Spec: &v1.Probe{PeriodSeconds: 10}, Started: started, Spread: true, Initial: Success, Report: func(Report) {}})
+		}
+		for range seconds {
+			time.Sleep(time.Second)
+			synctest.Wait()
+			// Each question under way has a goroutine, and the scheduler has one; some that
+			// have just ended may still be counted.
+			if n, most := runtime.NumGoroutine()-idle, int(now.Load())+1; n > most+5 {
+				t.Errorf("%d goroutines, want at most about %d", n, most)
+			}
+		}
+		if n := asked.Load(); n < probes*(seconds/10-1) || n > probes*(seconds/10) {
+			t.Errorf("%d questions in %d seconds", n, seconds)
+		}
+		// 50 questions a second that take 50 ms each: 2.5 at once on average.
+		if n := most.Load(); n > 20 {
+			t.Errorf("%d questions at once", n)
+		}
+		cancel()
+		time.Sleep(answer) // for the questions that are under way
 		synctest.Wait()
 	})
 }
