@@ -85,6 +85,7 @@ within --shutdown-grace-period, the critical ones last, and then the worker does
 	f.Int("container-log-max-files", 5, "how many files of a container's log are kept, at least 2")
 	f.Int("image-gc-high-threshold", 85, "percent of disk usage from which unused images are removed; 100 is never")
 	f.Int("image-gc-low-threshold", 80, "percent of disk usage at which that ends")
+	f.Duration("image-gc-minimum-age", 2*time.Minute, "how long an image stays that nothing uses")
 	f.String("eviction-hard", agent.DefaultEvictionHard, "below which memory and disk left the node evicts pods and takes no more, in kubelet's syntax; empty is never")
 	f.Duration("shutdown-grace-period", 0, "time that pods have to end when SIGPWR says that the machine goes down; 0 leaves them running")
 	f.Duration("shutdown-grace-period-critical-pods", 0, "part of it that is kept for critical pods, which end last")
@@ -234,6 +235,7 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 		ImageStore: w.images,
 		ImageGC: agent.ImageGCPolicy{
 			HighThresholdPercent: e.v.GetInt("image-gc-high-threshold"), LowThresholdPercent: e.v.GetInt("image-gc-low-threshold"),
+			MinimumAge: e.v.GetDuration("image-gc-minimum-age"),
 		},
 		EvictionHard: eviction,
 		Shutdown: agent.ShutdownPolicy{

@@ -3,6 +3,7 @@ package e2e
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -32,20 +33,25 @@ func (c *cluster) pushImages() error {
 	return nil
 }
 
-// image makes an image of the test server with an environment.
-func image(env ...string) (v1.Image, error) {
+// layerOf is a layer with one executable file.
+func layerOf(name string, content []byte) (v1.Layer, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	if err := w.WriteHeader(&tar.Header{Name: "server", Mode: 0o755, Size: int64(len(suite.server)), Typeflag: tar.TypeReg}); err != nil {
+	if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(content)), Typeflag: tar.TypeReg}); err != nil {
 		return nil, err
 	}
-	if _, err := w.Write(suite.server); err != nil {
+	if _, err := w.Write(content); err != nil {
 		return nil, err
 	}
 	if err := w.Close(); err != nil {
 		return nil, err
 	}
-	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil })
+	return tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil })
+}
+
+// image makes an image of the test server with an environment.
+func image(env ...string) (v1.Image, error) {
+	layer, err := layerOf("server", suite.server)
 	if err != nil {
 		return nil, err
 	}
@@ -63,13 +69,38 @@ func image(env ...string) (v1.Image, error) {
 	return mutate.ConfigFile(img, cf)
 }
 
-// pushImage pushes an image as any OCI client would, with the credentials of the
-// docker config file that `gitk8s info` names, and returns its digest.
+// pushImage pushes an image of the test server with an environment, and returns its
+// digest.
 func (c *cluster) pushImage(ref string, env ...string) (string, error) {
 	img, err := image(env...)
 	if err != nil {
 		return "", err
 	}
+	return c.push(ref, img)
+}
+
+// pushLarge pushes an image of the test server that has so many bytes more, which
+// don't compress.
+func (c *cluster) pushLarge(ref string, size int) (string, error) {
+	img, err := image()
+	if err != nil {
+		return "", err
+	}
+	b := make([]byte, size)
+	_, _ = rand.Read(b) // never fails
+	layer, err := layerOf("bulk", b)
+	if err != nil {
+		return "", err
+	}
+	if img, err = mutate.AppendLayers(img, layer); err != nil {
+		return "", err
+	}
+	return c.push(ref, img)
+}
+
+// push pushes an image as any OCI client would, with the credentials of the docker
+// config file that `gitk8s info` names, and returns its digest.
+func (c *cluster) push(ref string, img v1.Image) (string, error) {
 	r, auth, err := c.reference(ref)
 	if err != nil {
 		return "", err

@@ -288,6 +288,9 @@ func apiAway(t *testing.T, server, m *machine, other, pod *corev1.Pod) {
 			return nil
 		})
 	}
+	if text := os.Getenv("GITK8S_E2E_AWAY"); text != "" {
+		stayAway(t, text, m, pod)
+	}
 	if err := server.serve(flags...); err != nil {
 		t.Fatal(err)
 	}
@@ -300,6 +303,24 @@ func apiAway(t *testing.T, server, m *machine, other, pod *corev1.Pod) {
 	})
 	if now := c.awaitPod(t, other.Namespace, other.Name, "it is Ready", ready); lifeOf(now) != lifeOf(other) {
 		t.Errorf("the container changed: %+v, before %+v", lifeOf(now), lifeOf(other))
+	}
+}
+
+// stayAway lets more time pass without a server than a usual run has: by then every
+// lease is long over.
+func stayAway(t *testing.T, text string, m *machine, pod *corev1.Pod) {
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := time.Now().Add(d)
+	look := time.NewTicker(5 * time.Second)
+	defer look.Stop()
+	for time.Now().Before(end) {
+		<-look.C
+		if r := m.exec("", "", filepath.Join(suite.dir, "server"), "fetch", "http://"+pod.Status.PodIP+":8080/"); !strings.Contains(r.stdout, pod.Name) {
+			t.Errorf("%s before the end: %s", time.Until(end), r)
+		}
 	}
 }
 

@@ -254,12 +254,21 @@ func exit(s string) error {
 	return nil
 }
 
+// It takes little memory itself: the file may be a gigabyte's in memory.
 func fill(file, kib string) error {
 	n, err := strconv.Atoi(kib)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(file, make([]byte, n<<10), 0o644)
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	chunk := make([]byte, 1<<20)
+	for left := n << 10; left > 0 && err == nil; left -= len(chunk) {
+		_, err = f.Write(chunk[:min(left, len(chunk))])
+	}
+	return errors.Join(err, f.Close())
 }
 
 // busy keeps a processor busy while a file is there.
