@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,7 @@ func inNetNS(ns string, args []string) []string {
 type machine struct {
 	*cluster // its data directory and network namespace, for commands on it
 	ip       netip.Addr
+	bin      string // the program of its worker
 	worker   *process
 }
 
@@ -57,7 +59,7 @@ func machines(t *testing.T, n int) []*machine {
 		}
 		c := newCluster(name)
 		c.netns = node.NetNS
-		m := &machine{cluster: c, ip: node.IP}
+		m := &machine{cluster: c, ip: node.IP, bin: suite.bin}
 		out = append(out, m)
 		t.Cleanup(func() { m.clean(t) })
 	}
@@ -119,7 +121,7 @@ func (c *cluster) serve(flags ...string) error {
 // else.
 func (m *machine) startWorker(t *testing.T, node string) {
 	t.Helper()
-	p, err := m.launch(suite.bin, "agent", "--node-dir", filepath.Join(m.dataDir, "nodes", node), "--log-level", "info")
+	p, err := m.launch(m.bin, "agent", "--node-dir", filepath.Join(m.dataDir, "nodes", node), "--log-level", "info")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,6 +148,7 @@ func TestMachines(t *testing.T) {
 	if err := c.pushImages(); err != nil {
 		t.Fatal(err)
 	}
+	workers["one"].bin = cmp.Or(os.Getenv("GITK8S_E2E_OLD"), suite.bin)
 	for name, m := range workers {
 		dir := filepath.Join(m.dataDir, "nodes", name)
 		c.ok(t, "server", "enroll", name, m.ip.String(), "--out", dir)
@@ -167,6 +170,7 @@ spec:
     metadata: {labels: {app: web}}
     spec:
       terminationGracePeriodSeconds: 1
+      automountServiceAccountToken: false # so that it runs on every version of a worker
       containers:
       - name: web
         image: gitk8s.local/test/web:v1
@@ -325,30 +329,29 @@ func stayAway(t *testing.T, text string, m *machine, pod *corev1.Pod) {
 }
 
 // upgraded stops a worker in order and starts another version of the program: its
-// pods' containers run on, and the new one has them in hand.
+// pods' containers run on, and the new one has them in hand. The new version is the
+// program with another number; GITK8S_E2E_OLD names a program for the old one that
+// is really older.
 func upgraded(t *testing.T, c *cluster, ns string, m *machine, pod *corev1.Pod) {
 	node := await(t, c, nodesGVR, "", pod.Spec.NodeName, "the node is Ready", nodeReady)
-	_, version, _ := strings.Cut(node.Status.NodeInfo.KubeletVersion, "+")
-	next := strings.Repeat("9", len(version))
+	before := node.Status.NodeInfo.KubeletVersion
+	_, version, _ := strings.Cut(before, "+")
 	program, err := os.ReadFile(suite.bin)
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(t.TempDir(), "gitk8s")
-	if err := os.WriteFile(file, bytes.ReplaceAll(program, []byte("+"+version), []byte("+"+next)), 0o755); err != nil {
+	m.bin = filepath.Join(t.TempDir(), "gitk8s")
+	program = bytes.ReplaceAll(program, []byte("+"+version), []byte("+"+strings.Repeat("9", len(version))))
+	if err := os.WriteFile(m.bin, program, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.worker.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	<-m.worker.done
-	p, err := m.launch(file, "agent", "--node-dir", filepath.Join(m.dataDir, "nodes", node.Name), "--log-level", "info")
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.worker = p
+	m.startWorker(t, node.Name)
 	await(t, c, nodesGVR, "", node.Name, "it is of the new version", func(n *corev1.Node) bool {
-		return nodeReady(n) && strings.HasSuffix(n.Status.NodeInfo.KubeletVersion, "+"+next)
+		return nodeReady(n) && n.Status.NodeInfo.KubeletVersion != before
 	})
 	eventually(t, "exec works again", func() error {
 		r := c.run("kubectl", "exec", "-n", ns, pod.Name, "--", "/server", "args", "back")
