@@ -31,7 +31,7 @@ static = -s -w -linkmode external -extldflags "-static $(shell ld --help | grep 
 SHIM := runtime/container/driver/embedded/gitk8s-shim
 PACKAGES = $(shell go list ./... | grep -v '/cmd/')
 
-.PHONY: build deps test vet unit e2e test-cgroup2 demo bench clean help
+.PHONY: build deps test vet unit e2e vm test-cgroup2 test-clock demo bench clean help
 
 help: ## Say what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -76,10 +76,14 @@ e2e: build ## Tests of the whole: bin/gitk8s, real containers, git and kubectl
 VM := bin/cgroup2
 driver := ./runtime/container/driver
 
-test-cgroup2: deps ## Tests of the container driver under pure cgroup v2, in qemu (about 10 minutes)
-	@if ! command -v qemu-system-x86_64 >/dev/null; then \
-		echo "installing: qemu-system-x86, to emulate a machine with cgroup v2 alone"; \
-		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends qemu-system-x86; \
+# Modules that the kernel of the machine loads: overlayfs, and what makes the network.
+MODULES := overlay veth bridge nf_tables nf_conntrack nf_conntrack_netlink nft_ct nft_nat nft_chain_nat nft_masq \
+	nft_fib_ipv4 nft_fib_inet nft_numgen nft_hash nft_reject_ipv4 nft_reject_inet nft_limit
+
+vm: deps
+	@if ! command -v qemu-system-x86_64 >/dev/null || ! command -v depmod >/dev/null; then \
+		echo "installing: qemu-system-x86 and kmod, to emulate a machine"; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends qemu-system-x86 kmod; \
 	fi
 	@mkdir -p $(VM)
 	@if ! compgen -G '$(VM)/kernel/boot/vmlinuz-*' >/dev/null; then \
@@ -89,10 +93,21 @@ test-cgroup2: deps ## Tests of the container driver under pure cgroup v2, in qem
 	fi
 	@go build -o $(VM)/cgroup2vm $(driver)/cgroup2vm
 	@go build -ldflags='$(static)' -o $(VM)/guest $(driver)/cgroup2vm/guest
+	@version=$$(ls $(VM)/kernel/lib/modules); depmod -b $(VM)/kernel $$version; \
+		for m in $(MODULES); do modprobe -d $(VM)/kernel -S $$version --show-depends $$m; done | \
+		awk '$$1 == "insmod" && !seen[$$2]++ {print $$2}' | paste -sd, >$(VM)/modules
+
+machine := $(VM)/cgroup2vm -kernel $(VM)/kernel/boot/vmlinuz-* -modules "$$(cat $(VM)/modules)" -guest $(VM)/guest
+
+test-cgroup2: vm ## Tests of the container driver under pure cgroup v2, in qemu (about 10 minutes)
 	@go build -ldflags='$(static)' -o $(VM)/testbin ./runtime/container/internal/testbin
 	@go test -c -ldflags='$(static)' -o $(VM)/driver.test $(driver)
-	@$(VM)/cgroup2vm -kernel $(VM)/kernel/boot/vmlinuz-* -modules "$$(find $(VM)/kernel -name 'overlay.ko*')" \
-		-guest $(VM)/guest $(VM)/driver.test $(VM)/testbin
+	@$(machine) $(VM)/driver.test $(VM)/testbin
+
+test-clock: vm build ## A cluster in qemu whose clock is put forward and back (about 5 minutes)
+	@go build -ldflags='-s -w $(static)' -o $(VM)/server ./cmd/gitk8s/e2e/testdata/server
+	@go test -c -ldflags='-s -w $(static)' -o $(VM)/e2e.test ./cmd/gitk8s/e2e
+	@$(machine) -args '-test.v -test.run ^TestClock$$' $(VM)/e2e.test $(VM)/server bin/gitk8s
 
 demo: build ## Show the story; KEEP=1 leaves it running
 	@go build -ldflags='-s -w' -o bin/demo-server ./cmd/demo-server

@@ -106,7 +106,8 @@ func mayTry(last *v1alpha1.SyncResult, commit string, now time.Time) bool {
 		// A deploy under way of this very commit is the deployed one, not a fresh one.
 		return true
 	}
-	return last.RetryAt != nil && !now.Before(last.RetryAt.Time)
+	// A time further away than the pause was written before the clock was put back.
+	return last.RetryAt != nil && (!now.Before(last.RetryAt.Time) || last.RetryAt.Sub(now) > backoff(last.Failures)+time.Second)
 }
 
 // backoff is how long after the n-th failure in a row the next try is due.

@@ -200,6 +200,9 @@ func TestBackoff(t *testing.T) {
 			t.Errorf("failure %d: %s", i, p.Delay)
 		}
 	}
+	if back := t0.Add(-time.Second); p.due(back) || !p.due(back.Add(-time.Hour)) {
+		t.Error("the clock was put back: a second changes nothing, and nobody waits for an hour")
+	}
 }
 
 func TestInstanceID(t *testing.T) {

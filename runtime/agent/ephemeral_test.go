@@ -25,11 +25,11 @@ func TestDecideEphemeral(t *testing.T) {
 		"starts in the running pod":     {debugged(stateOf("a").runs("a")), []string{"start debug"}},
 		"starts before init containers": {debugged(stateOf("init:i", "a")), []string{"start debug", "start i"}},
 		"starts beside a crash loop": {debugged(stateOf("a").exits("a", 1)).with(func(s *podState) {
-			s.ctr("a").crash = retry{At: t0.Add(time.Minute)}
+			s.ctr("a").crash = retry{Delay: backoffMax, At: t0.Add(time.Minute)}
 		}), []string{"start debug"}},
 		"is not started twice":    {debugged(stateOf("a").runs("a")).with(func(s *podState) { s.ctr("debug").starting = true }), nil},
 		"is never restarted":      {debugged(stateOf("a").runs("a")).exits("debug", 1), nil},
-		"waits for its retry":     {debugged(stateOf("a").runs("a")).with(func(s *podState) { s.ctr("debug").startRetry = retry{At: t0.Add(time.Second)} }), nil},
+		"waits for its retry":     {debugged(stateOf("a").runs("a")).with(func(s *podState) { s.ctr("debug").startRetry = retry{Delay: backoffMax, At: t0.Add(time.Second)} }), nil},
 		"is stopped with the pod": {debugged(stateOf("a").runs("a")).runs("debug").with(func(s *podState) { s.gone = true }), []string{"stop a", "stop debug"}},
 	}
 	for name, tt := range tests {

@@ -300,6 +300,7 @@ func TestTokenStale(t *testing.T) {
 	}{
 		{time.Hour, 47 * time.Minute, false}, {time.Hour, 48 * time.Minute, true}, {time.Hour, 2 * time.Hour, true},
 		{1000 * time.Hour, 23 * time.Hour, false}, {1000 * time.Hour, 24 * time.Hour, true},
+		{time.Hour, -30 * time.Second, false}, {time.Hour, -2 * time.Minute, true}, // the clock was put back
 	} {
 		if got := (podToken{issued: t0, expires: t0.Add(tt.life)}).stale(t0.Add(tt.age)); got != tt.want {
 			t.Errorf("%s old of %s: %v", tt.age, tt.life, got)

@@ -17,6 +17,8 @@ const (
 	tokenMaxAge = 24 * time.Hour
 	// tokenCheck is how often tokens are looked at.
 	tokenCheck = time.Minute
+	// clockSlack is what clocks may differ by; the API grants as much.
+	clockSlack = time.Minute
 	// accountWait is how long a pod waits for its service account to be made, which in
 	// a new namespace takes a moment.
 	accountWait = 5 * time.Second
@@ -28,16 +30,19 @@ type tokenKey struct {
 	seconds       int64
 }
 
-// podToken is a token with the times that the node counts from.
+// podToken is a token with the times that the node counts from. They are the clock's
+// alone (no monotonic reading): who checks the token goes by the clock, too, and it
+// may be put forward or back.
 type podToken struct {
 	text            string
 	issued, expires time.Time
 }
 
 // stale says whether to ask for another: after 80 % of its life, or a day
-// ("Service Accounts", token volume projection).
+// ("Service Accounts", token volume projection), or when the clock was put back so far
+// that the token is not valid yet.
 func (t podToken) stale(now time.Time) bool {
-	return !now.Before(t.issued.Add(min(t.expires.Sub(t.issued)*8/10, tokenMaxAge)))
+	return !now.Before(t.issued.Add(min(t.expires.Sub(t.issued)*8/10, tokenMaxAge))) || t.issued.Sub(now) > clockSlack
 }
 
 // tokenCache holds the tokens of the node's pods in memory.
@@ -58,7 +63,7 @@ func (c *tokenCache) Token(ctx context.Context, pod *v1.Pod, src *v1.ServiceAcco
 	if src.ExpirationSeconds != nil {
 		key.seconds = *src.ExpirationSeconds
 	}
-	now := c.a.cfg.Now()
+	now := c.a.cfg.Now().Round(0)
 	c.mu.Lock()
 	have, ok := c.tokens[key]
 	c.mu.Unlock()
@@ -89,7 +94,7 @@ func (c *tokenCache) request(ctx context.Context, pod *v1.Pod, key tokenKey) (po
 	}
 	deadline := time.Now().Add(accountWait)
 	for wait := 20 * time.Millisecond; ; wait *= 2 {
-		now := c.a.cfg.Now()
+		now := c.a.cfg.Now().Round(0)
 		got, err := c.a.cfg.Client.CoreV1().ServiceAccounts(pod.Namespace).CreateToken(ctx, pod.Spec.ServiceAccountName, req, metav1.CreateOptions{})
 		if err == nil {
 			return podToken{got.Status.Token, now, got.Status.ExpirationTimestamp.Time}, nil
@@ -131,7 +136,7 @@ func (a *Agent) rotateTokens(ctx context.Context) {
 }
 
 func (a *Agent) renewTokens() {
-	now := a.cfg.Now()
+	now := a.cfg.Now().Round(0)
 	a.eachWorker(func(w *worker) {
 		if a.tokens.staleFor(w.uid, now) {
 			w.post(func() {

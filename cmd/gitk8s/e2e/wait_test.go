@@ -26,7 +26,7 @@ import (
 
 // patience bounds waits that should take a second or two; a node that stays away
 // is noticed after 40 s.
-const patience = 90 * time.Second
+var patience = 90 * time.Second
 
 var (
 	applicationsGVR = v1alpha1.SchemeGroupVersion.WithResource("applications")

@@ -94,6 +94,9 @@ func Issued(token string) bool {
 	return err == nil && claims.Issuer == Issuer
 }
 
+// leeway is what the clocks of servers may differ by, as Kubernetes has it.
+const leeway = time.Minute
+
 // Verify checks signature, issuer and time of a token.
 func (s *Signer) Verify(token string, now time.Time) (*Claims, error) {
 	var claims Claims
@@ -102,7 +105,7 @@ func (s *Signer) Verify(token string, now time.Time) (*Claims, error) {
 			return nil, fmt.Errorf("signed with another key")
 		}
 		return s.key.Public(), nil
-	}, jwt.WithValidMethods([]string{jwt.SigningMethodES256.Alg()}), jwt.WithIssuer(Issuer), jwt.WithExpirationRequired(),
+	}, jwt.WithValidMethods([]string{jwt.SigningMethodES256.Alg()}), jwt.WithIssuer(Issuer), jwt.WithExpirationRequired(), jwt.WithLeeway(leeway),
 		jwt.WithTimeFunc(func() time.Time { return now }))
 	if err != nil {
 		return nil, fmt.Errorf("service account token: %w", err)

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -42,6 +43,13 @@ func run() error {
 			return fmt.Errorf("load %s: %w", m, err)
 		}
 	}
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err != nil {
+		return fmt.Errorf("the loopback interface: %w", err)
+	}
 	controllers, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
 	if err != nil {
 		return err
@@ -59,7 +67,8 @@ func run() error {
 	for _, t := range tests {
 		cmd := exec.Command(t, strings.Fields(string(args))...)
 		cmd.Dir = "/tmp"
-		cmd.Env = []string{"PATH=/programs", "HOME=/", "TMPDIR=/tmp", "GITK8S_TEST_BIN=/programs/testbin"}
+		cmd.Env = []string{"PATH=/programs", "HOME=/", "TMPDIR=/tmp", "GITK8S_TEST_BIN=/programs/testbin",
+			"GITK8S_BIN=/programs/gitk8s", "GITK8S_E2E_SERVER=/programs/server", "GITK8S_E2E_CLOCK=1", "GITK8S_DNS_UPSTREAM=none"}
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stdout
 		if err := cmd.Start(); err != nil {
 			errs = append(errs, err)
