@@ -24,7 +24,7 @@ import (
 )
 
 // takeover is how long a leader's lease outlives it, and what a busy machine adds.
-const takeover = 15*time.Second + patience
+var takeover = 15*time.Second + patience
 
 // etcdCluster is an etcd that wants client certificates, and the flags with which
 // `gitk8s server` uses it.
