@@ -57,7 +57,7 @@ func (s *Server) bootstrap(hook genericapiserver.PostStartHookContext) error {
 			return fmt.Errorf("create namespace %s: %w", name, err)
 		}
 	}
-	if err := errors.Join(bootstrapClass(ctx, client), bootstrapPriorities(ctx, client), s.bootstrapService(ctx, client), s.bootstrapDNS(ctx, client)); err != nil {
+	if err := errors.Join(bootstrapClass(ctx, client), bootstrapIngressClass(ctx, client), bootstrapPriorities(ctx, client), s.bootstrapService(ctx, client), s.bootstrapDNS(ctx, client)); err != nil {
 		return err
 	}
 	if s.config.Replicated {

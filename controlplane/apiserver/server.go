@@ -121,7 +121,7 @@ func (s *Server) genericConfig() (*genericapiserver.Config, error) {
 		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
 	config.RequestTimeout = time.Minute
 	config.EnableProfiling = false
-	config.AdmissionControl = admission.NewChainHandler(room{s.config.Room}, namespaceLifecycle{server: s}, storageAdmission{server: s}, serviceAccounts{s}, priorityAdmission{server: s}, nodeRestriction{s})
+	config.AdmissionControl = admission.NewChainHandler(room{s.config.Room}, namespaceLifecycle{server: s}, storageAdmission{server: s}, ingressAdmission{server: s}, serviceAccounts{s}, priorityAdmission{server: s}, nodeRestriction{s})
 	config.Authentication.Authenticator = s.authenticator()
 	config.Authentication.APIAudiences = apiAudiences
 	config.Authorization.Authorizer = s.authz

@@ -115,11 +115,13 @@ func (s storageAdmission) Admit(ctx context.Context, a admission.Attributes, _ a
 	return nil
 }
 
-func newer(a, b *storagev1.StorageClass) bool {
-	if a.CreationTimestamp.Equal(&b.CreationTimestamp) {
-		return a.Name < b.Name
+// newer says which of two classes that are marked as the default one counts.
+func newer(a, b metav1.Object) bool {
+	first, second := a.GetCreationTimestamp(), b.GetCreationTimestamp()
+	if first.Equal(&second) {
+		return a.GetName() < b.GetName()
 	}
-	return b.CreationTimestamp.Before(&a.CreationTimestamp)
+	return second.Before(&first)
 }
 
 // Validate lets a claim ask for more only if its class can give more. That it is

@@ -32,6 +32,8 @@ func Register(s *runtime.Scheme) {
 	add(s, StorageClass)
 	add(s, HorizontalPodAutoscaler)
 	add(s, PriorityClass)
+	add(s, IngressClass)
+	add(s, NetworkPolicy)
 	add(s, Application)
 }
 
