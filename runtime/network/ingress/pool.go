@@ -1,0 +1,178 @@
+package ingress
+
+import (
+	"fmt"
+	"hash/fnv"
+	"net/http"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+)
+
+// avoid is how long an endpoint that could not be reached is the last to be tried.
+const avoid = 2 * time.Second
+
+// endpoint is a pod that may get requests.
+type endpoint struct {
+	addr   netip.AddrPort
+	id     string       // what the affinity cookie says of it
+	active atomic.Int64 // requests under way
+	failed atomic.Int64 // when it could last not be reached, Unix nanoseconds
+}
+
+func newEndpoint(addr netip.AddrPort) *endpoint {
+	h := fnv.New64a()
+	b, _ := addr.MarshalBinary() // never fails
+	_, _ = h.Write(b)
+	return &endpoint{addr: addr, id: fmt.Sprintf("%016x", h.Sum64())}
+}
+
+// pool is the endpoints of one port of a service. It outlives the tables that name
+// it, and with it what is known of its endpoints.
+type pool struct {
+	next atomic.Uint64
+
+	mu        sync.RWMutex
+	endpoints []*endpoint
+	protocol  protocol
+}
+
+// set makes the pool have these addresses.
+func (p *pool) set(addrs []netip.AddrPort, proto protocol) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	next := make([]*endpoint, 0, len(addrs))
+	for _, a := range addrs {
+		if i := slices.IndexFunc(p.endpoints, func(e *endpoint) bool { return e.addr == a }); i >= 0 {
+			next = append(next, p.endpoints[i])
+		} else {
+			next = append(next, newEndpoint(a))
+		}
+	}
+	p.endpoints, p.protocol = next, proto
+}
+
+// pick returns the endpoint for a request, nil if there is none left: the one that
+// the client has been at before, or else by turns, or the one with the fewest requests
+// under way. Those of tried are left out, and those that failed lately come last.
+func (p *pool) pick(o *options, before string, tried []*endpoint, now time.Time) (*endpoint, protocol) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	var best *endpoint
+	var bestActive int64
+	start, n := p.next.Add(1), len(p.endpoints)
+	for i := range n {
+		e := p.endpoints[(start+uint64(i))%uint64(n)]
+		if slices.Contains(tried, e) {
+			continue
+		}
+		if before != "" && e.id == before {
+			return e, p.protocol
+		}
+		active := int64(0)
+		if o.leastConnections {
+			active = e.active.Load()
+		}
+		if at := e.failed.Load(); at != 0 && now.Sub(time.Unix(0, at)) < avoid {
+			active += 1 << 32
+		}
+		if best == nil || active < bestActive {
+			best, bestActive = e, active
+		}
+	}
+	return best, p.protocol
+}
+
+// before is the endpoint that a request's cookie names.
+func (o *options) before(r *http.Request) string {
+	if o.cookie == "" {
+		return ""
+	}
+	c, err := r.Cookie(o.cookie)
+	if err != nil {
+		return ""
+	}
+	return c.Value
+}
+
+// resolve finds the addresses behind a backend and how they are spoken to. As with
+// the service proxy, those that are ready count, or if there are none those that
+// still serve while they end (KEP-1669). Addresses at which a node would reach itself
+// are left out: who may write endpoints must not get at what listens there.
+func resolve(b backend, svc *corev1.Service, slices []*discoveryv1.EndpointSlice) ([]netip.AddrPort, protocol, error) {
+	if svc == nil {
+		return nil, plain, fmt.Errorf("service %s does not exist", b.service)
+	}
+	var port *corev1.ServicePort
+	for i := range svc.Spec.Ports {
+		if p := &svc.Spec.Ports[i]; b.port.Name != "" && p.Name == b.port.Name || b.port.Name == "" && p.Port == b.port.Number {
+			port = p
+			break
+		}
+	}
+	if port == nil {
+		return nil, plain, fmt.Errorf("service %s has no port %s", b.service, portText(b))
+	}
+	var ready, ending []netip.AddrPort
+	for _, s := range slices {
+		number := numberOf(s, port.Name)
+		if number == 0 {
+			continue
+		}
+		for _, e := range s.Endpoints {
+			if len(e.Addresses) == 0 {
+				continue
+			}
+			ip, err := netip.ParseAddr(e.Addresses[0])
+			if err != nil || ip.IsLoopback() || ip.IsLinkLocalUnicast() || ip.IsUnspecified() || ip.IsMulticast() {
+				continue
+			}
+			addr := netip.AddrPortFrom(ip, number)
+			switch c := e.Conditions; {
+			case c.Ready == nil || *c.Ready || svc.Spec.PublishNotReadyAddresses:
+				ready = append(ready, addr)
+			case c.Serving != nil && *c.Serving && c.Terminating != nil && *c.Terminating:
+				ending = append(ending, addr)
+			}
+		}
+	}
+	if len(ready) == 0 {
+		ready = ending
+	}
+	return ready, protocolOf(port.AppProtocol), nil
+}
+
+func portText(b backend) string {
+	if b.port.Name != "" {
+		return b.port.Name
+	}
+	return fmt.Sprint(b.port.Number)
+}
+
+func numberOf(s *discoveryv1.EndpointSlice, name string) uint16 {
+	for _, p := range s.Ports {
+		if p.Port != nil && (p.Name == nil && name == "" || p.Name != nil && *p.Name == name) {
+			return uint16(*p.Port)
+		}
+	}
+	return 0
+}
+
+// protocolOf reads a port's appProtocol (KEP-3726).
+func protocolOf(app *string) protocol {
+	if app == nil {
+		return plain
+	}
+	switch *app {
+	case "kubernetes.io/h2c", "grpc", "h2c":
+		return cleartext
+	case "https", "HTTPS":
+		return encrypted
+	}
+	return plain
+}

@@ -1,0 +1,283 @@
+package ingress
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/netip"
+	"path"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+)
+
+// Config is what a Proxy needs.
+type Config struct {
+	// Dial reaches the pods.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	// AccessLog is told every request; nil for none.
+	AccessLog *slog.Logger
+}
+
+// Proxy answers requests by the newest table. All of its methods may be called at the
+// same time.
+type Proxy struct {
+	table     atomic.Pointer[Table]
+	transport *transport
+	reverse   *httputil.ReverseProxy
+	access    *slog.Logger
+	metrics   metrics
+	own       func() (*tls.Certificate, error)
+	httpsPort atomic.Int32 // where requests are sent that should have TLS
+
+	mu    sync.RWMutex
+	pools map[backend]*pool
+}
+
+// NewProxy returns a Proxy that answers 404 to everything until it has a table.
+func NewProxy(c Config) *Proxy {
+	p := &Proxy{transport: newTransport(c.Dial), access: c.AccessLog, pools: map[backend]*pool{}, own: sync.OnceValues(ownCertificate)}
+	p.table.Store(&Table{})
+	p.httpsPort.Store(443)
+	p.reverse = &httputil.ReverseProxy{
+		Rewrite: rewrite, Transport: p.transport, ModifyResponse: begun, ErrorHandler: failed,
+		BufferPool: &buffers{}, ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
+	}
+	return p
+}
+
+// Update takes a new table and what its services are now. Requests that are under way
+// go on as they began.
+func (p *Proxy) Update(t *Table, service func(namespace, name string) *corev1.Service, slices func(namespace, service string) []*discoveryv1.EndpointSlice) {
+	p.mu.Lock()
+	for b := range p.pools {
+		if !t.backends[b] {
+			delete(p.pools, b)
+		}
+	}
+	for b := range t.backends {
+		if p.pools[b] == nil {
+			p.pools[b] = &pool{}
+		}
+		addrs, proto, err := resolve(b, service(b.service.Namespace, b.service.Name), slices(b.service.Namespace, b.service.Name))
+		if err != nil {
+			slog.Debug("ingress backend", "error", err) // a request to it is answered with 503
+		}
+		p.pools[b].set(addrs, proto)
+	}
+	p.mu.Unlock()
+	p.metrics.keep(t.ingresses)
+	p.table.Store(t)
+}
+
+func (p *Proxy) pool(b backend) *pool {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.pools[b]
+}
+
+// exchange is one request on its way.
+type exchange struct {
+	route  *route
+	pool   *pool
+	before string // the endpoint that the client's cookie names
+	sentTo *endpoint
+	client netip.Addr
+	// answer ends the request if the pod does not begin to answer in time.
+	answer  *time.Timer
+	expired atomic.Bool
+	err     error
+}
+
+type exchangeKey struct{}
+
+func exchangeOf(ctx context.Context) *exchange {
+	x, _ := ctx.Value(exchangeKey{}).(*exchange)
+	return x
+}
+
+// ServeHTTP implements http.Handler.
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	began := time.Now()
+	x := &exchange{route: p.table.Load().find(hostOf(r.Host), cleanPath(r.URL.Path))}
+	rec := &recorder{ResponseWriter: w}
+	defer func() { // also when an answer is broken off, which is told by a panic
+		p.metrics.count(x.route, rec.status(), time.Since(began))
+		if p.access != nil {
+			p.logAccess(r, rec, x, began)
+		}
+	}()
+	p.serve(rec, r, x)
+}
+
+func (p *Proxy) serve(w *recorder, r *http.Request, x *exchange) {
+	if r.Method == http.MethodConnect {
+		http.Error(w, "this is no forward proxy", http.StatusMethodNotAllowed)
+		return
+	}
+	if x.route == nil {
+		http.Error(w, "no Ingress has this host and path", http.StatusNotFound)
+		return
+	}
+	o := x.route.options
+	switch {
+	case o.redirectTLS && x.route.tls && r.TLS == nil:
+		http.Redirect(w, r, p.withTLS(r), http.StatusPermanentRedirect)
+		return
+	case o.redirect != nil:
+		http.Redirect(w, r, o.redirect.String(), o.redirectCode)
+		return
+	case o.maxBody > 0 && r.ContentLength > o.maxBody:
+		http.Error(w, "the request is too large", http.StatusRequestEntityTooLarge)
+		return
+	case o.maxBody > 0:
+		r.Body = http.MaxBytesReader(w, r.Body, o.maxBody)
+	}
+	x.pool, x.before = p.pool(x.route.backend), o.before(r)
+	if x.pool == nil { // a table that has just been replaced
+		http.Error(w, "the service is not there any more", http.StatusServiceUnavailable)
+		return
+	}
+	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), exchangeKey{}, x))
+	defer cancel()
+	if o.timeout > 0 && !isGRPC(r) {
+		x.answer = time.AfterFunc(o.timeout, func() {
+			x.expired.Store(true)
+			cancel()
+		})
+		defer x.answer.Stop()
+	}
+	p.reverse.ServeHTTP(w, r.WithContext(ctx))
+}
+
+// isGRPC says that an answer may rightly begin long after the request.
+func isGRPC(r *http.Request) bool {
+	return strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc")
+}
+
+// withTLS is the address of a request with TLS.
+func (p *Proxy) withTLS(r *http.Request) string {
+	u := *r.URL
+	u.Scheme, u.Host = "https", hostOf(r.Host)
+	if strings.Contains(u.Host, ":") {
+		u.Host = "[" + u.Host + "]"
+	}
+	if port := p.httpsPort.Load(); port != 443 {
+		u.Host = u.Host + ":" + strconv.Itoa(int(port))
+	}
+	return u.String()
+}
+
+// hostOf is the name in a Host header, in lower case.
+func hostOf(host string) string {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	return strings.ToLower(strings.TrimSuffix(host, "."))
+}
+
+// cleanPath is what a path means: /a/../b is /b, and must not get by as /a.
+func cleanPath(p string) string {
+	if p == "" || p[0] != '/' {
+		p = "/" + p
+	}
+	clean := path.Clean(p)
+	if clean != "/" && strings.HasSuffix(p, "/") {
+		clean += "/" // an Exact path means it
+	}
+	return clean
+}
+
+// rewrite makes the request that the pod gets. What the client says of itself in
+// headers is not believed: the pod is told what was seen here.
+func rewrite(r *httputil.ProxyRequest) {
+	r.Out.Host = r.In.Host
+	r.Out.URL.Scheme, r.Out.URL.Host = "http", "pod" // the transport puts in which
+	r.Out.URL.RawQuery = r.In.URL.RawQuery           // as it came: no rule here looks at it
+	r.Out.Header.Del("Forwarded")
+	if strings.EqualFold(r.Out.Header.Get("Upgrade"), "h2c") {
+		// It would have requests go to the pod that no rule has seen.
+		r.Out.Header.Del("Upgrade")
+		r.Out.Header.Del("Connection")
+		r.Out.Header.Del("Http2-Settings")
+	}
+	r.SetXForwarded()
+	client, _, err := net.SplitHostPort(r.In.RemoteAddr)
+	if err == nil {
+		r.Out.Header.Set("X-Real-Ip", client)
+	}
+	port := "80"
+	if r.In.TLS != nil {
+		port = "443"
+	}
+	if _, p, err := net.SplitHostPort(r.In.Host); err == nil {
+		port = p
+	}
+	r.Out.Header.Set("X-Forwarded-Port", port)
+	if _, ok := r.In.Header["User-Agent"]; !ok {
+		r.Out.Header.Set("User-Agent", "") // none, rather than Go's
+	}
+}
+
+// begun is called when a pod has begun to answer.
+func begun(resp *http.Response) error {
+	x := exchangeOf(resp.Request.Context())
+	if x.answer != nil {
+		x.answer.Stop()
+	}
+	if name := x.route.options.cookie; name != "" && x.sentTo.id != x.before {
+		c := http.Cookie{Name: name, Value: x.sentTo.id, Path: "/", HttpOnly: true, SameSite: http.SameSiteLaxMode}
+		resp.Header.Add("Set-Cookie", c.String())
+	}
+	return nil
+}
+
+// errNoEndpoints is why a request cannot be sent anywhere.
+var errNoEndpoints = errors.New("no pod of the service is ready")
+
+// statusClientClosed is what is logged of a client that went away; nobody gets it.
+const statusClientClosed = 499
+
+// failed answers for a pod that did not.
+func failed(w http.ResponseWriter, r *http.Request, err error) {
+	x := exchangeOf(r.Context())
+	x.err = err
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		http.Error(w, "the request is too large", http.StatusRequestEntityTooLarge)
+	case errors.Is(err, errNoEndpoints):
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+	case x.expired.Load():
+		http.Error(w, "the pod did not answer in time", http.StatusGatewayTimeout)
+	case r.Context().Err() != nil:
+		w.WriteHeader(statusClientClosed)
+	default:
+		http.Error(w, "the pod cannot be reached or broke off its answer", http.StatusBadGateway)
+	}
+}
+
+// buffers lends what answers are copied with.
+type buffers struct{ pool sync.Pool }
+
+const bufferSize = 32 << 10
+
+// Get implements httputil.BufferPool.
+func (b *buffers) Get() []byte {
+	if v, ok := b.pool.Get().(*[]byte); ok {
+		return *v
+	}
+	return make([]byte, bufferSize)
+}
+
+// Put implements httputil.BufferPool.
+func (b *buffers) Put(v []byte) { b.pool.Put(&v) }

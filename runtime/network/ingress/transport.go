@@ -1,0 +1,141 @@
+package ingress
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+const (
+	// maxTries is how many endpoints one request is sent to at most.
+	maxTries = 3
+	// dialTimeout bounds one attempt to reach a pod: they are near.
+	dialTimeout = 3 * time.Second
+	// idlePerPod is how many connections to a pod are kept for the next requests.
+	idlePerPod  = 128
+	idleTimeout = 30 * time.Second
+)
+
+// transport sends each request to an endpoint of its pool. A pod that cannot be
+// reached has not seen the request, so it is sent to the next one.
+type transport struct {
+	by [encrypted + 1]*http.Transport
+}
+
+// errDial marks that a connection could not be made.
+type errDial struct{ error }
+
+// Unwrap returns what went wrong.
+func (e errDial) Unwrap() error { return e.error }
+
+func newTransport(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *transport {
+	marked := func(ctx context.Context, network, addr string) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+		defer cancel()
+		c, err := dial(ctx, network, addr)
+		if err != nil {
+			return nil, errDial{err}
+		}
+		return c, nil
+	}
+	make := func(http1, http2 bool) *http.Transport {
+		t := &http.Transport{
+			DialContext: marked, MaxIdleConnsPerHost: idlePerPod, IdleConnTimeout: idleTimeout, DisableCompression: true,
+			MaxResponseHeaderBytes: 256 << 10, Protocols: new(http.Protocols),
+			// Pods have certificates of whatever kind; the network is the cluster's.
+			TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // see above
+		}
+		t.Protocols.SetHTTP1(http1)
+		t.Protocols.SetUnencryptedHTTP2(http2)
+		return t
+	}
+	t := &transport{}
+	t.by[plain], t.by[cleartext], t.by[encrypted] = make(true, false), make(false, true), make(true, false)
+	t.by[encrypted].Protocols.SetHTTP2(true)
+	return t
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	x := exchangeOf(r.Context())
+	var tried []*endpoint
+	for {
+		e, proto := x.pool.pick(x.route.options, x.before, tried, time.Now())
+		if e == nil && len(tried) == 0 {
+			return nil, errNoEndpoints
+		}
+		if p := x.route.options.protocol; p != nil {
+			proto = *p
+		}
+		resp, err := t.send(r, e, proto)
+		if err == nil {
+			x.sentTo = e
+			return resp, nil
+		}
+		tried = append(tried, e)
+		if !errors.As(err, new(errDial)) || r.Context().Err() != nil {
+			return nil, err
+		}
+		e.failed.Store(time.Now().UnixNano())
+		if next, _ := x.pool.pick(x.route.options, "", tried, time.Now()); next == nil || len(tried) == maxTries {
+			return nil, err
+		}
+	}
+}
+
+func (t *transport) send(r *http.Request, e *endpoint, proto protocol) (*http.Response, error) {
+	out := *r
+	u := *r.URL
+	u.Host = e.addr.String()
+	if proto == encrypted {
+		u.Scheme = "https"
+	}
+	out.URL = &u
+	if r.Body != nil && r.Body != http.NoBody {
+		// A transport closes the body when it cannot connect, but it is still needed.
+		out.Body = io.NopCloser(r.Body)
+	}
+	e.active.Add(1)
+	resp, err := t.by[proto].RoundTrip(&out)
+	if err != nil {
+		e.active.Add(-1)
+		return nil, err
+	}
+	resp.Request = r
+	// The request is under way until its answer is closed, however often that is done.
+	ended := sync.OnceFunc(func() { e.active.Add(-1) })
+	if conn, ok := resp.Body.(io.ReadWriteCloser); ok {
+		resp.Body = &upgraded{conn, ended} // WebSocket and the like: it is written to as well
+	} else {
+		resp.Body = &body{resp.Body, ended}
+	}
+	return resp, nil
+}
+
+type body struct {
+	io.ReadCloser
+	ended func()
+}
+
+// Close implements io.Closer.
+func (b *body) Close() error {
+	b.ended()
+	return b.ReadCloser.Close()
+}
+
+// upgraded is a connection that both sides write to.
+type upgraded struct {
+	io.ReadWriteCloser
+	ended func()
+}
+
+// Close implements io.Closer.
+func (u *upgraded) Close() error {
+	u.ended()
+	return u.ReadWriteCloser.Close()
+}
