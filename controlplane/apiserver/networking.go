@@ -3,16 +3,21 @@ package apiserver
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
+	"k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/utils/ptr"
 
+	"gitk8s.dev/gitk8s/controlplane/apiserver/authz"
 	"gitk8s.dev/gitk8s/controlplane/apiserver/printers"
 	"gitk8s.dev/gitk8s/controlplane/apiserver/validation"
 )
@@ -121,3 +126,27 @@ func ingressWarnings(obj runtime.Object) []string {
 }
 
 func networkPolicyWarnings(runtime.Object) []string { return warn(field.NewPath("spec"), true) }
+
+// ingressReader answers the authorizer about Ingresses.
+type ingressReader struct{ server *Server }
+
+var _ authz.Ingresses = ingressReader{}
+
+// Served implements authz.Ingresses: those whose class the workers serve.
+func (r ingressReader) Served(ctx context.Context, namespace string) ([]networkingv1.Ingress, error) {
+	cached := &internalversion.ListOptions{ResourceVersion: "0"}
+	list, err := r.server.stores[networkingv1.Resource("ingressclasses")].List(ctx, cached)
+	if err != nil {
+		return nil, err
+	}
+	ours := map[string]bool{}
+	for _, c := range list.(*networkingv1.IngressClassList).Items {
+		ours[c.Name] = c.Spec.Controller == ingressController
+	}
+	if list, err = r.server.stores[networkingv1.Resource("ingresses")].List(request.WithNamespace(ctx, namespace), cached); err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(list.(*networkingv1.IngressList).Items, func(i networkingv1.Ingress) bool {
+		return !ours[ptr.Deref(i.Spec.IngressClassName, i.Annotations[validation.AnnotationIngressClass])]
+	}), nil
+}

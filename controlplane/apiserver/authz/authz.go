@@ -10,6 +10,7 @@ import (
 	"context"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
@@ -24,10 +25,17 @@ type Pods interface {
 	PodsOnNode(ctx context.Context, namespace, node string) ([]corev1.Pod, error)
 }
 
+// Ingresses answers what a worker's right to certificates depends on.
+type Ingresses interface {
+	// Served returns the Ingresses of a namespace that the workers serve.
+	Served(ctx context.Context, namespace string) ([]networkingv1.Ingress, error)
+}
+
 // Authorizer is the whole decision.
 type Authorizer struct {
-	pods    Pods
-	volumes Volumes
+	pods      Pods
+	volumes   Volumes
+	ingresses Ingresses
 }
 
 var (
@@ -35,8 +43,10 @@ var (
 	_ authorizer.RuleResolver = &Authorizer{}
 )
 
-// New returns an Authorizer that asks pods and volumes about those of workers.
-func New(pods Pods, volumes Volumes) *Authorizer { return &Authorizer{pods: pods, volumes: volumes} }
+// New returns an Authorizer that asks about what the rights of workers depend on.
+func New(pods Pods, volumes Volumes, ingresses Ingresses) *Authorizer {
+	return &Authorizer{pods: pods, volumes: volumes, ingresses: ingresses}
+}
 
 // Authorize implements authorizer.Authorizer.
 func (a *Authorizer) Authorize(ctx context.Context, attrs authorizer.Attributes) (authorizer.Decision, string, error) {

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -58,12 +59,22 @@ func testPod(name, node string) corev1.Pod {
 	}
 }
 
+// ingresses has one Ingress in namespace ns, with the certificate "cert".
+type ingresses struct{}
+
+func (ingresses) Served(_ context.Context, namespace string) ([]networkingv1.Ingress, error) {
+	if namespace != "ns" {
+		return nil, nil
+	}
+	return []networkingv1.Ingress{{Spec: networkingv1.IngressSpec{TLS: []networkingv1.IngressTLS{{SecretName: "cert"}}}}}, nil
+}
+
 func person(name string, groups ...string) user.Info {
 	return &user.DefaultInfo{Name: name, Groups: append(groups, user.AllAuthenticated)}
 }
 
 func TestAuthorize(t *testing.T) {
-	a := New(cluster{testPod("a", "one"), testPod("b", "two")}, volumes{})
+	a := New(cluster{testPod("a", "one"), testPod("b", "two")}, volumes{}, ingresses{})
 	node := person(pki.UserNodePrefix+"one", pki.GroupNodes)
 	impostor := person(pki.UserNodePrefix + "one")
 	controllers, scheduler, reconciler := person(pki.UserControllerManager), person(pki.UserScheduler), person(pki.UserReconciler)
@@ -113,6 +124,12 @@ func TestAuthorize(t *testing.T) {
 		{node, request{verb: "get", resource: "secrets", namespace: "ns", name: "vol-b"}, false},
 		{node, request{verb: "get", resource: "secrets", namespace: "other", name: "vol-a"}, false},
 		{node, request{verb: "list", resource: "secrets", namespace: "ns"}, false},
+		{node, request{verb: "watch", resource: "secrets", namespace: "ns", name: "cert"}, true},
+		{node, request{verb: "watch", resource: "secrets", namespace: "other", name: "cert"}, false},
+		{node, request{verb: "update", resource: "secrets", namespace: "ns", name: "cert"}, false},
+		{impostor, request{verb: "get", resource: "secrets", namespace: "ns", name: "cert"}, false},
+		{node, request{verb: "list", group: "networking.k8s.io", resource: "ingresses"}, true},
+		{node, request{verb: "update", group: "networking.k8s.io", resource: "ingresses", sub: "status", namespace: "ns", name: "web"}, false},
 		{node, request{verb: "update", resource: "secrets", namespace: "ns", name: "vol-a"}, false},
 		{node, request{verb: "watch", resource: "configmaps", namespace: "ns", name: "env-a"}, true},
 		{node, request{verb: "get", resource: "configmaps", namespace: "ns", name: "proj-a"}, true},

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
@@ -122,8 +123,23 @@ func selectsNode(attrs authorizer.Attributes, node string) bool {
 	return false
 }
 
+// certifies says whether a Secret is the certificate of an Ingress, which every worker
+// serves.
+func (a *Authorizer) certifies(ctx context.Context, namespace, name string) (bool, error) {
+	served, err := a.ingresses.Served(ctx, namespace)
+	if err != nil {
+		return false, fmt.Errorf("list the ingresses of namespace %s: %w", namespace, err)
+	}
+	for _, ing := range served {
+		if slices.ContainsFunc(ing.Spec.TLS, func(t networkingv1.IngressTLS) bool { return t.SecretName == name }) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 // nodeReference lets a worker read the ConfigMaps, Secrets and claims that its pods
-// name.
+// name, and the certificates of Ingresses.
 func (a *Authorizer) nodeReference(ctx context.Context, node string, attrs authorizer.Attributes) (authorizer.Decision, string, error) {
 	verb := attrs.GetVerb()
 	if (verb != "get" && verb != "list" && verb != "watch") || attrs.GetSubresource() != "" {
@@ -145,6 +161,12 @@ func (a *Authorizer) nodeReference(ctx context.Context, node string, attrs autho
 	})
 	if err != nil {
 		return authorizer.DecisionNoOpinion, "", err
+	}
+	if !named && attrs.GetResource() == "secrets" {
+		named, err = a.certifies(ctx, attrs.GetNamespace(), attrs.GetName())
+		if err != nil {
+			return authorizer.DecisionNoOpinion, "", err
+		}
 	}
 	if named {
 		return authorizer.DecisionAllow, "", nil

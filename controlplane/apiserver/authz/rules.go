@@ -79,6 +79,7 @@ var components = map[string][]rbacv1.PolicyRule{
 var nodes = []rbacv1.PolicyRule{
 	{Verbs: read, APIGroups: core, Resources: []string{"nodes", "services", "endpoints"}},
 	{Verbs: read, APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}},
+	{Verbs: read, APIGroups: []string{"networking.k8s.io"}, Resources: []string{"ingresses", "ingressclasses"}},
 	{Verbs: []string{"create", "update", "patch"}, APIGroups: []string{"", "events.k8s.io"}, Resources: []string{"events"}},
 }
 
