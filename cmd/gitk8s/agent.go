@@ -33,6 +33,7 @@ import (
 	"gitk8s.dev/gitk8s/runtime/network"
 	"gitk8s.dev/gitk8s/runtime/network/dns"
 	"gitk8s.dev/gitk8s/runtime/network/follow"
+	"gitk8s.dev/gitk8s/runtime/network/ingress"
 )
 
 // stopWorkloads is the line on a worker's standard input that makes it stop its
@@ -89,6 +90,9 @@ within --shutdown-grace-period, the critical ones last, and then the worker does
 	f.String("eviction-hard", agent.DefaultEvictionHard, "below which memory and disk left the node evicts pods and takes no more, in kubelet's syntax; empty is never")
 	f.Duration("shutdown-grace-period", 0, "time that pods have to end when SIGPWR says that the machine goes down; 0 leaves them running")
 	f.Duration("shutdown-grace-period-critical-pods", 0, "part of it that is kept for critical pods, which end last")
+	f.Int("ingress-http-port", 80, "port at which the node serves Ingresses, once there are some; 0 for none")
+	f.Int("ingress-https-port", 443, "the same with TLS")
+	ingressLogFlag(f)
 	f.Bool("attached", false, "end when standard input does")
 	return cmd
 }
@@ -164,10 +168,13 @@ type worker struct {
 	zone   *dns.Zone
 	names  *dns.Server
 	agent  *agent.Agent
+
+	ingress             *ingress.Proxy
+	httpPort, httpsPort int
 }
 
 func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) {
-	w = &worker{name: name, dir: dir, ip: ip}
+	w = &worker{name: name, dir: dir, ip: ip, httpPort: e.v.GetInt("ingress-http-port"), httpsPort: e.v.GetInt("ingress-https-port")}
 	defer func() {
 		if err != nil {
 			w.close()
@@ -226,6 +233,11 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 	if err != nil {
 		return nil, usageError("--eviction-hard: %w", err)
 	}
+	access, err := e.accessLog()
+	if err != nil {
+		return nil, err
+	}
+	w.ingress = ingress.NewProxy(ingress.Config{Dial: (&net.Dialer{}).DialContext, AccessLog: access})
 	pods := agent.NewNodeNetwork(filepath.Join(dir, "network"), ip)
 	w.agent, err = agent.New(agent.Config{
 		NodeName: name, NodeIP: ip, Client: w.client, Runtime: w.driver, Images: w.images,
@@ -237,7 +249,7 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 			HighThresholdPercent: e.v.GetInt("image-gc-high-threshold"), LowThresholdPercent: e.v.GetInt("image-gc-low-threshold"),
 			MinimumAge: e.v.GetDuration("image-gc-minimum-age"),
 		},
-		EvictionHard: eviction,
+		EvictionHard: eviction, MoreMetrics: w.ingress.WriteMetrics,
 		Shutdown: agent.ShutdownPolicy{
 			GracePeriod: e.v.GetDuration("shutdown-grace-period"), CriticalPods: e.v.GetDuration("shutdown-grace-period-critical-pods"),
 		},
@@ -296,7 +308,7 @@ func (w *worker) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
-	errs := make(chan error, 2)
+	errs := make(chan error, 3)
 	wg.Go(func() {
 		defer cancel()
 		errs <- w.agent.Run(ctx)
@@ -305,9 +317,13 @@ func (w *worker) run(ctx context.Context) error {
 		defer cancel()
 		errs <- follow.Node(ctx, w.client, w.name, w.proxy, w.zone, "")
 	})
+	wg.Go(func() {
+		defer cancel()
+		errs <- w.serveIngress(ctx)
+	})
 	wg.Go(func() { serveNames(ctx, w.names) })
 	wg.Wait()
-	err := errors.Join(<-errs, <-errs)
+	err := errors.Join(<-errs, <-errs, <-errs)
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}

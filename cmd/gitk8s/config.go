@@ -30,6 +30,11 @@ type Config struct {
 	GitPort      int `mapstructure:"git-port"`
 	RegistryPort int `mapstructure:"registry-port"`
 	MetricsPort  int `mapstructure:"metrics-port"`
+	// HTTPPort and HTTPSPort are where `up` serves Ingresses; 0 means any free one.
+	HTTPPort  int `mapstructure:"http-port"`
+	HTTPSPort int `mapstructure:"https-port"`
+	// IngressAccessLog is the file that requests to Ingresses are logged to.
+	IngressAccessLog string `mapstructure:"ingress-access-log"`
 	// Workers is how many workers `up` runs on this machine.
 	Workers int `mapstructure:"workers"`
 	// EtcdEndpoints of an existing etcd; empty means the embedded one.
@@ -89,7 +94,7 @@ func (e *env) config() (Config, error) {
 	if err := e.v.Unmarshal(&c); err != nil {
 		return c, usageError("configuration: %w", err)
 	}
-	for name, port := range map[string]int{"api-port": c.APIPort, "git-port": c.GitPort, "registry-port": c.RegistryPort, "metrics-port": c.MetricsPort} {
+	for name, port := range map[string]int{"api-port": c.APIPort, "git-port": c.GitPort, "registry-port": c.RegistryPort, "metrics-port": c.MetricsPort, "http-port": c.HTTPPort, "https-port": c.HTTPSPort} {
 		if port < 0 || port > 65535 {
 			return c, usageError("--%s: %d is no port", name, port)
 		}

@@ -35,15 +35,20 @@ import (
 	"gitk8s.dev/gitk8s/registry"
 	"gitk8s.dev/gitk8s/runtime/network"
 	"gitk8s.dev/gitk8s/runtime/network/follow"
+	"gitk8s.dev/gitk8s/runtime/network/ingress"
 )
 
 // Info is what `gitk8s info` prints: where everything is.
 type Info struct {
-	Kubeconfig   string `json:"kubeconfig"`
-	API          string `json:"api"`
-	Git          string `json:"git"`
-	Registry     string `json:"registry"`
-	Metrics      string `json:"metrics"`
+	Kubeconfig string `json:"kubeconfig"`
+	API        string `json:"api"`
+	Git        string `json:"git"`
+	Registry   string `json:"registry"`
+	Metrics    string `json:"metrics"`
+	// IngressHTTP and IngressHTTPS are where Ingresses are reached; empty where they
+	// are at the nodes.
+	IngressHTTP  string `json:"ingressHTTP,omitempty"`
+	IngressHTTPS string `json:"ingressHTTPS,omitempty"`
 	DockerConfig string `json:"dockerConfig"`
 	DataDir      string `json:"dataDir"`
 }
@@ -64,6 +69,8 @@ type controlPlane struct {
 	repos  *gitsource.Repositories
 	images *registry.Remote
 	git    gate // Git server and webhooks
+	// ingress serves Ingresses on this machine; nil where the nodes alone do.
+	ingress *ingress.Proxy
 	// stepDown ends the loops, if they run here and could run elsewhere.
 	stepDown func()
 	parts
@@ -279,12 +286,17 @@ func (c *controlPlane) openServers(ctx context.Context) error {
 		sweepRegistry(ctx, reg, d)
 		return nil
 	})
-	c.serveHTTP(ctx, "metrics", metricsHandler(c.token), metricsListener)
 	c.info = Info{
 		Git: "http://" + c.reach(gitListener), Registry: c.reach(regListeners[0]), Metrics: "http://" + c.reach(metricsListener) + "/metrics",
 		DataDir: c.cfg.DataDir, DockerConfig: filepath.Join(c.cfg.DataDir, "docker", "config.json"),
 		Kubeconfig: filepath.Join(c.cfg.DataDir, "admin.kubeconfig"),
 	}
+	if c.hub != "" {
+		if err := c.openIngress(ctx); err != nil {
+			return err
+		}
+	}
+	c.serveHTTP(ctx, "metrics", metricsHandler(c.token, c.ingress), metricsListener)
 	return nil
 }
 

@@ -21,6 +21,7 @@ import (
 
 	"gitk8s.dev/gitk8s/controlplane/pki"
 	"gitk8s.dev/gitk8s/registry"
+	"gitk8s.dev/gitk8s/runtime/network/ingress"
 )
 
 // localAuth are the credentials for the embedded registry.
@@ -91,9 +92,10 @@ func writeDockerConfig(file, address, token string) error {
 	return pki.WriteFile(file, append(b, '\n'))
 }
 
-// metricsHandler serves the process' metrics to who has the token.
-func metricsHandler(token string) http.Handler {
-	h := promhttp.HandlerFor(legacyregistry.DefaultGatherer, promhttp.HandlerOpts{})
+// metricsHandler serves the process' metrics, and those of Ingresses where it serves
+// them, to who has the token.
+func metricsHandler(token string, front *ingress.Proxy) http.Handler {
+	h := promhttp.HandlerFor(legacyregistry.DefaultGatherer, promhttp.HandlerOpts{DisableCompression: true}) // more is written after it
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !authorized(r, token) {
 			w.Header().Set("WWW-Authenticate", `Basic realm="gitk8s"`)
@@ -105,5 +107,8 @@ func metricsHandler(token string) http.Handler {
 			return
 		}
 		h.ServeHTTP(w, r)
+		if front != nil {
+			_ = front.WriteMetrics(w) // who does not read on does not want them
+		}
 	})
 }

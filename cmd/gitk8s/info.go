@@ -22,8 +22,11 @@ func newInfo(e *env) *cobra.Command {
 				t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 				for _, row := range [][2]string{
 					{"kubeconfig", info.Kubeconfig}, {"api", info.API}, {"git", info.Git}, {"registry", info.Registry},
-					{"docker config", info.DockerConfig}, {"metrics", info.Metrics},
+					{"docker config", info.DockerConfig}, {"metrics", info.Metrics}, {"ingress", info.IngressHTTP}, {"ingress with TLS", info.IngressHTTPS},
 				} {
+					if row[1] == "" {
+						continue
+					}
 					fmt.Fprintf(t, "%s\t%s\n", row[0], row[1])
 				}
 				return t.Flush()

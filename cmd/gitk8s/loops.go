@@ -76,6 +76,9 @@ func (c *controlPlane) startLoops(ctx context.Context, p *parts) error {
 		"ephemeral controller":      ephemeral.New(k, f, rec),
 		"pod autoscaler":            podautoscaler.New(k, usage, f, rec),
 	}
+	if loops["ingress status"], err = c.newIngressStatus(k, f, c.events(ctx, k, "gitk8s-ingress")); err != nil {
+		return err
+	}
 	meta, err := metadata.NewForConfig(cfg)
 	if err != nil {
 		return err

@@ -57,6 +57,9 @@ and cgroup. After a crash the next start goes on with the running containers;
 		},
 	}
 	serverFlags(cmd)
+	cmd.Flags().Int("http-port", 8080, "port at which Ingresses are reached; 0 for any free one")
+	cmd.Flags().Int("https-port", 8443, "the same with TLS")
+	ingressLogFlag(cmd.Flags())
 	cmd.Flags().Int("workers", 2, "how many workers to run")
 	// A disk that others fill is not emptied by evicting pods.
 	cmd.Flags().String("eviction-hard", "memory.available<100Mi", "below which memory and disk left the workers evict pods, as for `gitk8s agent`")

@@ -20,7 +20,9 @@ type retry struct {
 
 // due says whether the next attempt may be made. A time further away than the delay
 // was written before the clock was put back: nobody waits for that.
-func (r retry) due(now time.Time) bool { return !now.Before(r.At) || r.At.Sub(now) > r.Delay+clockSlack }
+func (r retry) due(now time.Time) bool {
+	return !now.Before(r.At) || r.At.Sub(now) > r.Delay+clockSlack
+}
 
 // failed is the state after an attempt that failed at now.
 func (r retry) failed(now time.Time) retry {

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -86,6 +87,8 @@ type Config struct {
 	// ImageGC; without it none are.
 	ImageStore ImageStore
 	ImageGC    ImageGCPolicy
+	// MoreMetrics, optional, writes metrics of others that are served with the worker's.
+	MoreMetrics func(io.Writer) error
 	// EvictionHard, optional, is how little memory and disk may be left before the node
 	// takes no more pods and evicts some; see ParseEvictionHard.
 	EvictionHard []EvictionThreshold

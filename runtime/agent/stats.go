@@ -103,6 +103,11 @@ func (a *Agent) serveMetrics(rw http.ResponseWriter, _ *http.Request) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# HELP kubelet_running_pods Pods that have a running container.\n# TYPE kubelet_running_pods gauge\nkubelet_running_pods %d\n", pods)
 	fmt.Fprintf(&b, "# HELP kubelet_running_containers Containers by state.\n# TYPE kubelet_running_containers gauge\nkubelet_running_containers{container_state=\"running\"} %d\n", running)
+	if a.cfg.MoreMetrics != nil {
+		if err := a.cfg.MoreMetrics(&b); err != nil {
+			return err
+		}
+	}
 	rw.Header().Set("Content-Type", "text/plain; version=0.0.4")
 	_, err := rw.Write([]byte(b.String()))
 	return err

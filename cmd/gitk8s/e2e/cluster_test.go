@@ -59,6 +59,8 @@ type info struct {
 	Registry     string `json:"registry"`
 	DockerConfig string `json:"dockerConfig"`
 	Metrics      string `json:"metrics"`
+	IngressHTTP  string `json:"ingressHTTP"`
+	IngressHTTPS string `json:"ingressHTTPS"`
 }
 
 func newCluster(name string, flags ...string) *cluster {
@@ -158,7 +160,7 @@ func (c *cluster) launch(args ...string) (*process, error) {
 
 // start runs `up` until both nodes are Ready.
 func (c *cluster) start(args ...string) error {
-	flags := append([]string{c.bin, "up", "--data-dir", c.dataDir, "--api-port", "0", "--git-port", "0", "--registry-port", "0", "--log-level", "info"}, c.flags...)
+	flags := append([]string{c.bin, "up", "--data-dir", c.dataDir, "--api-port", "0", "--git-port", "0", "--registry-port", "0", "--http-port", "0", "--https-port", "0", "--log-level", "info"}, c.flags...)
 	p, err := c.launch(asUser(c.user, append(flags, args...))...)
 	if err != nil {
 		return err

@@ -348,7 +348,7 @@ func killWriters(t *testing.T, c *cluster, ns string) {
 func TestSecondUp(t *testing.T) {
 	t.Parallel()
 	c := suite.shared
-	r := c.run("up", "--api-port", "0", "--git-port", "0", "--registry-port", "0")
+	r := c.run("up", "--api-port", "0", "--git-port", "0", "--registry-port", "0", "--http-port", "0", "--https-port", "0")
 	if r.code != 1 {
 		t.Errorf("a second up should be refused with 1: %s", r)
 	}

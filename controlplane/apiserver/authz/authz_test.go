@@ -166,7 +166,7 @@ func TestAuthorize(t *testing.T) {
 }
 
 func TestPaths(t *testing.T) {
-	a := New(cluster{}, volumes{})
+	a := New(cluster{}, volumes{}, ingresses{})
 	anonymous := &user.DefaultInfo{Name: user.Anonymous, Groups: []string{user.AllUnauthenticated}}
 	for _, tt := range []struct {
 		who  user.Info

@@ -23,6 +23,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/gorilla/websocket"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -151,6 +152,7 @@ func serve() error {
 	}
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) { check(w, "/unready") })
 	mux.HandleFunc("/livez", func(w http.ResponseWriter, _ *http.Request) { check(w, "/dead") })
+	mux.HandleFunc("/echo", echo)
 	mux.HandleFunc("/zombies", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, zombies()) })
 	mux.HandleFunc("/fetch", func(w http.ResponseWriter, r *http.Request) {
 		if err := fetch(w, r.URL.Query().Get("url")); err != nil {
@@ -189,6 +191,22 @@ func serve() error {
 		return os.WriteFile(f, []byte("terminated"), 0o644)
 	}
 	return nil
+}
+
+// echo sends back what comes over a WebSocket.
+func echo(w http.ResponseWriter, r *http.Request) {
+	var up websocket.Upgrader
+	c, err := up.Upgrade(w, r, nil)
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	for {
+		kind, b, err := c.ReadMessage()
+		if err != nil || c.WriteMessage(kind, b) != nil {
+			return
+		}
+	}
 }
 
 // health answers gRPC health checks of service "shop" as /readyz does.
