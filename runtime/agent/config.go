@@ -89,6 +89,8 @@ type Config struct {
 	// EvictionHard, optional, is how little memory and disk may be left before the node
 	// takes no more pods and evicts some; see ParseEvictionHard.
 	EvictionHard []EvictionThreshold
+	// StaticPods, optional, are the pods that the node runs of its own.
+	StaticPods StaticPodPolicy
 	// Shutdown, optional, is how the pods end with the machine.
 	Shutdown ShutdownPolicy
 	// Logger, optional.
@@ -115,6 +117,9 @@ func (c *Config) complete() error {
 	need(len(c.ServingCert.Certificate) > 0, "ServingCert")
 	need(c.ClientCA != nil, "ClientCA")
 	if err := c.ImageGC.complete(); err != nil {
+		errs = append(errs, err)
+	}
+	if err := c.StaticPods.complete(); err != nil {
 		errs = append(errs, err)
 	}
 	if err := c.Shutdown.complete(); err != nil {
