@@ -27,6 +27,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 
+	"gitk8s.dev/gitk8s/controlplane/apiserver"
 	"gitk8s.dev/gitk8s/registry"
 	"gitk8s.dev/gitk8s/runtime/agent"
 	"gitk8s.dev/gitk8s/runtime/container/driver"
@@ -86,6 +87,7 @@ within --shutdown-grace-period, the critical ones last, and then the worker does
 	f.Int("image-gc-high-threshold", 85, "percent of disk usage from which unused images are removed; 100 is never")
 	f.Int("image-gc-low-threshold", 80, "percent of disk usage at which that ends")
 	f.String("eviction-hard", agent.DefaultEvictionHard, "below which memory and disk left the node evicts pods and takes no more, in kubelet's syntax; empty is never")
+	f.String("pod-manifest-path", "", "directory with a file for each static pod, which the worker runs without the API")
 	f.Duration("shutdown-grace-period", 0, "time that pods have to end when SIGPWR says that the machine goes down; 0 leaves them running")
 	f.Duration("shutdown-grace-period-critical-pods", 0, "part of it that is kept for critical pods, which end last")
 	f.Bool("attached", false, "end when standard input does")
@@ -235,7 +237,9 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 		ImageGC: agent.ImageGCPolicy{
 			HighThresholdPercent: e.v.GetInt("image-gc-high-threshold"), LowThresholdPercent: e.v.GetInt("image-gc-low-threshold"),
 		},
+		Logger:       slog.Default(),
 		EvictionHard: eviction,
+		StaticPods:   agent.StaticPodPolicy{Dir: e.v.GetString("pod-manifest-path"), Complete: apiserver.CompleteStaticPod},
 		Shutdown: agent.ShutdownPolicy{
 			GracePeriod: e.v.GetDuration("shutdown-grace-period"), CriticalPods: e.v.GetDuration("shutdown-grace-period-critical-pods"),
 		},
