@@ -23,8 +23,9 @@ import (
 // PodNetwork gives pods a network namespace and an address.
 type PodNetwork interface {
 	// Setup makes the pod's network namespace, or finds it, and returns its path and
-	// the pod's address. It may be repeated.
-	Setup(ctx context.Context, podUID, namespace, name string) (netnsPath string, ip netip.Addr, err error)
+	// the pod's address. It may be repeated. With ownUsers the namespace belongs to a
+	// user namespace with the users from network.UserBase on.
+	Setup(ctx context.Context, podUID, namespace, name string, ownUsers bool) (netnsPath string, ip netip.Addr, err error)
 	// Teardown removes it. Removing what is gone succeeds.
 	Teardown(ctx context.Context, podUID string) error
 }

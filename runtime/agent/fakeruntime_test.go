@@ -219,7 +219,7 @@ type fakeNetwork struct {
 	next byte
 }
 
-func (n *fakeNetwork) Setup(_ context.Context, uid, _, _ string) (string, netip.Addr, error) {
+func (n *fakeNetwork) Setup(_ context.Context, uid, _, _ string, _ bool) (string, netip.Addr, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.ips == nil {

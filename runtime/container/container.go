@@ -70,6 +70,10 @@ type SandboxConfig struct {
 	Namespace, Name string
 	// NetNS is the path of the pod's network namespace; empty means the caller's own.
 	NetNS string
+	// UserBase, unless it is 0, is the first of the UserCount users and groups of the
+	// machine that are users and groups from 0 on in the sandbox, whose user namespace is
+	// that to which NetNS belongs.
+	UserBase uint32 `json:",omitempty"`
 	// Hostname inside the sandbox; empty keeps the caller's UTS namespace.
 	Hostname string
 	// CgroupParent is the cgroup, relative to the cgroup root, under which the
@@ -85,6 +89,9 @@ type SandboxConfig struct {
 	// names.
 	Sysctls map[string]string `json:",omitempty"`
 }
+
+// UserCount is how many users and groups a user namespace has, as Kubernetes wants it.
+const UserCount = 1 << 16
 
 // PIDNamespace says which processes the containers of a sandbox see.
 type PIDNamespace string
@@ -149,6 +156,8 @@ type Security struct {
 	ReadOnlyRootFilesystem bool
 	NoNewPrivileges        bool
 	SeccompUnconfined      bool
+	// UnmaskedProc shows all of /proc, and lets it be written to.
+	UnmaskedProc bool `json:",omitempty"`
 	// SeccompProfile, as JSON, takes the place of the default one.
 	SeccompProfile []byte `json:",omitempty"`
 }
