@@ -148,7 +148,7 @@ func adoptInstance(cs container.ContainerStatus, attempt int, m instanceMeta) *i
 	in := &instance{
 		ID: cs.ID, Attempt: attempt, Running: cs.State == container.Running,
 		StartedAt: cs.StartedAt, FinishedAt: cs.FinishedAt, ExitCode: cs.ExitCode,
-		Image: m.Image, ImageID: m.ImageID, Reason: m.Reason, Message: m.Message,
+		Image: m.Image, ImageID: m.ImageID, Reason: m.Reason, Message: m.Message, User: cs.User,
 	}
 	if !in.Running && in.Reason == "" {
 		in.Reason = exitReason(cs.ExitCode, cs.OOMKilled)

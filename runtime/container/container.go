@@ -48,6 +48,8 @@ type Runtime interface {
 	// delivered, or when Stdin has ended and the container's stdin stays open for
 	// others.
 	Attach(ctx context.Context, sandboxID, id string, a AttachConfig) error
+	// Status returns what is known of a container.
+	Status(ctx context.Context, sandboxID, id string) (ContainerStatus, error)
 	// WritableLayer is the directory that holds what the container has written to its
 	// root filesystem, or "" when there is none any more.
 	WritableLayer(ctx context.Context, sandboxID, id string) (string, error)
@@ -219,6 +221,15 @@ type ContainerStatus struct {
 	OOMKilled bool
 	// Error says why it did not start.
 	Error string
+	// User is who its first process began as; nil if it never did.
+	User *User `json:",omitempty"`
+}
+
+// User is who a process runs as, in its own user namespace.
+type User struct {
+	UID, GID int64
+	// Groups are all of them, in order.
+	Groups []int64
 }
 
 // Event says that a container ended or that a sandbox was lost.

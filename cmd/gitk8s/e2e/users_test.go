@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -75,6 +76,9 @@ spec:
 		contains(t, c.inPod(t, ns, name, "whoami"), "system:serviceaccount:"+ns+":default")
 		if info, err := os.Stat(dir + "/" + name); err != nil || info.Sys().(*syscall.Stat_t).Uid != 0 {
 			t.Errorf("what the pod's root wrote to the machine is %v's, %v", info, err)
+		}
+		if u := containerStatus(p, "web").User; u == nil || u.Linux == nil || u.Linux.UID != 0 || !slices.Contains(u.Linux.SupplementalGroups, 2000) {
+			t.Errorf("%s is said to run as %+v", name, u)
 		}
 		if len(p.Status.ContainerStatuses) != 1 || p.Status.ContainerStatuses[0].RestartCount != 0 {
 			t.Errorf("%s: %+v", name, p.Status)

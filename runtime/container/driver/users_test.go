@@ -121,9 +121,10 @@ func TestUserNamespace(t *testing.T) {
 				t.Errorf("in the volume it is %d's: %v", st.Uid, err)
 			}
 			web := b.config("web-0", "id")
-			web.User = "web"
-			if out, _ := b.run(sb, web); !strings.Contains(out, "1001 1002") {
-				t.Errorf("another user: %s", out)
+			web.User, web.SupplementalGroups = "web", []int64{2000}
+			out, ended := b.run(sb, web)
+			if !strings.Contains(out, "1001 1002") || ended.User == nil || fmt.Sprint(*ended.User) != "{1001 1002 [1002 1003 2000]}" {
+				t.Errorf("another user: %s, %+v", out, ended.User)
 			}
 			far := b.config("far-0", "id")
 			far.User = "70000"

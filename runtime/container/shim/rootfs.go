@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -163,6 +164,17 @@ func detachMounts(sources []string) {
 type user struct {
 	uid, gid int
 	groups   []int
+}
+
+// status is who that is, for those who ask about the container.
+func (u user) status() *container.User {
+	out := &container.User{UID: int64(u.uid), GID: int64(u.gid), Groups: []int64{int64(u.gid)}}
+	for _, g := range u.groups {
+		out.Groups = append(out.Groups, int64(g))
+	}
+	slices.Sort(out.Groups)
+	out.Groups = slices.Compact(out.Groups)
+	return out
 }
 
 const maxUserFile = 1 << 20

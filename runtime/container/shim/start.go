@@ -102,6 +102,7 @@ func (s *shim) start(cfg *container.ContainerConfig, mounts []*os.File) error {
 	s.change(func() {
 		p.status.StartedAt = time.Now()
 		p.status.Pid, _ = p.process.Pid()
+		p.status.User = p.user.status()
 		s.containers = append(s.containers, p)
 	})
 	go s.wait(p, logs)
