@@ -222,6 +222,9 @@ func TestStaticPods(t *testing.T) {
 		first.Spec.ServiceAccountName != "" || len(first.Spec.Volumes) > 0 || first.Status.PodIP == "" || first.Status.QOSClass != v1.PodQOSBestEffort {
 		t.Errorf("%+v", first)
 	}
+	if looks := n.agent.lookAtPods(context.Background()); len(looks) != 1 || looks[0].uid != string(first.UID) {
+		t.Errorf("what it uses is told of %+v, and the API has %s", looks, first.UID)
+	}
 	n.deletePod(ns, name, 30)
 	second := n.until(ns, name, "back and Ready", func(p *v1.Pod) bool { return podReady(p) && p.UID != first.UID })
 	if second.Status.ContainerStatuses[0].ContainerID != first.Status.ContainerStatuses[0].ContainerID || len(rt.stopped) > 0 {

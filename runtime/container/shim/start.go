@@ -160,6 +160,7 @@ func (s *shim) launch(p *proc, mounts []*os.File) (logs *sync.WaitGroup, err err
 		if err := checkIDs(p.user); err != nil {
 			return nil, failure("CreateContainerConfigError", err)
 		}
+		p.user.groups = nil
 	}
 	if err := s.users.check(p.user); err != nil {
 		return nil, failure("CreateContainerConfigError", err)
