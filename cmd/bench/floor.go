@@ -89,7 +89,7 @@ func startTogether(ctx context.Context, d *driver.Driver, n *network.PodNetwork,
 }
 
 func (p floorPod) start(ctx context.Context, d *driver.Driver, n *network.PodNetwork) error {
-	ns, _, err := n.Setup(ctx, p.id, "default/"+p.id)
+	ns, _, err := n.Setup(ctx, p.id, "default/"+p.id, false)
 	if err != nil {
 		return err
 	}

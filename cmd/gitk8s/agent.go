@@ -27,6 +27,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 
+	"gitk8s.dev/gitk8s/controlplane/apiserver"
 	"gitk8s.dev/gitk8s/registry"
 	"gitk8s.dev/gitk8s/runtime/agent"
 	"gitk8s.dev/gitk8s/runtime/container/driver"
@@ -88,6 +89,7 @@ within --shutdown-grace-period, the critical ones last, and then the worker does
 	f.Int("image-gc-low-threshold", 80, "percent of disk usage at which that ends")
 	f.Duration("image-gc-minimum-age", 2*time.Minute, "how long an image stays that nothing uses")
 	f.String("eviction-hard", agent.DefaultEvictionHard, "below which memory and disk left the node evicts pods and takes no more, in kubelet's syntax; empty is never")
+	f.String("pod-manifest-path", "", "directory with a file for each static pod, which the worker runs without the API")
 	f.Duration("shutdown-grace-period", 0, "time that pods have to end when SIGPWR says that the machine goes down; 0 leaves them running")
 	f.Duration("shutdown-grace-period-critical-pods", 0, "part of it that is kept for critical pods, which end last")
 	f.Int("ingress-http-port", 80, "port at which the node serves Ingresses, once there are some; 0 for none")
@@ -249,7 +251,9 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 			HighThresholdPercent: e.v.GetInt("image-gc-high-threshold"), LowThresholdPercent: e.v.GetInt("image-gc-low-threshold"),
 			MinimumAge: e.v.GetDuration("image-gc-minimum-age"),
 		},
+		Logger:       slog.Default(),
 		EvictionHard: eviction, MoreMetrics: w.ingress.WriteMetrics,
+		StaticPods:   agent.StaticPodPolicy{Dir: e.v.GetString("pod-manifest-path"), Complete: apiserver.CompleteStaticPod},
 		Shutdown: agent.ShutdownPolicy{
 			GracePeriod: e.v.GetDuration("shutdown-grace-period"), CriticalPods: e.v.GetDuration("shutdown-grace-period-critical-pods"),
 		},

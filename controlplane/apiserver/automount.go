@@ -11,6 +11,8 @@ import (
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/storage/names"
 	"k8s.io/utils/ptr"
+
+	"gitk8s.dev/gitk8s/controlplane/apiserver/validation"
 )
 
 const (
@@ -37,6 +39,12 @@ func (serviceAccounts) Handles(op admission.Operation) bool { return op == admis
 func (p serviceAccounts) Admit(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	pod, ok := a.GetObject().(*corev1.Pod)
 	if !ok || a.GetResource().GroupResource() != corev1.Resource("pods") || a.GetSubresource() != "" {
+		return nil
+	}
+	if validation.IsMirror(pod) {
+		if err := validation.MirrorAccount(pod); err != nil {
+			return admission.NewForbidden(a, err)
+		}
 		return nil
 	}
 	account, err := p.account(ctx, pod)

@@ -69,8 +69,9 @@ func (r volumeReader) Volume(ctx context.Context, name string) (*corev1.Persiste
 
 // nodeRestriction keeps a worker from creating a Node or a lease under another
 // name than its own, as the NodeRestriction admission plugin of kube-apiserver, from
-// asking for a token of a pod that it does not run, and from changing more of a
-// volume than that its directory is gone.
+// creating pods that are no mirrors of its own static pods, from asking for a token of
+// a pod that it does not run, and from changing more of a volume than that its
+// directory is gone.
 type nodeRestriction struct{ server *Server }
 
 var _ admission.ValidationInterface = nodeRestriction{}
@@ -99,6 +100,11 @@ func (n nodeRestriction) Validate(ctx context.Context, a admission.Attributes, _
 		return nil
 	}
 	switch a.GetResource().GroupResource().String() {
+	case "pods":
+		if err := n.mirror(ctx, node, a.GetObject().(*corev1.Pod)); err != nil {
+			return admission.NewForbidden(a, err)
+		}
+		return nil
 	case "nodes", "leases.coordination.k8s.io":
 	default:
 		return nil

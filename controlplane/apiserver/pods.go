@@ -13,13 +13,16 @@ import (
 	"k8s.io/apiserver/pkg/util/dryrun"
 
 	"gitk8s.dev/gitk8s/controlplane/apiserver/defaults"
+	"gitk8s.dev/gitk8s/controlplane/apiserver/validation"
 )
 
 // podCreate does what kube-apiserver's strategy and its admission plugins
 // ServiceAccount and DefaultTolerationSeconds do to a new pod.
 func podCreate(_ context.Context, obj runtime.Object) {
 	pod := obj.(*corev1.Pod)
-	defaults.AdmitPod(pod)
+	if !validation.IsMirror(pod) { // which is what the node runs, and stays so
+		defaults.AdmitPod(pod)
+	}
 	pod.Status = corev1.PodStatus{Phase: corev1.PodPending, QOSClass: defaults.QOSClass(pod)}
 	mergeLabelKeys(pod)
 	markGated(pod)

@@ -128,7 +128,7 @@ func preempted(p *Pod) bool {
 func (c *Cluster) clear(p *Pod, n *Node, budgets []*policyv1.PodDisruptionBudget) (*Preemption, string) {
 	var gone []*Pod
 	for _, v := range n.Pods {
-		if v.priority < p.priority {
+		if v.priority < p.priority && !isMirror(v) {
 			gone = append(gone, v)
 		}
 	}
@@ -170,6 +170,12 @@ func (c *Cluster) clear(p *Pod, n *Node, budgets []*policyv1.PodDisruptionBudget
 	}
 	slices.SortFunc(plan.Victims, moreImportant)
 	return plan, ""
+}
+
+// isMirror says that a pod is of its node's own: to delete its object would not end it.
+func isMirror(p *Pod) bool {
+	_, ok := p.Annotations[corev1.MirrorPodAnnotationKey]
+	return ok
 }
 
 // moreImportant orders pods by priority, then by how long they have run.

@@ -107,6 +107,14 @@ func TestPreempt(t *testing.T) {
 			pod:     []func(*corev1.Pod){priority(100), app("web")}, want: "a: x",
 		},
 		{
+			name: "no static pod, which would stay",
+			running: map[string][]*corev1.Pod{
+				"a": {pod("x", cpu("4"), func(p *corev1.Pod) { p.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "1"} })},
+				"b": {pod("y", cpu("4"), priority(50))},
+			},
+			pod: big, want: "b: y",
+		},
+		{
 			name:    "a port",
 			running: map[string][]*corev1.Pod{"a": {pod("x", hostPort(80)), pod("z")}, "b": {pod("y", hostPort(80), priority(100))}},
 			pod:     []func(*corev1.Pod){priority(100), hostPort(80)}, want: "a: x",

@@ -23,6 +23,8 @@ type podMeta struct {
 	IP         string                  `json:"ip,omitempty"`
 	Instances  map[string]instanceMeta `json:"instances,omitempty"`
 	Containers map[string]ctrMeta      `json:"containers,omitempty"`
+	// Status is how a static pod has ended: of other pods the API knows.
+	Status *v1.PodStatus `json:"status,omitempty"`
 }
 
 type instanceMeta struct {
@@ -65,6 +67,10 @@ func (w *worker) writeMeta() {
 			}
 		}
 		m.Containers[c.spec.Name] = ctrMeta{c.crash.Delay, c.crash.At}
+	}
+	if w.static && w.s.terminal != "" && (w.s.failure == nil || w.s.failure.Reason != reasonShutdown) {
+		status := w.computeStatus(w.a.cfg.Now())
+		m.Status = &status
 	}
 	data, err := json.Marshal(m)
 	if err == nil {
@@ -142,7 +148,7 @@ func adoptInstance(cs container.ContainerStatus, attempt int, m instanceMeta) *i
 	in := &instance{
 		ID: cs.ID, Attempt: attempt, Running: cs.State == container.Running,
 		StartedAt: cs.StartedAt, FinishedAt: cs.FinishedAt, ExitCode: cs.ExitCode,
-		Image: m.Image, ImageID: m.ImageID, Reason: m.Reason, Message: m.Message,
+		Image: m.Image, ImageID: m.ImageID, Reason: m.Reason, Message: m.Message, User: cs.User,
 	}
 	if !in.Running && in.Reason == "" {
 		in.Reason = exitReason(cs.ExitCode, cs.OOMKilled)

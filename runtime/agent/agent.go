@@ -40,6 +40,7 @@ type Agent struct {
 	prober   *probe.Scheduler
 	node     *nodeState
 	meter    usageMeter
+	static   *staticPods
 
 	stopSignals sync.Map // image → signal
 	images      imageUse
@@ -113,6 +114,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.mu.Lock()
 	a.running = true
 	a.mu.Unlock()
+	a.static = newStaticPods(a)
+	a.static.scan() // before the API is asked, which may be away
 
 	collects, evicts := a.cfg.ImageStore != nil, len(a.cfg.EvictionHard) > 0
 	var wg sync.WaitGroup
@@ -132,6 +135,10 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.keeper.run(ctx) })
 	wg.Go(func() { a.rotateTokens(ctx) })
 	wg.Go(func() { a.watchStorage(ctx) })
+	wg.Go(func() { a.static.keepMirrors(ctx) })
+	if a.cfg.StaticPods.Dir != "" {
+		wg.Go(func() { a.static.dir.watchDir(ctx, a.static.scan) })
+	}
 	if evicts {
 		wg.Go(func() { a.watchPressure(ctx) })
 	}
@@ -200,11 +207,14 @@ func (a *Agent) checkIdle() {
 
 func (a *Agent) removeWorker(w *worker) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	if a.workers[w.uid] == w {
 		delete(a.workers, w.uid)
 	}
 	a.checkIdle()
+	a.mu.Unlock()
+	if w.static {
+		a.static.ended(w)
+	}
 }
 
 // worker returns the pod's worker, or nil.
@@ -277,15 +287,22 @@ func (a *Agent) followPods(ctx context.Context) {
 // one shows which sandboxes of an earlier agent have no pod any more.
 func (a *Agent) replacePods(list []any) {
 	seen := make(map[string]bool, len(list))
+	var mirrors []*v1.Pod
 	for _, obj := range list {
-		seen[string(obj.(*v1.Pod).UID)] = true
+		pod := obj.(*v1.Pod)
+		if isMirror(pod) {
+			mirrors = append(mirrors, pod)
+			continue
+		}
+		seen[string(pod.UID)] = true
 		a.setPod(obj)
 	}
 	a.eachWorker(func(w *worker) {
-		if !seen[w.uid] {
+		if !seen[w.uid] && !w.static {
 			w.setGone()
 		}
 	})
+	a.static.replaceMirrors(mirrors)
 	a.mu.Lock()
 	orphans := a.found
 	first := !a.synced
@@ -306,6 +323,10 @@ func (a *Agent) replacePods(list []any) {
 // setPod hands a pod to its worker, and makes one if there is none.
 func (a *Agent) setPod(obj any) {
 	pod := obj.(*v1.Pod)
+	if isMirror(pod) {
+		a.static.setMirror(pod)
+		return
+	}
 	a.mu.Lock()
 	w := a.workers[string(pod.UID)]
 	if w != nil || a.draining && a.found[string(pod.UID)].Config.ID == "" {
@@ -334,10 +355,14 @@ func (a *Agent) addWorker(pod *v1.Pod) *worker {
 }
 
 func (a *Agent) removePod(obj any) {
-	if pod, ok := obj.(*v1.Pod); ok {
-		if w := a.worker(string(pod.UID)); w != nil {
-			w.setGone()
-		}
+	pod, ok := obj.(*v1.Pod)
+	if !ok {
+		return
+	}
+	if isMirror(pod) {
+		a.static.removeMirror(pod)
+	} else if w := a.worker(string(pod.UID)); w != nil {
+		w.setGone()
 	}
 }
 

@@ -24,8 +24,9 @@ import (
 // PodNetwork gives pods a network namespace and an address.
 type PodNetwork interface {
 	// Setup makes the pod's network namespace, or finds it, and returns its path and
-	// the pod's address. It may be repeated.
-	Setup(ctx context.Context, podUID, namespace, name string) (netnsPath string, ip netip.Addr, err error)
+	// the pod's address. It may be repeated. With ownUsers the namespace belongs to a
+	// user namespace with the users from network.UserBase on.
+	Setup(ctx context.Context, podUID, namespace, name string, ownUsers bool) (netnsPath string, ip netip.Addr, err error)
 	// Teardown removes it. Removing what is gone succeeds.
 	Teardown(ctx context.Context, podUID string) error
 }
@@ -92,6 +93,8 @@ type Config struct {
 	// EvictionHard, optional, is how little memory and disk may be left before the node
 	// takes no more pods and evicts some; see ParseEvictionHard.
 	EvictionHard []EvictionThreshold
+	// StaticPods, optional, are the pods that the node runs of its own.
+	StaticPods StaticPodPolicy
 	// Shutdown, optional, is how the pods end with the machine.
 	Shutdown ShutdownPolicy
 	// Logger, optional.
@@ -118,6 +121,9 @@ func (c *Config) complete() error {
 	need(len(c.ServingCert.Certificate) > 0, "ServingCert")
 	need(c.ClientCA != nil, "ClientCA")
 	if err := c.ImageGC.complete(); err != nil {
+		errs = append(errs, err)
+	}
+	if err := c.StaticPods.complete(); err != nil {
 		errs = append(errs, err)
 	}
 	if err := c.Shutdown.complete(); err != nil {

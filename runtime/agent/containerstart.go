@@ -35,6 +35,7 @@ type startResult struct {
 	attempt int
 	image   string
 	imageID string
+	user    *container.User
 	// created: the runtime was asked to start it, so that the attempt counts.
 	created bool
 	// reason of err as a waiting container shows it, when not created.
@@ -85,6 +86,9 @@ func (w *worker) startContainer(ctx context.Context, req startRequest) startResu
 	w.event(v1.EventTypeNormal, "Created", "Created container: "+req.spec.Name, req.spec.Name)
 	if err != nil {
 		return res.fail("", err)
+	}
+	if st, err := w.a.cfg.Runtime.Status(ctx, w.uid, res.id); err == nil {
+		res.user = st.User
 	}
 	w.event(v1.EventTypeNormal, "Started", "Started container "+req.spec.Name, req.spec.Name)
 	return res

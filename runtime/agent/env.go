@@ -112,9 +112,14 @@ type configSource interface {
 // environment computes a container's environment: services first, then envFrom,
 // then env, each able to refer to what stands before it.
 func (w *worker) environment(ctx context.Context, req startRequest) (environ, error) {
-	services, err := w.a.services.wait(ctx)
-	if err != nil {
-		return environ{}, err
+	var services []*v1.Service
+	if w.static {
+		services = w.a.services.known() // it does not wait for the API
+	} else {
+		var err error
+		if services, err = w.a.services.wait(ctx); err != nil {
+			return environ{}, err
+		}
 	}
 	pod := req.pod.DeepCopy()
 	pod.Status.HostIP = w.a.cfg.NodeIP.String()

@@ -162,8 +162,10 @@ func (p pressureSeen) conditions(now time.Time) []v1.NodeConditionType {
 }
 
 // critical says that a pod is needed to run the node: it is neither refused nor
-// evicted.
-func critical(pod *v1.Pod) bool {
+// evicted. Static pods all are, as kubelet sees it.
+func critical(pod *v1.Pod) bool { return isStatic(pod) || hasCriticalPriority(pod) }
+
+func hasCriticalPriority(pod *v1.Pod) bool {
 	return pod.Spec.Priority != nil && *pod.Spec.Priority >= systemCritical
 }
 

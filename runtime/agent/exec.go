@@ -201,7 +201,7 @@ func (f forwarder) dial(ctx context.Context, port int32) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "tcp", addr)
 	}
-	netns, _, err := f.w.a.cfg.Network.Setup(ctx, f.w.uid, f.w.namespace, f.w.name)
+	netns, _, err := f.w.a.cfg.Network.Setup(ctx, f.w.uid, f.w.namespace, f.w.name, ownUsers(f.view.pod))
 	if err != nil {
 		return nil, fmt.Errorf("find the network namespace of the pod: %w", err)
 	}

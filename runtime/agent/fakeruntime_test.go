@@ -107,6 +107,15 @@ func (f *fakeRuntime) StartContainer(_ context.Context, sandbox string, cfg cont
 	return nil
 }
 
+func (f *fakeRuntime) Status(_ context.Context, sandbox, id string) (container.ContainerStatus, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if s := f.sandboxes[sandbox]; s != nil && s.ctrs[id] != nil {
+		return *s.ctrs[id], nil
+	}
+	return container.ContainerStatus{}, container.ErrNotFound
+}
+
 // exit ends a container with a code.
 func (f *fakeRuntime) exit(sandbox, id string, code int) {
 	f.mu.Lock()
@@ -219,7 +228,7 @@ type fakeNetwork struct {
 	next byte
 }
 
-func (n *fakeNetwork) Setup(_ context.Context, uid, _, _ string) (string, netip.Addr, error) {
+func (n *fakeNetwork) Setup(_ context.Context, uid, _, _ string, _ bool) (string, netip.Addr, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.ips == nil {

@@ -14,6 +14,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 
 	"gitk8s.dev/gitk8s/runtime/container"
+	"gitk8s.dev/gitk8s/runtime/network"
 )
 
 // hostname is the pod's, at most 63 characters as the kernel and DNS allow.
@@ -54,6 +55,9 @@ func pidNamespace(pod *v1.Pod) container.PIDNamespace {
 	return container.PIDContainer
 }
 
+// ownUsers says that the pod's users are not those of the machine (KEP-127).
+func ownUsers(pod *v1.Pod) bool { return pod.Spec.HostUsers != nil && !*pod.Spec.HostUsers }
+
 // makeNetworkAndSandbox makes the pod's network and its sandbox and returns the
 // pod's address.
 func (w *worker) makeNetworkAndSandbox(ctx context.Context, pod *v1.Pod) (netip.Addr, error) {
@@ -68,8 +72,11 @@ func (w *worker) makeNetworkAndSandbox(ctx context.Context, pod *v1.Pod) (netip.
 	}
 	if !pod.Spec.HostNetwork {
 		var err error
-		if cfg.NetNS, ip, err = w.a.cfg.Network.Setup(ctx, w.uid, pod.Namespace, pod.Name); err != nil {
+		if cfg.NetNS, ip, err = w.a.cfg.Network.Setup(ctx, w.uid, pod.Namespace, pod.Name, ownUsers(pod)); err != nil {
 			return ip, fmt.Errorf("set up pod network: %w", err)
+		}
+		if ownUsers(pod) {
+			cfg.UserBase = network.UserBase(ip)
 		}
 		if cfg.Hostname, err = kernelHostname(pod, w.a.cfg.ClusterDomain); err != nil {
 			return ip, err

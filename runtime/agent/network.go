@@ -57,12 +57,12 @@ func (n *NodeNetwork) open() *network.PodNetwork {
 }
 
 // Setup implements PodNetwork.
-func (n *NodeNetwork) Setup(ctx context.Context, podUID, namespace, name string) (string, netip.Addr, error) {
+func (n *NodeNetwork) Setup(ctx context.Context, podUID, namespace, name string, ownUsers bool) (string, netip.Addr, error) {
 	pods := n.open()
 	if pods == nil {
 		return "", netip.Addr{}, errors.New("the node has no podCIDR yet")
 	}
-	return pods.Setup(ctx, podUID, namespace+"/"+name)
+	return pods.Setup(ctx, podUID, namespace+"/"+name, ownUsers)
 }
 
 // Teardown implements PodNetwork.

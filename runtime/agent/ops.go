@@ -177,7 +177,7 @@ func (w *worker) started(c *ctr, res startResult) {
 	}
 	now := w.a.cfg.Now()
 	c.prev = c.cur
-	c.cur = &instance{ID: res.id, Attempt: res.attempt, Running: true, StartedAt: now, Image: res.image, ImageID: res.imageID}
+	c.cur = &instance{ID: res.id, Attempt: res.attempt, Running: true, StartedAt: now, Image: res.image, ImageID: res.imageID, User: res.user}
 	c.wait, c.startRetry = waiting{}, retry{}
 	if c.kind == mainCtr {
 		w.s.mainStarted = true

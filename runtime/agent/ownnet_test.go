@@ -30,6 +30,7 @@ import (
 
 	"gitk8s.dev/gitk8s/controlplane/apiserver/apiservertest"
 	"gitk8s.dev/gitk8s/registry"
+	"gitk8s.dev/gitk8s/runtime/network"
 )
 
 const inOwnNetwork = "GITK8S_TEST_IN_OWN_NETWORK"
@@ -100,13 +101,63 @@ func TestNodeInOwnNetwork(t *testing.T) {
 	r.pod(ns, "nope", func(p *v1.Pod) { p.Spec.Containers[0].Image = strings.Replace(image, ":v1", ":v9", 1) })
 	r.until(ns, "nope", "ErrImagePull", func(p *v1.Pod) bool { return waitingReason(p) == reasonErrPull })
 
-	for _, name := range []string{"web", "nope"} {
+	ownUsersAcrossRestarts(t, r, ns, image)
+	for _, name := range []string{"web", "nope", "users"} {
 		r.deletePod(ns, name, 5)
 		r.until(ns, name, "gone", gone)
 	}
 	links, err := netlink.LinkList()
 	if err != nil || len(links) != 1 {
 		t.Errorf("links left: %v, %v", links, err)
+	}
+}
+
+// ownUsersAcrossRestarts: a pod keeps its users when its container starts again, also
+// with another agent, and another pod has others.
+func ownUsersAcrossRestarts(t *testing.T, r *realNode, ns, image string) {
+	p := r.pod(ns, "users", func(p *v1.Pod) {
+		p.Spec.HostUsers = new(bool)
+		p.Spec.Containers[0].Image, p.Spec.Containers[0].Args = image, []string{"sleep"}
+	})
+	users := func(restarts int32) string {
+		r.until(ns, "users", "it runs", func(p *v1.Pod) bool { return podReady(p) && p.Status.ContainerStatuses[0].RestartCount == restarts })
+		list, err := r.driver.List(t.Context())
+		r.must(err)
+		for _, s := range list {
+			for _, c := range s.Containers {
+				if s.Config.ID == string(p.UID) && c.Pid != 0 {
+					b, err := os.ReadFile(fmt.Sprintf("/proc/%d/uid_map", c.Pid))
+					r.must(err)
+					return strings.Join(strings.Fields(string(b)), " ")
+				}
+			}
+		}
+		return ""
+	}
+	kill := func() {
+		list, err := r.driver.List(t.Context())
+		r.must(err)
+		for _, s := range list {
+			for _, c := range s.Containers {
+				if s.Config.ID == string(p.UID) && c.Pid != 0 {
+					r.must(syscall.Kill(c.Pid, syscall.SIGKILL))
+				}
+			}
+		}
+	}
+	first := users(0)
+	if ip := netip.MustParseAddr(r.untilReady(ns, "users").Status.PodIP); first != fmt.Sprintf("0 %d 65536", network.UserBase(ip)) {
+		t.Errorf("pod %s has the users %q", ip, first)
+	}
+	r.stop()
+	r.must(r.driver.Close())
+	r.open()
+	pods := NewNodeNetwork(filepath.Join(r.cfg.DataDir, "network"), r.cfg.NodeIP)
+	r.cfg.Network, r.cfg.PodCIDRAssigned = pods, pods.Assign
+	r.ready()
+	kill()
+	if again := users(1); again != first {
+		t.Errorf("with another agent it has the users %q, and had %q", again, first)
 	}
 }
 

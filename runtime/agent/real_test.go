@@ -136,7 +136,7 @@ type netnsNetwork struct {
 	dir string
 }
 
-func (n *netnsNetwork) Setup(_ context.Context, uid, _, _ string) (string, netip.Addr, error) {
+func (n *netnsNetwork) Setup(_ context.Context, uid, _, _ string, _ bool) (string, netip.Addr, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	path := filepath.Join(n.dir, uid)

@@ -203,6 +203,7 @@ func security(pod *v1.Pod, spec *v1.Container) container.Security {
 	if sc != nil {
 		out.Privileged = isTrue(sc.Privileged)
 		out.ReadOnlyRootFilesystem = isTrue(sc.ReadOnlyRootFilesystem)
+		out.UnmaskedProc = sc.ProcMount != nil && *sc.ProcMount == v1.UnmaskedProcMount
 		out.NoNewPrivileges = sc.AllowPrivilegeEscalation != nil && !*sc.AllowPrivilegeEscalation
 		if sc.Capabilities != nil {
 			out.AddCapabilities = capabilities(sc.Capabilities.Add)

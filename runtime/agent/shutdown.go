@@ -83,7 +83,7 @@ func (a *Agent) Shutdown(ctx context.Context) error {
 func (a *Agent) endPods(ctx context.Context, ofCritical bool, grace time.Duration) (left int) {
 	var ending []*worker
 	a.eachWorker(func(w *worker) {
-		if w.critical == ofCritical {
+		if w.lastToEnd == ofCritical {
 			ending = append(ending, w)
 		}
 	})

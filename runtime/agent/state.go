@@ -8,6 +8,8 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+
+	"gitk8s.dev/gitk8s/runtime/container"
 )
 
 // sandboxPhase is how far the part of a pod that its containers share has come:
@@ -129,6 +131,8 @@ type instance struct {
 	Image      string
 	ImageID    string
 	ID         string
+	// User is who it began as, where that is known.
+	User *container.User
 	// Removed: its layer and log are gone, to make room.
 	Removed bool
 }

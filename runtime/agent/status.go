@@ -82,6 +82,9 @@ func containerStatus(s *podState, c *ctr, now time.Time) v1.ContainerStatus {
 			cs.Image = c.cur.Image
 		}
 		cs.ImageID = c.cur.ImageID
+		if u := c.cur.User; u != nil { // KEP-3619
+			cs.User = &v1.ContainerUser{Linux: &v1.LinuxContainerUser{UID: u.UID, GID: u.GID, SupplementalGroups: u.Groups}}
+		}
 	}
 	if c.prev != nil {
 		cs.LastTerminationState = terminatedState(s, c.prev)

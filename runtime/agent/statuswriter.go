@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -29,6 +30,9 @@ type statusWriter struct {
 	// io serialises the writes themselves; base is what the API has as far as known.
 	io   sync.Mutex
 	base *v1.Pod
+	// mirror is what the API has of a static pod, and takes the place of base; nil
+	// while it has none.
+	mirror atomic.Pointer[v1.Pod]
 }
 
 func (sw *statusWriter) init(w *worker, pod *v1.Pod) {
@@ -49,6 +53,25 @@ func (sw *statusWriter) observe(pod *v1.Pod) {
 		sw.base = pod
 	}
 	sw.io.Unlock()
+	sw.again()
+}
+
+// setMirror takes the mirror of a static pod as the API has it, nil when there is none.
+func (sw *statusWriter) setMirror(pod *v1.Pod) {
+	sw.mirror.Store(pod)
+	sw.again()
+}
+
+// apiUID is the UID of the pod's object in the API.
+func (w *worker) apiUID() string {
+	if mirror := w.status.mirror.Load(); mirror != nil {
+		return string(mirror.UID)
+	}
+	return w.uid
+}
+
+// again writes what is wanted if it is not what the API has.
+func (sw *statusWriter) again() {
 	sw.mu.Lock()
 	defer sw.mu.Unlock()
 	if sw.want != nil {
@@ -129,18 +152,28 @@ func (sw *statusWriter) loop() {
 func (sw *statusWriter) write(ctx context.Context, status v1.PodStatus) error {
 	sw.io.Lock()
 	defer sw.io.Unlock()
-	patch, err := statusPatch(sw.base, status)
+	base := sw.base
+	if sw.w.static {
+		if base = sw.mirror.Load(); base == nil {
+			return nil // the mirror that comes will be told
+		}
+	}
+	patch, err := statusPatch(base, status)
 	if err != nil || patch == nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	pod, err := sw.w.a.cfg.Client.CoreV1().Pods(sw.base.Namespace).Patch(ctx, sw.base.Name,
+	pod, err := sw.w.a.cfg.Client.CoreV1().Pods(base.Namespace).Patch(ctx, base.Name,
 		types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 	if err != nil {
 		return err
 	}
-	sw.base = pod
+	if sw.w.static {
+		sw.mirror.CompareAndSwap(base, pod)
+	} else {
+		sw.base = pod
+	}
 	return nil
 }
 

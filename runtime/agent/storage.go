@@ -195,9 +195,9 @@ func diskUse(dir string) (bytes, inodes int64) {
 	return bytes, inodes
 }
 
-// evict ends the pod for what it uses.
+// evict ends the pod for what it uses, unless the node needs it.
 func (w *worker) evict(why string) {
-	if w.s.ending() {
+	if w.s.ending() || w.critical {
 		return
 	}
 	now := w.a.cfg.Now()

@@ -14,7 +14,6 @@ func unsupported(pod *v1.Pod) []string {
 		}
 	}
 	spec := &pod.Spec
-	add(spec.HostUsers != nil && !*spec.HostUsers, "hostUsers: false")
 	add(spec.RuntimeClassName != nil && *spec.RuntimeClassName != "", "runtimeClassName")
 	if sc := spec.SecurityContext; sc != nil {
 		add(sc.SELinuxOptions != nil, "securityContext.seLinuxOptions")
@@ -29,7 +28,6 @@ func unsupported(pod *v1.Pod) []string {
 			if sc := c.SecurityContext; sc != nil {
 				add(sc.SELinuxOptions != nil, at+"securityContext.seLinuxOptions")
 				add(sc.AppArmorProfile != nil && sc.AppArmorProfile.Type == v1.AppArmorProfileTypeLocalhost, at+"securityContext.appArmorProfile of type Localhost")
-				add(sc.ProcMount != nil && *sc.ProcMount == v1.UnmaskedProcMount, at+"securityContext.procMount")
 			}
 		}
 	}

@@ -236,7 +236,7 @@ func (a *Agent) lookAtPods(ctx context.Context) (out []podLook) {
 		if v == nil {
 			continue
 		}
-		p := podLook{name: w.name, namespace: w.namespace, uid: w.uid}
+		p := podLook{name: w.name, namespace: w.namespace, uid: w.apiUID()}
 		if v.status.StartTime != nil {
 			p.started = *v.status.StartTime
 		}

@@ -112,11 +112,16 @@ func (c *serviceCache) wait(ctx context.Context) ([]*v1.Service, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	return c.known(), nil
+}
+
+// known returns the services that are known now.
+func (c *serviceCache) known() []*v1.Service {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	out := make([]*v1.Service, 0, len(c.byKey))
 	for _, s := range c.byKey {
 		out = append(out, s)
 	}
-	return out, nil
+	return out
 }

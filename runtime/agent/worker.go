@@ -22,7 +22,11 @@ type worker struct {
 	logDirName      string
 	created         time.Time
 	critical        bool
-	log             *slog.Logger
+	// static: the pod is of a file, and its object in the API a mirror.
+	static bool
+	// lastToEnd: when the machine goes down the pod ends with the critical ones.
+	lastToEnd bool
+	log       *slog.Logger
 	// lists says by container name which field of the spec the container is in.
 	lists sync.Map
 
@@ -55,7 +59,8 @@ type worker struct {
 func newWorker(a *Agent, pod *v1.Pod, found *container.SandboxStatus) *worker {
 	ctx, cancel := context.WithCancel(a.ctx)
 	w := &worker{
-		a: a, uid: string(pod.UID), namespace: pod.Namespace, name: pod.Name, critical: critical(pod), ctx: ctx, cancel: cancel,
+		a: a, uid: string(pod.UID), namespace: pod.Namespace, name: pod.Name,
+		critical: critical(pod), static: isStatic(pod), lastToEnd: hasCriticalPriority(pod), ctx: ctx, cancel: cancel,
 		log:     a.log.With("pod", pod.Namespace+"/"+pod.Name, "uid", pod.UID),
 		done:    make(chan struct{}),
 		wake:    make(chan struct{}, 1),
@@ -69,6 +74,9 @@ func newWorker(a *Agent, pod *v1.Pod, found *container.SandboxStatus) *worker {
 	w.status.init(w, pod)
 	w.s.networkReady = a.networkReady()
 	meta := w.readMeta()
+	if w.static && meta.Status != nil {
+		pod.Status = *meta.Status
+	}
 	adopt(w.s, found, meta, a.cfg.Now())
 	return w
 }
@@ -158,6 +166,9 @@ func (w *worker) step() time.Duration {
 			w.event(kind, p.failure.Reason, p.failure.Message)
 		}
 		w.s.endStart = now
+		if w.static {
+			w.writeMeta()
+		}
 		p = decide(w.s, now)
 	}
 	for _, act := range p.actions {

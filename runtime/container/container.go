@@ -48,6 +48,8 @@ type Runtime interface {
 	// delivered, or when Stdin has ended and the container's stdin stays open for
 	// others.
 	Attach(ctx context.Context, sandboxID, id string, a AttachConfig) error
+	// Status returns what is known of a container.
+	Status(ctx context.Context, sandboxID, id string) (ContainerStatus, error)
 	// WritableLayer is the directory that holds what the container has written to its
 	// root filesystem, or "" when there is none any more.
 	WritableLayer(ctx context.Context, sandboxID, id string) (string, error)
@@ -70,6 +72,10 @@ type SandboxConfig struct {
 	Namespace, Name string
 	// NetNS is the path of the pod's network namespace; empty means the caller's own.
 	NetNS string
+	// UserBase, unless it is 0, is the first of the UserCount users and groups of the
+	// machine that are users and groups from 0 on in the sandbox, whose user namespace is
+	// that to which NetNS belongs.
+	UserBase uint32 `json:",omitempty"`
 	// Hostname inside the sandbox; empty keeps the caller's UTS namespace.
 	Hostname string
 	// CgroupParent is the cgroup, relative to the cgroup root, under which the
@@ -85,6 +91,9 @@ type SandboxConfig struct {
 	// names.
 	Sysctls map[string]string `json:",omitempty"`
 }
+
+// UserCount is how many users and groups a user namespace has, as Kubernetes wants it.
+const UserCount = 1 << 16
 
 // PIDNamespace says which processes the containers of a sandbox see.
 type PIDNamespace string
@@ -149,6 +158,8 @@ type Security struct {
 	ReadOnlyRootFilesystem bool
 	NoNewPrivileges        bool
 	SeccompUnconfined      bool
+	// UnmaskedProc shows all of /proc, and lets it be written to.
+	UnmaskedProc bool `json:",omitempty"`
 	// SeccompProfile, as JSON, takes the place of the default one.
 	SeccompProfile []byte `json:",omitempty"`
 }
@@ -210,6 +221,15 @@ type ContainerStatus struct {
 	OOMKilled bool
 	// Error says why it did not start.
 	Error string
+	// User is who its first process began as; nil if it never did.
+	User *User `json:",omitempty"`
+}
+
+// User is who a process runs as, in its own user namespace.
+type User struct {
+	UID, GID int64
+	// Groups are all of them, in order.
+	Groups []int64
 }
 
 // Event says that a container ended or that a sandbox was lost.

@@ -30,7 +30,11 @@ func isNetNS(path string) bool {
 
 // createNetNS makes a network namespace and pins it at the path, with its loopback
 // up. One that is there stays as it is.
-func createNetNS(path string) error {
+func createNetNS(path string) error { return createNetNSOf(path, 0) }
+
+// createNetNSOf makes it belong to a user namespace of its own with the users from base
+// on, unless that is 0.
+func createNetNSOf(path string, base uint32) error {
 	if isNetNS(path) {
 		return nil
 	}
@@ -46,6 +50,10 @@ func createNetNS(path string) error {
 	go func() {
 		// The thread ends with the goroutine, since it is never unlocked.
 		runtime.LockOSThread()
+		if base != 0 {
+			result <- pinUserNetNS(path, base)
+			return
+		}
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			result <- os.NewSyscallError("unshare", err)
 			return

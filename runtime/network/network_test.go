@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -99,7 +100,7 @@ func (c *cluster) destroy() {
 // name and the address of the client.
 func (c *cluster) pod(n int, name string) (ns string, ip netip.Addr) {
 	c.t.Helper()
-	ns, ip, err := c.pods[n-1].Setup(context.Background(), "uid-"+name, "default/"+name)
+	ns, ip, err := c.pods[n-1].Setup(context.Background(), "uid-"+name, "default/"+name, false)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -247,11 +248,44 @@ func TestPodsReachEachOther(t *testing.T) {
 	}
 }
 
+// A pod's users are its own, at a place that follows from its address.
+func TestPodUsers(t *testing.T) {
+	for ip, want := range map[string]uint32{"10.42.0.2": 2 << 16, "10.42.1.0": 256 << 16, "10.42.255.254": 0xfffe << 16} {
+		if got := UserBase(netip.MustParseAddr(ip)); got != want {
+			t.Errorf("%s: %d, want %d", ip, got, want)
+		}
+	}
+	c := newCluster(t)
+	for _, own := range []bool{true, false} {
+		path, ip, err := c.pods[0].Setup(context.Background(), fmt.Sprint("own-", own), "default/pod", own)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ns, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		users, err := unix.IoctlRetInt(int(ns.Fd()), unix.NS_GET_USERNS)
+		ns.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var mine, its unix.Stat_t
+		if err := errors.Join(unix.Stat("/proc/self/ns/user", &mine), unix.Fstat(users, &its)); err != nil {
+			t.Fatal(err)
+		}
+		unix.Close(users)
+		if (mine.Ino != its.Ino) != own {
+			t.Errorf("%s: own users: %v, but the namespace is %d and ours %d", ip, own, its.Ino, mine.Ino)
+		}
+	}
+}
+
 func TestPodRecords(t *testing.T) {
 	c := newCluster(t)
 	ctx := context.Background()
 	pods := c.pods[0]
-	ns, ip, err := pods.Setup(ctx, "one", "default/one")
+	ns, ip, err := pods.Setup(ctx, "one", "default/one", false)
 	if err != nil || ip != netip.MustParseAddr("10.42.1.2") {
 		t.Fatal(ip, err)
 	}
@@ -259,7 +293,7 @@ func TestPodRecords(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := pods.Setup(ctx, "two", "default/two"); err != nil {
+	if _, _, err := pods.Setup(ctx, "two", "default/two", false); err != nil {
 		t.Fatal(err)
 	}
 	// Another process takes over: the same pod has the same place, untouched.
@@ -268,7 +302,7 @@ func TestPodRecords(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer again.Close()
-	ns2, ip2, err := again.Setup(ctx, "one", "default/one")
+	ns2, ip2, err := again.Setup(ctx, "one", "default/one", false)
 	after, statErr := os.Stat(ns2)
 	if err != nil || statErr != nil || ns2 != ns || ip2 != ip || !os.SameFile(before, after) {
 		t.Errorf("%s %s %v", ns2, ip2, err)
@@ -277,7 +311,7 @@ func TestPodRecords(t *testing.T) {
 	if err := unix.Unmount(ns, unix.MNT_DETACH); err != nil {
 		t.Fatal(err)
 	}
-	if _, ip2, err = again.Setup(ctx, "one", "default/one"); err != nil || ip2 != ip || !isNetNS(ns) {
+	if _, ip2, err = again.Setup(ctx, "one", "default/one", false); err != nil || ip2 != ip || !isNetNS(ns) {
 		t.Errorf("after loss: %s %v", ip2, err)
 	}
 	if err := again.Reconcile(func(uid string) bool { return uid == "one" }); err != nil {
@@ -287,7 +321,7 @@ func TestPodRecords(t *testing.T) {
 		t.Errorf("%+v", list)
 	}
 	// A freed address rests.
-	if _, ip3, err := again.Setup(ctx, "three", "default/three"); err != nil || ip3 != netip.MustParseAddr("10.42.1.4") {
+	if _, ip3, err := again.Setup(ctx, "three", "default/three", false); err != nil || ip3 != netip.MustParseAddr("10.42.1.4") {
 		t.Errorf("third: %s %v", ip3, err)
 	}
 	for range 2 {
@@ -296,7 +330,7 @@ func TestPodRecords(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", "../x", ".x"} {
-		if _, _, err := again.Setup(ctx, bad, "default/bad"); err == nil {
+		if _, _, err := again.Setup(ctx, bad, "default/bad", false); err == nil {
 			t.Errorf("uid %q was taken", bad)
 		}
 	}
@@ -509,7 +543,7 @@ func BenchmarkPod(tb *testing.B) {
 	c := newCluster(tb)
 	for i := 0; tb.Loop(); i++ {
 		uid := fmt.Sprint("bench-", i)
-		if _, _, err := c.pods[0].Setup(context.Background(), uid, "default/bench"); err != nil {
+		if _, _, err := c.pods[0].Setup(context.Background(), uid, "default/bench", false); err != nil {
 			tb.Fatal(err)
 		}
 		tb.StopTimer()

@@ -65,6 +65,9 @@ type Pod struct {
 	IP   netip.Addr
 	// NetNS is the path of its namespace.
 	NetNS string
+	// OwnUsers: the namespace belongs to a user namespace of the pod's own, with the
+	// users from UserBase on.
+	OwnUsers bool `json:",omitempty"`
 }
 
 // NewPodNetwork opens the records and prepares the node: its route to the services'
@@ -123,8 +126,9 @@ func (n *PodNetwork) Close() error {
 }
 
 // Setup connects a pod, or finds it connected, and returns its namespace and
-// address. name is namespace/name of the pod.
-func (n *PodNetwork) Setup(ctx context.Context, uid, name string) (string, netip.Addr, error) {
+// address. name is namespace/name of the pod; ownUsers makes the namespace one of a new
+// user namespace.
+func (n *PodNetwork) Setup(ctx context.Context, uid, name string, ownUsers bool) (string, netip.Addr, error) {
 	if err := ctx.Err(); err != nil {
 		return "", netip.Addr{}, err
 	}
@@ -142,7 +146,7 @@ func (n *PodNetwork) Setup(ctx context.Context, uid, name string) (string, netip
 		if err != nil {
 			return "", netip.Addr{}, fmt.Errorf("connect pod %s: %w", name, err)
 		}
-		pod = Pod{UID: uid, Name: name, IP: ip, NetNS: filepath.Join(n.cfg.Dir, uid+pinExt)}
+		pod = Pod{UID: uid, Name: name, IP: ip, NetNS: filepath.Join(n.cfg.Dir, uid+pinExt), OwnUsers: ownUsers}
 	}
 	// Written before anything is made: what is made can then be found and removed.
 	if err := writeRecord(n.cfg.Dir, pod); err != nil {
@@ -201,7 +205,11 @@ func (n *PodNetwork) connect(p Pod) error {
 	if err := n.disconnect(p); err != nil {
 		return err
 	}
-	if err := createNetNS(p.NetNS); err != nil {
+	base := uint32(0)
+	if p.OwnUsers {
+		base = UserBase(p.IP)
+	}
+	if err := createNetNSOf(p.NetNS, base); err != nil {
 		return err
 	}
 	if err := addVeth(n.h, linkName(p.UID), hostMAC, p.NetNS, podLink); err != nil {

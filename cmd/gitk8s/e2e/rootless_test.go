@@ -155,6 +155,18 @@ spec: {securityContext: {runAsUser: 1000}, containers: [{name: c, image: "gitk8s
 			})
 		})
 	})
+	t.Run("users of its own", func(t *testing.T) {
+		c.apply(t, ns, `apiVersion: v1
+kind: Pod
+metadata: {name: own}
+spec: {hostUsers: false, containers: [{name: c, image: "gitk8s.local/test/web:v1"}]}
+`)
+		c.awaitPod(t, ns, "own", "it says why it does not run", func(p *corev1.Pod) bool {
+			return slices.ContainsFunc(p.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool {
+				return s.State.Waiting != nil && strings.Contains(s.State.Waiting.Message, "hostUsers: false needs users to give to the pod")
+			})
+		})
+	})
 	t.Run("update and rollback", func(t *testing.T) {
 		second := r.commit("v2", fleet("v2"))
 		r.deploy()

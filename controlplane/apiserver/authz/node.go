@@ -85,11 +85,12 @@ func nodeLease(node string, attrs authorizer.Attributes) (authorizer.Decision, s
 	return refuse("node %q may only use its own lease", node)
 }
 
-// nodePod lets a worker follow, report on and remove the pods bound to it.
+// nodePod lets a worker follow, report on and remove the pods bound to it, and create
+// mirrors of its static pods: admission sees to it that it creates no others.
 func (a *Authorizer) nodePod(ctx context.Context, node string, attrs authorizer.Attributes) (authorizer.Decision, string, error) {
 	verb, sub := attrs.GetVerb(), attrs.GetSubresource()
 	switch {
-	case sub == "" && (verb == "list" || verb == "watch") && selectsNode(attrs, node):
+	case sub == "" && (verb == "create" || (verb == "list" || verb == "watch") && selectsNode(attrs, node)):
 		return authorizer.DecisionAllow, "", nil
 	case sub == "" && (verb == "get" || verb == "delete" || ((verb == "list" || verb == "watch") && attrs.GetName() != "")):
 	case sub == "status" && (verb == "get" || verb == "update" || verb == "patch"):

@@ -11,9 +11,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// mirrorAnnotation marks a pod that a node runs from a file of its own.
-const mirrorAnnotation = "kubernetes.io/config.mirror"
-
 // ephemeralFields are those of a container that an ephemeral one may set ("Ephemeral
 // Containers" page): nothing that a service could be built on.
 var ephemeralFields = sets.New("Name", "Image", "Command", "Args", "WorkingDir", "EnvFrom", "Env", "VolumeMounts",
@@ -24,7 +21,7 @@ var ephemeralFields = sets.New("Name", "Image", "Command", "Args", "WorkingDir",
 // be added, and that is all.
 func PodEphemeralContainers(pod, old *corev1.Pod) field.ErrorList {
 	path := field.NewPath("spec", "ephemeralContainers")
-	if _, static := old.Annotations[mirrorAnnotation]; static {
+	if IsMirror(old) {
 		return field.ErrorList{field.Forbidden(field.NewPath(""), "static pods do not support ephemeral containers")}
 	}
 	errs := ephemeralContainers(&pod.Spec, path)

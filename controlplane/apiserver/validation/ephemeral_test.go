@@ -31,7 +31,7 @@ func TestPodEphemeralContainers(t *testing.T) {
 		"removed": {plain, "", "", []string{path + `: Forbidden: existing ephemeral containers "d" may not be removed`}},
 		"changed": {plain, "{name: d, image: j}", "", []string{path + `: Forbidden: existing ephemeral containers "d" may not be changed`}},
 		"moved":   {plain, "{name: e, image: i}, " + plain, "", nil},
-		"static":  {"", plain, mirrorAnnotation, []string{"[]: Forbidden: static pods do not support ephemeral containers"}},
+		"static":  {"", plain, corev1.MirrorPodAnnotationKey, []string{"[]: Forbidden: static pods do not support ephemeral containers"}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -25,9 +25,9 @@ func Pod(pod, old *corev1.Pod) field.ErrorList {
 				errs = append(errs, field.Forbidden(path.Child("nodeName"), "cannot be set until all schedulingGates have been cleared"))
 			}
 		}
-		return errs
+		return append(errs, mirrorCreate(pod)...)
 	}
-	return podUpdate(pod, old, path)
+	return append(mirrorUpdate(pod, old), podUpdate(pod, old, path)...)
 }
 
 // podUpdate follows "Pod update and replacement" of Kubernetes' Pods page.

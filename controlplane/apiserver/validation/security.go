@@ -3,6 +3,7 @@ package validation
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -15,6 +16,8 @@ const (
 )
 
 var sysctlName = regexp.MustCompile(sysctlForm)
+
+const withoutHostUsers = "when `hostUsers` is false"
 
 // hostNamespaces checks which namespaces of the machine a pod asks for, and what
 // goes with them.
@@ -31,8 +34,17 @@ func hostNamespaces(spec *corev1.PodSpec, path *field.Path) field.ErrorList {
 			if sc != nil && sc.ProcMount != nil && *sc.ProcMount == corev1.UnmaskedProcMount && hostUsers {
 				errs = append(errs, field.Invalid(path.Child(name).Index(i).Child("securityContext", "procMount"), *sc.ProcMount, "`hostUsers` must be false to use `Unmasked`"))
 			}
+			if !hostUsers && len(list[i].VolumeDevices) > 0 {
+				errs = append(errs, field.Forbidden(path.Child(name).Index(i).Child("volumeDevices"), withoutHostUsers))
+			}
 		}
 	}
+	for name, set := range map[string]bool{"hostNetwork": spec.HostNetwork, "hostPID": spec.HostPID, "hostIPC": spec.HostIPC} {
+		if set && !hostUsers {
+			errs = append(errs, field.Forbidden(path.Child(name), withoutHostUsers))
+		}
+	}
+	slices.SortFunc(errs, func(a, b *field.Error) int { return compareStrings(a.Field, b.Field) })
 	return errs
 }
 

@@ -14,8 +14,11 @@ func TestPodSecurity(t *testing.T) {
 		spec, container string
 		want            []string
 	}{
-		"host and shared processes":    {"hostPID: true, shareProcessNamespace: true", "", []string{"spec.securityContext.shareProcessNamespace: Invalid value: true: ShareProcessNamespace and HostPID cannot both be enabled"}},
-		"procMount":                    {"", "procMount: Unmasked", []string{"spec.containers[0].securityContext.procMount: Invalid value: \"Unmasked\": `hostUsers` must be false"}},
+		"host and shared processes": {"hostPID: true, shareProcessNamespace: true", "", []string{"spec.securityContext.shareProcessNamespace: Invalid value: true: ShareProcessNamespace and HostPID cannot both be enabled"}},
+		"procMount":                 {"", "procMount: Unmasked", []string{"spec.containers[0].securityContext.procMount: Invalid value: \"Unmasked\": `hostUsers` must be false"}},
+		"own users with what is the machine's": {"hostUsers: false, hostNetwork: true, hostPID: true, hostIPC: true", "",
+			[]string{"spec.hostIPC: Forbidden: when `hostUsers` is false", "spec.hostNetwork: Forbidden: when `hostUsers` is false", "spec.hostPID: Forbidden: when `hostUsers` is false"}},
+		"own users":                    {"hostUsers: false, shareProcessNamespace: true", "", nil},
 		"procMount without host users": {"hostUsers: false", "procMount: Unmasked", nil},
 		"sysctls":                      {"securityContext: {sysctls: [{name: net.core.somaxconn, value: '1'}, {name: net/ipv4/tcp_rmem, value: '1'}]}", "", nil},
 		"sysctl twice":                 {"securityContext: {sysctls: [{name: a.b, value: '1'}, {name: a.b, value: '2'}]}", "", []string{`spec.securityContext.sysctls[1].name: Duplicate value: "a.b"`}},

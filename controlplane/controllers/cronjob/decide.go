@@ -99,6 +99,11 @@ func follow(d *Decision, s Snapshot) {
 	}
 	d.Status.Active = active
 	for _, job := range s.Jobs {
+		// One with a time is this controller's own, and not written down yet.
+		if finished(job) == "" && job.Annotations[batchv1.CronJobScheduledTimestampAnnotation] == "" &&
+			!slices.ContainsFunc(active, func(r corev1.ObjectReference) bool { return r.UID == job.UID }) {
+			d.tell(corev1.EventTypeWarning, "UnexpectedJob", "Saw a job that the controller did not create or forgot: %s", job.Name)
+		}
 		if at := job.Status.CompletionTime; finished(job) == batchv1.JobComplete && at != nil && (d.Status.LastSuccessfulTime == nil || at.After(d.Status.LastSuccessfulTime.Time)) {
 			d.Status.LastSuccessfulTime = at.DeepCopy()
 		}

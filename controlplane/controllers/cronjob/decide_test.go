@@ -30,12 +30,16 @@ func newCron(t *testing.T, spec, status string) *batchv1.CronJob {
 	return c
 }
 
-// jobOf is a Job "name state", started in the order of the names.
+// jobOf is a Job "name state", started in the order of the names; one that begins with
+// "c-" is the controller's.
 func jobOf(text string) *batchv1.Job {
 	name, state, _ := strings.Cut(text, " ")
 	job := &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "d", UID: types.UID(name)}}
 	at := metav1.NewTime(noon.Add(time.Duration(name[len(name)-1]) * time.Second))
 	job.Status.StartTime = &at
+	if strings.HasPrefix(name, "c-") {
+		job.Annotations = map[string]string{batchv1.CronJobScheduledTimestampAnnotation: at.Format(time.RFC3339)}
+	}
 	switch state {
 	case "complete":
 		job.Status.CompletionTime = &at
@@ -105,11 +109,12 @@ func TestDecide(t *testing.T) {
 		{name: "side by side", spec: five + ", concurrencyPolicy: Allow", status: active, jobs: []string{"a"}, at: "12:10:00", want: "start c-29627290 at 2026-05-01T12:10:00Z; wait 1m0s"},
 		{name: "forbidden", spec: five + ", concurrencyPolicy: Forbid", status: active, jobs: []string{"a"}, at: "12:10:00", want: "skip 12:10 JobAlreadyActive; wait 1m0s"},
 		{name: "forbidden until it has ended", spec: five + ", concurrencyPolicy: Forbid", status: active, jobs: []string{"a complete"}, at: "12:11:00", want: "start c-29627290 at 2026-05-01T12:10:00Z; SawCompletedJob; wait 1m0s"},
-		{name: "replaced", spec: five + ", concurrencyPolicy: Replace", status: active, jobs: []string{"a", "by-hand"}, at: "12:10:00", want: "start c-29627290 at 2026-05-01T12:10:00Z; replace a; wait 1m0s"},
+		{name: "replaced", spec: five + ", concurrencyPolicy: Replace", status: active, jobs: []string{"a", "by-hand"}, at: "12:10:00", want: "start c-29627290 at 2026-05-01T12:10:00Z; replace a; UnexpectedJob; wait 1m0s"},
+		{name: "by hand", spec: five, status: last, jobs: []string{"by-hand", "over complete"}, at: "12:06:00", want: "UnexpectedJob; wait 1m0s"},
 		{name: "gone", spec: five, status: active, at: "12:06:00", want: "MissingJob; wait 1m0s"},
 
 		{name: "history", spec: five + ", suspend: true, successfulJobsHistoryLimit: 2, failedJobsHistoryLimit: 1",
-			jobs: []string{"e complete", "a complete", "c complete", "b failed", "f failed", "d"}, at: "12:01:00", want: "expire a; expire b"},
+			jobs: []string{"e complete", "a complete", "c complete", "b failed", "f failed", "d"}, at: "12:01:00", want: "expire a; expire b; UnexpectedJob"},
 		{name: "no history", spec: five + ", suspend: true, successfulJobsHistoryLimit: 0", jobs: []string{"a complete", "b failed"}, at: "12:01:00", want: "expire a"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

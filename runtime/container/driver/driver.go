@@ -201,6 +201,20 @@ func (d *Driver) List(context.Context) ([]container.SandboxStatus, error) {
 	return out, nil
 }
 
+// Status implements container.Runtime.
+func (d *Driver) Status(_ context.Context, sandboxID, id string) (container.ContainerStatus, error) {
+	sb, err := d.running(sandboxID)
+	if err != nil {
+		return container.ContainerStatus{}, err
+	}
+	st, _ := sb.state()
+	i := slices.IndexFunc(st.Containers, func(c container.ContainerStatus) bool { return c.ID == id })
+	if i < 0 {
+		return container.ContainerStatus{}, fmt.Errorf("container %s: %w", id, container.ErrNotFound)
+	}
+	return st.Containers[i], nil
+}
+
 // RunSandbox implements container.Runtime.
 func (d *Driver) RunSandbox(ctx context.Context, cfg container.SandboxConfig) error {
 	if !validID.MatchString(cfg.ID) {

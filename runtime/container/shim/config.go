@@ -94,9 +94,16 @@ func effectiveCapabilities() uint64 {
 
 // paths are where the parts of one container lie, in the shim's mount namespace.
 type paths struct {
-	rootfs, exe, shm string
-	mounts           []string
-	pidNS            pidNamespace
+	rootfs, exe, shm, mqueue string
+	mounts                   []string
+	pidNS                    pidNamespace
+	users                    userNamespace
+}
+
+// paths adds to those of a container what it shares with the others.
+func (s *shim) paths(at paths) paths {
+	at.exe, at.shm, at.mqueue, at.users = exePath(s.dir), s.shmDir(), s.mqueueDir(), s.users
+	return at
 }
 
 // exePath is the executable that PID 1 of the containers runs.
@@ -166,6 +173,7 @@ func buildConfig(s container.SandboxConfig, c container.ContainerConfig, at path
 	if s.NetNS != "" {
 		config.Namespaces.Add(configs.NEWNET, s.NetNS)
 	}
+	at.users.join(config)
 	deviceRules := []*devicesconfig.Rule{{Type: 'a', Major: devicesconfig.Wildcard, Minor: devicesconfig.Wildcard, Permissions: "rwm", Allow: c.Security.Privileged}}
 	for _, d := range specconv.AllowedDevices {
 		deviceRules = append(deviceRules, &d.Rule)
@@ -179,6 +187,9 @@ func buildConfig(s container.SandboxConfig, c container.ContainerConfig, at path
 		}
 	} else {
 		config.MaskPaths, config.ReadonlyPaths = maskedPaths, readonlyPaths
+		if c.Security.UnmaskedProc {
+			config.MaskPaths, config.ReadonlyPaths = outsideProc(maskedPaths), outsideProc(readonlyPaths)
+		}
 	}
 	resources := c.Resources
 	resources.CPUQuota = 0 // see launch
@@ -197,6 +208,10 @@ func buildConfig(s container.SandboxConfig, c container.ContainerConfig, at path
 		}
 	}
 	return config, nil
+}
+
+func outsideProc(list []string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(p string) bool { return strings.HasPrefix(p, "/proc/") })
 }
 
 // seccompFilter is the filter of a profile, or of the default one, for a process
@@ -333,6 +348,13 @@ func mountList(c container.ContainerConfig, at paths, f facts) ([]*configs.Mount
 		{Destination: "/dev/shm", Source: at.shm, Device: "bind", Flags: unix.MS_BIND | unix.MS_REC},
 		{Destination: "/sys", Source: "sysfs", Device: "sysfs", Flags: safe | readonly},
 		{Destination: "/sys/fs/cgroup", Source: "cgroup", Device: "cgroup", Flags: safe | unix.MS_RELATIME | readonly},
+	}
+	if at.mqueue != "" {
+		for _, m := range usual {
+			if m.Device == "mqueue" {
+				m.Source, m.Device, m.Flags = at.mqueue, "bind", unix.MS_BIND
+			}
+		}
 	}
 	taken := map[string]bool{}
 	for _, m := range c.Mounts {

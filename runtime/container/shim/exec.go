@@ -79,6 +79,9 @@ func (s *shim) startExec(req wire.Request, files []*os.File) (*libcontainer.Proc
 		if len(files) != 3 {
 			return nil, nil, fmt.Errorf("exec came with %d files, not 3", len(files))
 		}
+		if err := s.users.own(files...); err != nil {
+			return nil, nil, err
+		}
 		process.Stdin, process.Stdout, process.Stderr = files[0], files[1], files[2]
 	}
 	if err := p.container.Start(process); err != nil {

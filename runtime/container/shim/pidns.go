@@ -113,10 +113,18 @@ func (h *holder) start(s *shim) error {
 			return err
 		}
 	}
+	if err := os.Chown(rootfs, s.users.base, s.users.base); err != nil {
+		return err
+	}
+	reachable, release, err := s.users.reach(holderID, rootfs)
+	if err != nil {
+		return err
+	}
+	defer release()
 	cfg := container.ContainerConfig{ID: holderID, Security: container.Security{
 		DropCapabilities: []string{"ALL"}, NoNewPrivileges: true, ReadOnlyRootFilesystem: true,
 	}}
-	config, err := buildConfig(s.cfg, cfg, paths{rootfs: rootfs, exe: exePath(s.dir), shm: s.shmDir()}, s.facts)
+	config, err := buildConfig(s.cfg, cfg, s.paths(paths{rootfs: reachable}), s.facts)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -17,13 +18,17 @@ import (
 	"gitk8s.dev/gitk8s/runtime/container/internal/wire"
 )
 
-// makeRootfs mounts the layers, lowest first, under a writable one.
-func makeRootfs(dir string, layers []string) (string, error) {
+// makeRootfs mounts the layers, lowest first, under a writable one, whose root is the
+// user's.
+func makeRootfs(dir string, layers []string, owner int) (string, error) {
 	rootfs, upper, work := filepath.Join(dir, "rootfs"), filepath.Join(dir, wire.UpperDir), filepath.Join(dir, "work")
 	for _, d := range []string{rootfs, upper, work} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return "", fmt.Errorf("make root filesystem: %w", err)
 		}
+	}
+	if err := os.Chown(upper, owner, owner); err != nil {
+		return "", fmt.Errorf("make root filesystem: %w", err)
 	}
 	if len(layers) == 0 {
 		return "", errors.New("make root filesystem: the image has no layers")
@@ -115,7 +120,7 @@ func removeRootfs(dir string) error {
 // libcontainer can bind them from. They were cloned in the worker's mount
 // namespace, so it does not matter what has been mounted there since the shim
 // started, and mount propagation works as there.
-func attachMounts(dir string, mounts []*os.File) (sources []string, err error) {
+func attachMounts(dir string, mounts []*os.File, volumes []container.Mount, users userNamespace) (sources []string, err error) {
 	defer func() {
 		if err != nil {
 			detachMounts(sources)
@@ -135,6 +140,9 @@ func attachMounts(dir string, mounts []*os.File) (sources []string, err error) {
 		if err != nil {
 			return sources, fmt.Errorf("mount %d: %w", i, err)
 		}
+		if err := users.mapped(int(f.Fd()), volumes[i].Target); err != nil {
+			return sources, err
+		}
 		if err := unix.MoveMount(int(f.Fd()), "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 			return sources, fmt.Errorf("mount %d on %s: %w", i, target, err)
 		}
@@ -146,7 +154,7 @@ func attachMounts(dir string, mounts []*os.File) (sources []string, err error) {
 // detachMounts lets go of the shim's copies; the container has its own.
 func detachMounts(sources []string) {
 	for _, s := range sources {
-		if unix.Unmount(s, unix.MNT_DETACH) == nil {
+		if err := unix.Unmount(s, unix.MNT_DETACH); err == nil || errors.Is(err, unix.EINVAL) { // or never mounted
 			_ = os.Remove(s)
 		}
 	}
@@ -156,6 +164,17 @@ func detachMounts(sources []string) {
 type user struct {
 	uid, gid int
 	groups   []int
+}
+
+// status is who that is, for those who ask about the container.
+func (u user) status() *container.User {
+	out := &container.User{UID: int64(u.uid), GID: int64(u.gid), Groups: []int64{int64(u.gid)}}
+	for _, g := range u.groups {
+		out.Groups = append(out.Groups, int64(g))
+	}
+	slices.Sort(out.Groups)
+	out.Groups = slices.Compact(out.Groups)
+	return out
 }
 
 const maxUserFile = 1 << 20

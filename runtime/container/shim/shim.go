@@ -56,6 +56,7 @@ type shim struct {
 	changed    chan struct{} // closed and replaced with every change
 	closing    bool
 
+	users  userNamespace
 	holder holder
 }
 
@@ -101,6 +102,10 @@ func (s *shim) setup() (*net.UnixListener, error) {
 			return nil, fmt.Errorf("set host name %q: %w", s.cfg.Hostname, err)
 		}
 	}
+	var err error
+	if s.users, err = openUsers(s.cfg); err != nil {
+		return nil, err
+	}
 	if err := s.makeShm(); err != nil {
 		return nil, err
 	}
@@ -142,10 +147,28 @@ func (s *shim) makeShm() error {
 	if err := os.MkdirAll(s.shmDir(), 0o755); err != nil {
 		return err
 	}
-	if err := unix.Mount("shm", s.shmDir(), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=1777,size=65536k"); err != nil {
+	if err := unix.Mount("shm", s.shmDir(), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, fmt.Sprintf("mode=1777,size=65536k,uid=%d,gid=%d", s.users.base, s.users.base)); err != nil {
 		return fmt.Errorf("mount /dev/shm of the sandbox: %w", err)
 	}
+	if !s.users.private() {
+		return nil
+	}
+	if err := os.MkdirAll(s.mqueueDir(), 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("mqueue", s.mqueueDir(), "mqueue", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount /dev/mqueue of the sandbox: %w", err)
+	}
 	return nil
+}
+
+// mqueueDir is the /dev/mqueue of containers that cannot mount it, since the IPC
+// namespace is not of their user namespace; "" where they can.
+func (s *shim) mqueueDir() string {
+	if !s.users.private() {
+		return ""
+	}
+	return filepath.Join(s.dir, "mqueue")
 }
 
 func (s *shim) isClosing() bool {
@@ -307,6 +330,7 @@ func (s *shim) remove(id string) error {
 	if err := removeRootfs(s.containerDir(id)); err != nil {
 		return err
 	}
+	s.users.forget(id)
 	s.change(func() {
 		s.containers = slices.DeleteFunc(s.containers, func(q *proc) bool { return q == p })
 	})

@@ -102,6 +102,7 @@ func (s *shim) start(cfg *container.ContainerConfig, mounts []*os.File) error {
 	s.change(func() {
 		p.status.StartedAt = time.Now()
 		p.status.Pid, _ = p.process.Pid()
+		p.status.User = p.user.status()
 		s.containers = append(s.containers, p)
 	})
 	go s.wait(p, logs)
@@ -142,11 +143,12 @@ func (s *shim) launch(p *proc, mounts []*os.File) (logs *sync.WaitGroup, err err
 			_ = removeRootfs(dir)
 		}
 	}()
-	rootfs, err := makeRootfs(dir, p.cfg.Layers)
+	rootfs, release, err := s.makeRootfs(p)
 	if err != nil {
 		return nil, failure("CreateContainerError", err)
 	}
-	sources, err := attachMounts(dir, mounts)
+	defer release()
+	sources, err := attachMounts(dir, mounts, p.cfg.Mounts, s.users)
 	if err != nil {
 		return nil, failure("CreateContainerError", err)
 	}
@@ -158,13 +160,17 @@ func (s *shim) launch(p *proc, mounts []*os.File) (logs *sync.WaitGroup, err err
 		if err := checkIDs(p.user); err != nil {
 			return nil, failure("CreateContainerConfigError", err)
 		}
+		p.user.groups = nil
+	}
+	if err := s.users.check(p.user); err != nil {
+		return nil, failure("CreateContainerConfigError", err)
 	}
 	pidNS, err := s.pidNamespace(p.cfg)
 	if err != nil {
 		return nil, failure("CreateContainerError", err)
 	}
 	defer pidNS.close()
-	config, err := buildConfig(s.cfg, p.cfg, paths{rootfs: rootfs, mounts: sources, exe: exePath(s.dir), shm: s.shmDir(), pidNS: pidNS}, s.facts)
+	config, err := buildConfig(s.cfg, p.cfg, s.paths(paths{rootfs: rootfs, mounts: sources, pidNS: pidNS}), s.facts)
 	if err != nil {
 		return nil, failure("CreateContainerError", err)
 	}
@@ -195,6 +201,20 @@ func (s *shim) launch(p *proc, mounts []*os.File) (logs *sync.WaitGroup, err err
 	return logs, nil
 }
 
+// makeRootfs makes the container's root filesystem, and returns the way to it until
+// release.
+func (s *shim) makeRootfs(p *proc) (rootfs string, release func(), err error) {
+	layers, letGo, err := s.users.mapLayers(p.cfg.ID, p.cfg.Layers)
+	defer letGo()
+	if err != nil {
+		return "", nil, err
+	}
+	if rootfs, err = makeRootfs(s.containerDir(p.cfg.ID), layers, s.users.base); err != nil {
+		return "", nil, err
+	}
+	return s.users.reach(p.cfg.ID, rootfs)
+}
+
 // runProcess starts the process with its standard files and reads from PID 1
 // whether the exec of the command succeeded.
 func (s *shim) runProcess(p *proc) (*sync.WaitGroup, error) {
@@ -214,7 +234,9 @@ func (s *shim) runProcess(p *proc) (*sync.WaitGroup, error) {
 		log.close()
 		return nil, err
 	}
-	err = p.container.Run(p.process)
+	if err = s.users.own(streams.child...); err == nil {
+		err = p.container.Run(p.process)
+	}
 	_ = reportChild.Close()
 	if err == nil {
 		err = streams.started()

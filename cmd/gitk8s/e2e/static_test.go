@@ -1,0 +1,149 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// staticWeb is the file of a static pod that runs the image's program with a greeting.
+func staticWeb(name, greeting string) string {
+	return `apiVersion: v1
+kind: Pod
+metadata: {name: ` + name + `, namespace: kube-system, labels: {app: static}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: web
+    image: ` + testImage + `
+    env: [{name: GREETING, value: ` + greeting + `}]
+    readinessProbe: {httpGet: {path: /readyz, port: 8080}, periodSeconds: 1}
+`
+}
+
+// TestStaticPods: a worker on a machine of its own runs the pods of a directory, with
+// and without the API, which has mirrors of them.
+func TestStaticPods(t *testing.T) {
+	all := machines(t, 2)
+	c, m := all[0].cluster, all[1]
+	if err := c.serve("--listen", all[0].ip.String()); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.pushImages(); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(m.dataDir, "nodes", "one")
+	c.ok(t, "server", "enroll", "one", m.ip.String(), "--out", dir)
+	manifests := t.TempDir()
+	config, err := os.OpenFile(filepath.Join(dir, "config.yaml"), os.O_APPEND|os.O_WRONLY, 0)
+	if err == nil {
+		_, err = fmt.Fprintf(config, "\npod-manifest-path: %s\n", manifests)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.Close()
+	write := func(file, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(manifests, file), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const ns, name = "kube-system", "web-one"
+	write("web.yaml", staticWeb("web", "hello"))
+	m.startWorker(t, "one")
+	first := c.awaitPod(t, ns, name, "it is Ready", ready)
+	life := func(p *corev1.Pod) string { return containerStatus(p, "web").ContainerID }
+
+	for tool, k := range kubectls(c) {
+		t.Run(tool, func(t *testing.T) {
+			k := k.in(ns)
+			contains(t, k.run(t, "get", "pods", "-o", "wide"), name, "1/1", "Running", "one")
+			contains(t, k.run(t, "logs", name), "listening v1")
+			contains(t, k.run(t, "exec", name, "--", "/server", "env"), "GREETING=hello")
+			contains(t, k.run(t, "describe", "pod", name), "Controlled By:", "Node/one", "Started container web", "op=Exists")
+		})
+	}
+	k := kubectls(c)["own"].in(ns)
+	t.Run("its mirror comes back", func(t *testing.T) {
+		k.run(t, "delete", "pod", name)
+		p := c.awaitPod(t, ns, name, "it is back", func(p *corev1.Pod) bool { return ready(p) && p.UID != first.UID })
+		if life(p) != life(first) || containerStatus(p, "web").RestartCount != 0 {
+			t.Errorf("the container was touched: %+v, before %+v", p.Status, first.Status)
+		}
+	})
+	t.Run("a drain leaves it", func(t *testing.T) {
+		k.run(t, "drain", "one", "--ignore-daemonsets", "--timeout=30s")
+		k.run(t, "uncordon", "one")
+		if p := c.awaitPod(t, ns, name, "it is Ready", ready); life(p) != life(first) {
+			t.Errorf("it was drained: %+v", p.Status)
+		}
+	})
+	t.Run("another content is another pod", func(t *testing.T) {
+		write("web.yaml", staticWeb("web", "bye"))
+		p := c.awaitPod(t, ns, name, "it is new and Ready", func(p *corev1.Pod) bool { return ready(p) && p.Spec.Containers[0].Env[0].Value == "bye" })
+		if life(p) == life(first) {
+			t.Errorf("the container is the old one: %+v", p.Status)
+		}
+		contains(t, k.run(t, "exec", name, "--", "/server", "env"), "GREETING=bye")
+	})
+	t.Run("a bad file is named", func(t *testing.T) {
+		write("bad.yaml", strings.Replace(staticWeb("bad", "x"), "spec:", "spec:\n  serviceAccountName: admin", 1))
+		eventually(t, "an event names it", func() error {
+			if text := c.kubectl(t, "describe", "node", "one"); !strings.Contains(text, "static pod file bad.yaml: static pods may not reference serviceaccounts") {
+				return fmt.Errorf("not in:\n%s", text)
+			}
+			return nil
+		})
+		contains(t, m.worker.out.String(), "bad.yaml")
+	})
+	t.Run("without the API", func(t *testing.T) {
+		before := life(c.awaitPod(t, ns, name, "it is Ready", ready))
+		if err := c.interrupt(); err != nil {
+			t.Fatal(err)
+		}
+		write("late.yml", staticWeb("late", "late"))
+		eventually(t, "the container runs", func() error {
+			logs, _ := filepath.Glob(filepath.Join(dir, "logs", "pods", "kube-system_late-one_*", "web", "0.log"))
+			if len(logs) != 1 {
+				return fmt.Errorf("its logs are %q", logs)
+			}
+			if b, err := os.ReadFile(logs[0]); err != nil || !strings.Contains(string(b), "listening v1") {
+				return fmt.Errorf("it says %q, %v", b, err)
+			}
+			return nil
+		})
+		if err := c.serve("--listen", all[0].ip.String()); err != nil {
+			t.Fatal(err)
+		}
+		c.awaitPod(t, ns, "late-one", "its mirror is there", ready)
+		if p := c.awaitPod(t, ns, name, "it is Ready", ready); life(p) != before {
+			t.Errorf("the container changed while the API was away: %+v, before %s", p.Status, before)
+		}
+	})
+	t.Run("a worker that starts again finds it", func(t *testing.T) {
+		before := c.awaitPod(t, ns, name, "it is Ready", ready)
+		kill9(t, m.worker.cmd.Process.Pid)
+		<-m.worker.done
+		if err := os.Remove(filepath.Join(manifests, "late.yml")); err != nil {
+			t.Fatal(err)
+		}
+		m.startWorker(t, "one")
+		c.awaitPods(t, ns, "app=static", "what has no file is gone", func(pods []*corev1.Pod) bool { return len(pods) == 1 && ready(pods[0]) })
+		if p := c.awaitPod(t, ns, name, "it is Ready", ready); p.UID != before.UID || life(p) != life(before) {
+			t.Errorf("it is %s %s, before %s %s", p.UID, life(p), before.UID, life(before))
+		}
+	})
+	if err := os.Remove(filepath.Join(manifests, "web.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	c.awaitPods(t, ns, "app=static", "none is left", func(pods []*corev1.Pod) bool { return len(pods) == 0 })
+	if list, err := c.k.CoreV1().Pods("").List(t.Context(), metav1.ListOptions{}); err != nil || len(list.Items) > 0 {
+		t.Errorf("pods are left: %v %v", list, err)
+	}
+}
