@@ -253,7 +253,7 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 		},
 		Logger:       slog.Default(),
 		EvictionHard: eviction, MoreMetrics: w.ingress.WriteMetrics,
-		StaticPods:   agent.StaticPodPolicy{Dir: e.v.GetString("pod-manifest-path"), Complete: apiserver.CompleteStaticPod},
+		StaticPods: agent.StaticPodPolicy{Dir: e.v.GetString("pod-manifest-path"), Complete: apiserver.CompleteStaticPod},
 		Shutdown: agent.ShutdownPolicy{
 			GracePeriod: e.v.GetDuration("shutdown-grace-period"), CriticalPods: e.v.GetDuration("shutdown-grace-period-critical-pods"),
 		},
