@@ -45,6 +45,10 @@ deps: ## Install what is missing to build, after saying what and why
 	compgen -G '/usr/lib/*/libseccomp.a' >/dev/null && [ -e /usr/include/seccomp.h ] || want libseccomp-dev "for the system call filter of containers"; \
 	command -v git >/dev/null || want git "to push to the embedded Git server, and for the version"; \
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || want ca-certificates "to download Go modules"; \
+	if [ $${#need[@]} -gt 0 ] && [ "$$(id -u)" != 0 ]; then \
+		echo "have root install it: apt-get install $${need[*]}"; \
+		exit 1; \
+	fi; \
 	if [ $${#need[@]} -gt 0 ]; then \
 		echo "installing: $${need[*]}"; \
 		export DEBIAN_FRONTEND=noninteractive; \

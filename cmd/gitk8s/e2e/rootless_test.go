@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -60,27 +59,9 @@ func forbidden() string {
 // userCluster starts a cluster as an ordinary user, with a directory of their own.
 func userCluster(t *testing.T) *cluster {
 	t.Helper()
-	if out, err := exec.Command("setpriv", asUser(ordinary, []string{"unshare", "--user", "--map-root-user", "--net", "true"})[1:]...).CombinedOutput(); err != nil {
-		if why := forbidden(); why != "" {
-			t.Skip(why)
-		}
-		t.Fatalf("ordinary users may not make user namespaces here, and no kernel parameter says so: %v %s", err, out)
-	}
-	home, err := os.MkdirTemp("", "gitk8s-rootless-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(home) })
-	// The tests' own directory, and that of the program, may be closed to others.
-	program, err := os.ReadFile(suite.bin)
-	if err != nil {
-		t.Fatal(err)
-	}
+	home := userHome(t, ordinary)
 	c := newCluster("rootless")
 	c.user, c.bin, c.dataDir = ordinary, filepath.Join(home, "gitk8s"), filepath.Join(home, "data")
-	if err := errors.Join(os.WriteFile(c.bin, program, 0o755), os.Chown(home, ordinary, ordinary)); err != nil {
-		t.Fatal(err)
-	}
 	t.Chdir(home)
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -89,12 +70,7 @@ func userCluster(t *testing.T) *cluster {
 		if err := c.destroy(); err != nil {
 			t.Error(err)
 		}
-		eventually(t, "the user has no processes", func() error {
-			if left := processesOf(ordinary); len(left) > 0 {
-				return fmt.Errorf("left behind: %q", left)
-			}
-			return nil
-		})
+		noProcesses(t, ordinary)
 	})
 	if err := errors.Join(c.start(), c.pushImages()); err != nil {
 		t.Fatal(err)
