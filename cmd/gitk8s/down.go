@@ -73,7 +73,7 @@ func (e *env) down(ctx context.Context, purge bool) error {
 // was all: --data-dir may have been mistyped.
 func removeDataDir(dir string) error {
 	var errs []error
-	for _, name := range []string{"admin.kubeconfig", "info.json", "token", "docker", "pki", "etcd", "git", "mirrors", "registry", "nodes", "lock", keeperFile, pinsDir} {
+	for _, name := range []string{"admin.kubeconfig", "info.json", "token", "docker", "pki", "etcd", "git", "mirrors", "registry", "nodes", "lock", egressFile, keeperFile, pinsDir} {
 		errs = append(errs, os.RemoveAll(filepath.Join(dir, name)))
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {

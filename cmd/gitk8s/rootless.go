@@ -1,11 +1,9 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -165,15 +163,8 @@ func endKeeper(dataDir string) error {
 // sayLimits says what an ordinary user goes without.
 func (e *env) sayLimits() {
 	if oneUser() {
-		e.say("as an ordinary user: limits on CPU and memory are not enforced nor usage measured, containers run as user 0 alone, which is you,")
-		e.say("and images come from the embedded registry alone")
+		e.say("as an ordinary user: limits on CPU and memory are not enforced nor usage measured, and containers run as user 0 alone, which is you")
 	}
-}
-
-// noEgress is how an ordinary user's worker reaches other registries: a process that
-// has left the machine's network namespace for one of the user's may not return.
-func noEgress(context.Context, string, string) (net.Conn, error) {
-	return nil, errors.New("a cluster of an ordinary user reaches no registry but its own: push the image there, or run gitk8s as root")
 }
 
 // dropLost removes what is left of pods whose namespaces are gone.

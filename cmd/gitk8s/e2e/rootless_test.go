@@ -61,6 +61,7 @@ func userCluster(t *testing.T) *cluster {
 	t.Helper()
 	home := userHome(t, ordinary)
 	c := newCluster("rootless")
+	c.flags = []string{"--dns-upstream", namesElsewhere(t, "shop.example.", "192.0.2.7")}
 	c.user, c.bin, c.dataDir = ordinary, filepath.Join(home, "gitk8s"), filepath.Join(home, "data")
 	t.Chdir(home)
 	t.Cleanup(func() {
@@ -117,6 +118,10 @@ spec: {nodeName: worker-1, containers: [{name: client, image: "gitk8s.local/test
 		})
 		k.run(t, "logs", "client")
 		portForward(t, k, "pod/client", "8080", "v1 from client")
+	})
+	t.Run("registries and names elsewhere", func(t *testing.T) {
+		pullsFromElsewhere(t, c, ns)
+		looksUp(t, k, "client", "shop.example", "192.0.2.7")
 	})
 	t.Run("a user that does not exist", func(t *testing.T) {
 		c.apply(t, ns, `apiVersion: v1
