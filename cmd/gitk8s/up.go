@@ -131,7 +131,7 @@ func (e *env) up(ctx context.Context, source string) error {
 	if err != nil {
 		return err
 	}
-	if err := enterAsUser(cfg.DataDir); err != nil {
+	if err := enterAsUser(cfg.DataDir, true); err != nil {
 		return err
 	}
 	e.sayLimits()

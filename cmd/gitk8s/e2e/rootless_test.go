@@ -30,12 +30,14 @@ func asUser(user int, args []string) []string {
 	return append([]string{"setpriv", "--reuid=" + id, "--regid=" + id, "--clear-groups", "--inh-caps=-all"}, args...)
 }
 
-// processesOf are those of a user that have not ended.
-func processesOf(user int) (out []string) {
+// processesOf are those of some users, as many as are counted, that have not ended.
+func processesOf(first, count int) (out []string) {
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, d := range dirs {
 		b, err := os.ReadFile(d + "/status")
-		if err == nil && strings.Contains(string(b), fmt.Sprintf("\nUid:\t%d\t", user)) && !strings.Contains(string(b), "\nState:\tZ") {
+		_, after, _ := strings.Cut(string(b), "\nUid:\t")
+		uid, _, _ := strings.Cut(after, "\t")
+		if n, e := strconv.Atoi(uid); errors.Join(err, e) == nil && n >= first && n < first+count && !strings.Contains(string(b), "\nState:\tZ") {
 			pid, _ := strconv.Atoi(filepath.Base(d))
 			out = append(out, fmt.Sprintf("%d: %s", pid, cmdline(pid)))
 		}
@@ -56,13 +58,13 @@ func forbidden() string {
 	return ""
 }
 
-// userCluster starts a cluster as an ordinary user, with a directory of their own.
-func userCluster(t *testing.T) *cluster {
+// userCluster is a cluster of an ordinary user, with a directory of their own; it is not
+// started.
+func userCluster(t *testing.T, user int) *cluster {
 	t.Helper()
-	home := userHome(t, ordinary)
+	home := userHome(t, user)
 	c := newCluster("rootless")
-	c.flags = []string{"--dns-upstream", namesElsewhere(t, "shop.example.", "192.0.2.7")}
-	c.user, c.bin, c.dataDir = ordinary, filepath.Join(home, "gitk8s"), filepath.Join(home, "data")
+	c.user, c.bin, c.dataDir = user, filepath.Join(home, "gitk8s"), filepath.Join(home, "data")
 	t.Chdir(home)
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -71,11 +73,8 @@ func userCluster(t *testing.T) *cluster {
 		if err := c.destroy(); err != nil {
 			t.Error(err)
 		}
-		noProcesses(t, ordinary)
+		noProcesses(t, user, 1)
 	})
-	if err := errors.Join(c.start(), c.pushImages()); err != nil {
-		t.Fatal(err)
-	}
 	return c
 }
 
@@ -88,7 +87,11 @@ func (w testWriter) Write(b []byte) (int, error) {
 
 // TestRootless is the story told by an ordinary user.
 func TestRootless(t *testing.T) {
-	c := userCluster(t)
+	c := userCluster(t, ordinary)
+	c.flags = []string{"--dns-upstream", namesElsewhere(t, "shop.example.", "192.0.2.7")}
+	if err := errors.Join(c.start(), c.pushImages()); err != nil {
+		t.Fatal(err)
+	}
 	contains(t, c.up.out.String(), "as an ordinary user")
 	contains(t, c.ok(t, "check"), "this machine can run workers")
 	ns := c.namespace(t, "rootless")
