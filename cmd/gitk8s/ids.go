@@ -54,6 +54,11 @@ func (m idMaps) String() string {
 	return fmt.Sprintf("the users 0 to %d and the groups 0 to %d", last(m.Users), last(m.Groups))
 }
 
+// gone is the error that a cluster's ids can't be had any more.
+func (m idMaps) gone(why error) error {
+	return fmt.Errorf("this cluster was begun with %s, to whom its files belong, and now %w; give them back, or have root remove the data directory", m, why)
+}
+
 // availableIDs are those that this user may have; lack says why it is only one.
 func availableIDs() (m idMaps, lack string) {
 	m = oneID(os.Geteuid(), os.Getegid())
@@ -90,7 +95,7 @@ func planIDs(begun *idMaps, available idMaps, lack string) (m idMaps, tell strin
 	const alone = "containers run as user 0 alone, which is you, and have no other groups (supplementalGroups, fsGroup): "
 	switch {
 	case m.several() && lack != "":
-		return m, "", fmt.Errorf("this cluster was begun with %s, to whom its files belong, and now %s", m, lack)
+		return m, "", m.gone(errors.New(lack))
 	case m.several():
 		return m, fmt.Sprintf("containers have %s; 0 is you", m), nil
 	case lack != "":

@@ -160,10 +160,13 @@ func startKeeper(dir string, lock *os.File, begun *idMaps, available idMaps, lac
 		return nil, m, "", err
 	}
 	cmd, err := startKeeperWith(dir, lock, m)
-	if begun == nil && errors.Is(err, errIDs) {
-		return startKeeper(dir, lock, nil, oneID(os.Geteuid(), os.Getegid()), err.Error())
+	switch {
+	case !errors.Is(err, errIDs):
+		return cmd, m, tell, err
+	case begun != nil:
+		return nil, m, "", m.gone(err)
 	}
-	return cmd, m, tell, err
+	return startKeeper(dir, lock, nil, oneID(os.Geteuid(), os.Getegid()), err.Error())
 }
 
 // startKeeperWith starts a process in a user and a mount namespace in which the user is

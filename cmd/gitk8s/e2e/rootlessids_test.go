@@ -39,9 +39,9 @@ func account(t *testing.T) {
 }
 
 // subordinate gives the user ids, or takes them away.
-func subordinate(t *testing.T, what string) {
+func subordinate(t *testing.T, what string, first int) {
 	t.Helper()
-	ids := fmt.Sprintf("%d-%d", firstSub, firstSub+countSub-1)
+	ids := fmt.Sprintf("%d-%d", first, first+countSub-1)
 	sh(t, "usermod", "--"+what+"-subuids", ids, "--"+what+"-subgids", ids, idsName)
 }
 
@@ -116,7 +116,7 @@ func TestRootlessIDs(t *testing.T) {
 	if err := c.interrupt(); err != nil {
 		t.Fatal(err)
 	}
-	subordinate(t, "add")
+	subordinate(t, "add", firstSub)
 	if err := c.start("--workers", "0"); err != nil {
 		t.Fatal(err)
 	}
@@ -199,8 +199,13 @@ spec:
 	if err := errors.Join(c.interrupt(), c.leftovers()); err != nil {
 		t.Fatal(err)
 	}
-	// Without the ids nothing is done to files that belong to them.
-	subordinate(t, "del")
+	// Without the ids nothing is done to files that belong to them; others won't do.
+	subordinate(t, "del", firstSub)
+	subordinate(t, "add", firstSub+countSub)
+	if r := c.run("up"); r.code == 0 || !strings.Contains(r.stderr, "begun with the users 0 to 65536") {
+		t.Errorf("with other ids: %s", r)
+	}
+	subordinate(t, "del", firstSub+countSub)
 	for _, command := range []string{"up", "down", "check"} {
 		if r := c.run(command); r.code == 0 || !strings.Contains(r.stdout+r.stderr, "begun with the users 0 to 65536") {
 			t.Errorf("without the ids: %s", r)
@@ -209,7 +214,7 @@ spec:
 	if r := c.exec("", "", c.bin, "up"); r.code == 0 || !strings.Contains(r.stderr, "is the cluster of an ordinary user") {
 		t.Errorf("by root: %s", r)
 	}
-	subordinate(t, "add")
+	subordinate(t, "add", firstSub)
 	if err := c.start(); err != nil {
 		t.Fatal(err)
 	}
