@@ -39,38 +39,13 @@ func TestEgress(t *testing.T) {
 	if st, err := os.Stat(socket); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("the socket is %v, %v: others may use it", st.Mode(), err)
 	}
-	tcp, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tcp.Close()
-	go func() {
-		if c, err := tcp.Accept(); err == nil {
-			_, _ = io.WriteString(c, "hello by tcp")
-			_ = c.Close()
-		}
-	}()
-	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer udp.Close()
-	go func() {
-		if _, from, err := udp.ReadFrom(make([]byte, 10)); err == nil {
-			_, _ = udp.WriteTo([]byte("hello by udp"), from)
-		}
-	}()
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = closed.Close()
+	tcp, udp, closed := greeters(t)
 
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	dial := DialThrough(socket)
 	elsewhere(t, func() {
-		c, err := dial(ctx, "tcp", tcp.Addr().String())
+		c, err := dial(ctx, "tcp", tcp)
 		if err != nil {
 			t.Error(err)
 			return
@@ -79,7 +54,7 @@ func TestEgress(t *testing.T) {
 		if b, err := io.ReadAll(c); string(b) != "hello by tcp" {
 			t.Errorf("%q, %v", b, err)
 		}
-		u, err := dial(ctx, "udp", udp.LocalAddr().String())
+		u, err := dial(ctx, "udp", udp)
 		if err != nil {
 			t.Error(err)
 			return
@@ -96,7 +71,7 @@ func TestEgress(t *testing.T) {
 			t.Errorf("%q, %v", buf[:n], err)
 		}
 		for _, bad := range []struct{ network, address, want string }{
-			{"tcp", closed.Addr().String(), "connection refused"},
+			{"tcp", closed, "connection refused"},
 			{"tcp", "example.com:80", "ParseAddr"},
 			{"unix", "127.0.0.1:80", "unknown network"},
 		} {
@@ -104,19 +79,52 @@ func TestEgress(t *testing.T) {
 				t.Errorf("%s %s: %v, not %s", bad.network, bad.address, err, bad.want)
 			}
 		}
-		if _, err := dial(ctx, "tcp", closed.Addr().String()); !errors.Is(err, syscall.ECONNREFUSED) {
+		if _, err := dial(ctx, "tcp", closed); !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("%v is not known to be a refusal", err)
 		}
 		over, stop := context.WithCancel(ctx)
 		stop()
-		if _, err := dial(over, "tcp", tcp.Addr().String()); !errors.Is(err, context.Canceled) {
+		if _, err := dial(over, "tcp", tcp); !errors.Is(err, context.Canceled) {
 			t.Errorf("a caller that has gone: %v", err)
 		}
 	})
 	_ = egress.Close()
-	if _, err := dial(ctx, "tcp", tcp.Addr().String()); err == nil {
+	if _, err := dial(ctx, "tcp", tcp); err == nil {
 		t.Error("it dials when nobody serves")
 	}
+}
+
+// greeters says hello on loopback, once by TCP and once by UDP, and returns where, and
+// where nobody is.
+func greeters(t *testing.T) (onTCP, onUDP, nowhere string) {
+	t.Helper()
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tcp.Close() })
+	go func() {
+		if c, err := tcp.Accept(); err == nil {
+			_, _ = io.WriteString(c, "hello by tcp")
+			_ = c.Close()
+		}
+	}()
+	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = udp.Close() })
+	go func() {
+		if _, from, err := udp.ReadFrom(make([]byte, 10)); err == nil {
+			_, _ = udp.WriteTo([]byte("hello by udp"), from)
+		}
+	}()
+	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = closed.Close()
+	return tcp.Addr().String(), udp.LocalAddr().String(), closed.Addr().String()
 }
 
 // elsewhere calls f on a thread in a network namespace of its own.

@@ -103,36 +103,8 @@ func (c *cluster) pushOwned(t *testing.T) {
 	}
 }
 
-// TestRootlessIDs: an ordinary user to whom the machine gives more ids has containers
-// with users and groups, as with root; and a cluster keeps the ids it was begun with.
-func TestRootlessIDs(t *testing.T) {
-	account(t)
-	t.Cleanup(func() { noProcesses(t, firstSub, countSub) }) // when the cluster is gone
-	c := userCluster(t, idsUser)
-	if err := c.start("--workers", "0"); err != nil {
-		t.Fatal(err)
-	}
-	contains(t, c.up.out.String(), "as user 0 alone", "usermod --add-subuids", idsName)
-	if err := c.interrupt(); err != nil {
-		t.Fatal(err)
-	}
-	subordinate(t, "add", firstSub)
-	if err := c.start("--workers", "0"); err != nil {
-		t.Fatal(err)
-	}
-	contains(t, c.up.out.String(), "as user 0 alone", "this cluster was begun so", "down --purge")
-	contains(t, c.ok(t, "check"), "this machine can run workers")
-	if err := c.destroy(); err != nil {
-		t.Fatal(err)
-	}
-
-	if err := errors.Join(c.start(), c.pushImages()); err != nil {
-		t.Fatal(err)
-	}
-	contains(t, c.up.out.String(), "the users 0 to 65536 and the groups 0 to 65536")
-	c.pushOwned(t)
-	ns := c.namespace(t, "ids")
-	c.apply(t, ns, `apiVersion: v1
+// idsManifest has pods with users and groups of all kinds.
+const idsManifest = `apiVersion: v1
 kind: ConfigMap
 metadata: {name: config}
 data: {key: value}
@@ -165,7 +137,38 @@ spec:
   securityContext: {fsGroup: 80000}
   containers: [{name: c, image: "gitk8s.local/test/web:v1", volumeMounts: [{name: data, mountPath: /data}]}]
   volumes: [{name: data, emptyDir: {}}]
-`)
+`
+
+// TestRootlessIDs: an ordinary user to whom the machine gives more ids has containers
+// with users and groups, as with root; and a cluster keeps the ids it was begun with.
+func TestRootlessIDs(t *testing.T) {
+	account(t)
+	t.Cleanup(func() { noProcesses(t, firstSub, countSub) }) // when the cluster is gone
+	c := userCluster(t, idsUser)
+	if err := c.start("--workers", "0"); err != nil {
+		t.Fatal(err)
+	}
+	contains(t, c.up.out.String(), "as user 0 alone", "usermod --add-subuids", idsName)
+	if err := c.interrupt(); err != nil {
+		t.Fatal(err)
+	}
+	subordinate(t, "add", firstSub)
+	if err := c.start("--workers", "0"); err != nil {
+		t.Fatal(err)
+	}
+	contains(t, c.up.out.String(), "as user 0 alone", "this cluster was begun so", "down --purge")
+	contains(t, c.ok(t, "check"), "this machine can run workers")
+	if err := c.destroy(); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := errors.Join(c.start(), c.pushImages()); err != nil {
+		t.Fatal(err)
+	}
+	contains(t, c.up.out.String(), "the users 0 to 65536 and the groups 0 to 65536")
+	c.pushOwned(t)
+	ns := c.namespace(t, "ids")
+	c.apply(t, ns, idsManifest)
 	owned := c.awaitPod(t, ns, "owned", "it is Ready", ready)
 	c.awaitPod(t, ns, "grouped", "it is Ready", ready)
 	k := tool{c, []string{suite.bin, "kubectl"}}.in(ns)
@@ -199,8 +202,19 @@ spec:
 	if err := errors.Join(c.interrupt(), c.leftovers()); err != nil {
 		t.Fatal(err)
 	}
-	// Without the ids nothing is done to files that belong to them; others won't do.
+	refusedWithoutIDs(t, c)
+	subordinate(t, "add", firstSub)
+	if err := c.start(); err != nil {
+		t.Fatal(err)
+	}
+	c.awaitPod(t, ns, "owned", "it is Ready", ready)
+}
+
+// refusedWithoutIDs takes the ids away: nothing is done to files that belong to them.
+func refusedWithoutIDs(t *testing.T, c *cluster) {
+	t.Helper()
 	subordinate(t, "del", firstSub)
+	// Others won't do.
 	subordinate(t, "add", firstSub+countSub)
 	if r := c.run("up"); r.code == 0 || !strings.Contains(r.stderr, "begun with the users 0 to 65536") {
 		t.Errorf("with other ids: %s", r)
@@ -214,11 +228,6 @@ spec:
 	if r := c.exec("", "", c.bin, "up"); r.code == 0 || !strings.Contains(r.stderr, "is the cluster of an ordinary user") {
 		t.Errorf("by root: %s", r)
 	}
-	subordinate(t, "add", firstSub)
-	if err := c.start(); err != nil {
-		t.Fatal(err)
-	}
-	c.awaitPod(t, ns, "owned", "it is Ready", ready)
 }
 
 // saysWhy looks for words in what keeps the pod's containers from running.
