@@ -97,7 +97,10 @@ func Delegate() (string, error) {
 // still about, or the unit ends with this process, there is nothing to undo.
 func Undelegate(parent string) {
 	dir := filepath.Join(cgroupRoot, parent)
-	_ = os.WriteFile(filepath.Join(dir, subtreeControl), []byte("-"+strings.Join(needed, " -")), 0)
+	// All that are enabled: libcontainer does so with whatever there is.
+	if b, err := os.ReadFile(filepath.Join(dir, subtreeControl)); err == nil && len(bytes.TrimSpace(b)) > 0 {
+		_ = os.WriteFile(filepath.Join(dir, subtreeControl), []byte("-"+strings.Join(strings.Fields(string(b)), " -")), 0)
+	}
 	_ = os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0)
 	_ = os.Remove(filepath.Join(dir, managerCgroup))
 }
