@@ -31,7 +31,7 @@ static = -s -w -linkmode external -extldflags "-static $(shell ld --help | grep 
 SHIM := runtime/container/driver/embedded/gitk8s-shim
 PACKAGES = $(shell go list ./... | grep -v '/cmd/')
 
-.PHONY: build deps test vet unit e2e vm test-cgroup2 test-clock demo bench clean help
+.PHONY: build deps test-deps test vet unit e2e vm test-cgroup2 test-clock demo bench clean help
 
 help: ## Say what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,6 +45,10 @@ deps: ## Install what is missing to build, after saying what and why
 	compgen -G '/usr/lib/*/libseccomp.a' >/dev/null && [ -e /usr/include/seccomp.h ] || want libseccomp-dev "for the system call filter of containers"; \
 	command -v git >/dev/null || want git "to push to the embedded Git server, and for the version"; \
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || want ca-certificates "to download Go modules"; \
+	if [ $${#need[@]} -gt 0 ] && [ "$$(id -u)" != 0 ]; then \
+		echo "have root install it: apt-get install $${need[*]}"; \
+		exit 1; \
+	fi; \
 	if [ $${#need[@]} -gt 0 ]; then \
 		echo "installing: $${need[*]}"; \
 		export DEBIAN_FRONTEND=noninteractive; \
@@ -55,7 +59,13 @@ build: deps ## Build bin/gitk8s
 	@go build -ldflags='$(static)' -o $(SHIM) ./runtime/container/gitk8s-shim
 	@go build -ldflags='$(static) $(version)' -o bin/gitk8s ./cmd/gitk8s
 
-test: deps build vet ## Everything that CI runs
+test-deps: deps
+	@if ! command -v newuidmap >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		echo "installing: uidmap, with which ordinary users get more than one user id, to test that"; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends uidmap; \
+	fi
+
+test: test-deps build vet ## Everything that CI runs
 	@status=0; \
 	$(MAKE) --no-print-directory unit || status=1; \
 	$(MAKE) --no-print-directory e2e || status=1; \

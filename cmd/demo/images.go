@@ -97,6 +97,7 @@ func image(layer v1.Layer, env []string) (v1.Image, error) {
 	}
 	file = file.DeepCopy()
 	file.OS, file.Architecture = "linux", goruntime.GOARCH
-	file.Config = v1.Config{Entrypoint: []string{"/web"}, Env: env, User: "65534", ExposedPorts: map[string]struct{}{"8080/tcp": {}}}
+	// It names no user: an ordinary user's cluster may have no other than user 0.
+	file.Config = v1.Config{Entrypoint: []string{"/web"}, Env: env, ExposedPorts: map[string]struct{}{"8080/tcp": {}}}
 	return mutate.ConfigFile(img, file)
 }

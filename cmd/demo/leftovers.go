@@ -29,6 +29,9 @@ func machineNow() machine {
 	for _, l := range links {
 		m.links = append(m.links, l.Name)
 	}
+	if os.Geteuid() != 0 {
+		return m // who may neither change the tables nor see them
+	}
 	c, err := nftables.New()
 	if err != nil {
 		return machine{err: fmt.Errorf("nftables: %w", err)}
@@ -49,10 +52,16 @@ type traces struct {
 	name string // what the names of its namespaces and cgroups contain
 }
 
-// tracesOf finds the name of the cluster that a process runs: it is in the names
-// of the network namespaces in which the workers, its children, live.
+// tracesOf finds the name of the cluster of a data directory: it is in the names
+// of the network namespaces, which root pins where iproute2 looks, and an ordinary
+// user in the data directory. With root there may be others; a worker, a child of
+// up, says which is ours.
 func tracesOf(up int, data string) (traces, error) {
-	spaces, err := filepath.Glob("/run/netns/gitk8s-*")
+	pins := "/run/netns"
+	if os.Geteuid() != 0 {
+		pins = filepath.Join(data, "netns")
+	}
+	spaces, err := filepath.Glob(filepath.Join(pins, "gitk8s-*"))
 	if err != nil {
 		return traces{}, err
 	}
@@ -60,21 +69,25 @@ func tracesOf(up int, data string) (traces, error) {
 	if err != nil {
 		return traces{}, err
 	}
-	for _, pid := range children {
-		var its, st unix.Stat_t
-		if unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &its) != nil {
-			continue // it has ended
-		}
-		for _, s := range spaces {
-			if unix.Stat(s, &st) != nil || st.Ino != its.Ino || st.Dev != its.Dev {
-				continue
-			}
-			if parts := strings.Split(filepath.Base(s), "-"); len(parts) > 2 {
-				return traces{data: data, name: parts[1]}, nil
-			}
+	for _, s := range spaces {
+		parts := strings.Split(filepath.Base(s), "-")
+		if len(parts) > 2 && (os.Geteuid() != 0 || anyIn(children, s)) {
+			return traces{data: data, name: parts[1]}, nil
 		}
 	}
 	return traces{}, errors.New("found no worker in a network namespace of its own")
+}
+
+// anyIn says whether one of the processes is in a network namespace.
+func anyIn(pids []int, pinned string) bool {
+	var its, st unix.Stat_t
+	if unix.Stat(pinned, &st) != nil {
+		return false
+	}
+	return slices.ContainsFunc(pids, func(pid int) bool {
+		// One that has ended is in none.
+		return unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &its) == nil && its.Ino == st.Ino && its.Dev == st.Dev
+	})
 }
 
 func childrenOf(pid int) ([]int, error) {
@@ -134,7 +147,7 @@ func leftovers(before machine, t traces) ([]string, error) {
 	}
 	left = append(append(left, processes...), mounts...)
 	for what, patterns := range map[string][]string{
-		"network namespace": {"/run/netns/gitk8s-" + t.name + "-*"},
+		"network namespace": {"/run/netns/gitk8s-" + t.name + "-*", filepath.Join(t.data, "netns", "*")},
 		"cgroup":            {"/sys/fs/cgroup/gitk8s/" + t.name, "/sys/fs/cgroup/*/gitk8s/" + t.name},
 	} {
 		for _, p := range patterns {

@@ -80,7 +80,7 @@ within --shutdown-grace-period, the critical ones last, and then the worker does
 	f.String("node-ip", "", "address of the node")
 	f.String("registry", "", "address, host:port, that images under gitk8s.local/ come from")
 	f.String("registry-token-file", "", "file with the password for it")
-	f.String("egress-netns", "", "network namespace from which other registries are reached (default: the worker's own)")
+	f.String("egress", "", "socket of who dials for the worker what is outside of the cluster (default: the worker itself)")
 	f.String("docker-config", "", "docker config file with credentials for image registries")
 	f.String("dns-upstream", "", "name servers for names outside of the cluster, host:port with commas between, or none (default: those of /etc/resolv.conf)")
 	f.String("container-log-max-size", "10Mi", "size at which a container's log is rotated")
@@ -272,15 +272,12 @@ func (e *env) workerRemote() (registry.RemoteConfig, error) {
 		}
 		rc.LocalAuth = localAuth(string(token))
 	}
-	ns := e.v.GetString("egress-netns")
-	if ns == "" {
+	socket := e.v.GetString("egress")
+	if socket == "" {
 		return rc, nil
 	}
-	dial := network.DialIn(ns)
-	if oneUser() {
-		dial = noEgress
-	}
-	// Names are looked up in that namespace too: the node's own has no resolver.
+	dial := network.DialThrough(socket)
+	// Names are looked up that way too: the node's own network has no resolver.
 	names := &net.Resolver{PreferGo: true, Dial: dial}
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.DialContext = func(ctx context.Context, netw, addr string) (net.Conn, error) {

@@ -8,16 +8,23 @@ import (
 	"syscall"
 )
 
-// cgroupParent is where a worker's pods have their cgroups.
+// cgroupsOf is the cgroup below which all those of gitk8s are.
+const cgroupsOf = "gitk8s"
+
+// cgroupParent is where a worker's pods have their cgroups; nowhere if it may make none.
 func cgroupParent(nodeDir string) string {
-	return "/gitk8s/" + topologyID(filepath.Dir(filepath.Dir(nodeDir))) + "/" + filepath.Base(nodeDir)
+	in, ok := entered()
+	if ok && in.Cgroup == "" {
+		return ""
+	}
+	return filepath.Join("/", in.Cgroup, cgroupsOf) + "/" + topologyID(filepath.Dir(filepath.Dir(nodeDir))) + "/" + filepath.Base(nodeDir)
 }
 
-// removeCgroups removes the empty cgroups of a worker, and those above it that no
-// other worker uses, in every hierarchy.
-func removeCgroups(nodeDir string) error {
-	if oneUser() {
-		return nil // who may not make any
+// removeCgroups removes the empty cgroup of a worker, and those above it that no other
+// worker uses, in every hierarchy.
+func removeCgroups(parent string) error {
+	if parent == "" {
+		return nil
 	}
 	var errs []error
 	for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
@@ -26,14 +33,14 @@ func removeCgroups(nodeDir string) error {
 			return err
 		}
 		for _, root := range roots {
-			errs = append(errs, removeEmpty(root, cgroupParent(nodeDir)))
+			errs = append(errs, removeEmpty(root, parent))
 		}
 	}
 	return errors.Join(errs...)
 }
 
 // removeEmpty removes the folders of a path below root, innermost first, until one
-// is in use.
+// is in use, or the last that is ours is gone.
 func removeEmpty(root, path string) error {
 	for p := path; p != "/"; p = filepath.Dir(p) {
 		err := syscall.Rmdir(filepath.Join(root, p))
@@ -46,6 +53,9 @@ func removeEmpty(root, path string) error {
 			return nil
 		default:
 			return &os.PathError{Op: "remove cgroup", Path: filepath.Join(root, p), Err: err}
+		}
+		if filepath.Base(p) == cgroupsOf {
+			return nil
 		}
 	}
 	return nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"maps"
@@ -14,6 +15,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"gitk8s.dev/gitk8s/runtime/container/driver"
 )
 
 func newCheck(e *env) *cobra.Command {
@@ -42,7 +45,7 @@ func newCheck(e *env) *cobra.Command {
 // facts are what `gitk8s check` looks at on a machine.
 type facts struct {
 	root        bool
-	oneUser     bool     // root over the namespaces of an ordinary user alone
+	asUser      bool     // root over the namespaces of an ordinary user alone
 	filesystems []string // names that the kernel knows
 	// controllers are those of cgroup v2 where that is all there is; hierarchies are
 	// the mounts of v1.
@@ -76,11 +79,11 @@ func missing(f facts) (out []string) {
 	if !slices.Contains(f.filesystems, "overlay") {
 		add("overlayfs: the kernel has no overlay file system; `modprobe overlay`, or a kernel with CONFIG_OVERLAY_FS")
 	}
-	if why := missingController(f); why != "" && !f.oneUser {
+	if why := missingController(f); why != "" && !f.asUser {
 		add("%s", why)
 	}
 	switch {
-	case f.oneUser && errors.Is(f.nftables, unix.EPERM):
+	case f.asUser && errors.Is(f.nftables, unix.EPERM):
 		add("user namespaces: %s", userNamespaces(f.sysctls))
 	case errors.Is(f.nftables, unix.EPERM):
 		add("nftables: not permitted; in a container, give it the capability NET_ADMIN")
@@ -126,18 +129,54 @@ func readUserSysctls() map[string]string {
 	return out
 }
 
-// checkAsUser looks at the machine from inside of a user namespace.
+// checkAsUser looks at the machine from inside of namespaces like those of a cluster.
 func (e *env) checkAsUser() error {
-	self, err := os.Executable()
+	lack := func(err error) error {
+		fmt.Fprintf(e.io.out, "missing: user namespaces: %s (%v)\n", userNamespaces(readUserSysctls()), err)
+		return &exitError{1, nil}
+	}
+	dir, err := os.MkdirTemp("", "gitk8s-check-")
 	if err != nil {
 		return err
 	}
-	cmd := inUserNamespace(&exec.Cmd{Path: self, Args: os.Args, Stdout: e.io.out, Stderr: e.io.err})
-	if err := cmd.Start(); err != nil {
-		fmt.Fprintln(e.io.out, "missing: user namespaces:", userNamespaces(readUserSysctls()))
+	defer os.RemoveAll(dir)
+	lock, err := os.Create(filepath.Join(dir, keeperFile))
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	begun, err := begunWith(e.v.GetString("data-dir"))
+	if err != nil {
+		return err
+	}
+	available, why := availableIDs()
+	keeper, _, tell, err := startKeeper(dir, lock, begun, available, why)
+	if start := (*os.PathError)(nil); errors.As(err, &start) {
+		return lack(err)
+	}
+	if err != nil {
+		fmt.Fprintln(e.io.out, "missing:", err)
 		return &exitError{1, nil}
 	}
-	if cmd.Wait() != nil {
+	defer func() { _, _ = keeper.Process.Kill(), keeper.Wait() }()
+	in := entry{IDs: tell}
+	if in.Cgroup, err = driver.Delegable(); err != nil {
+		in.NoCgroup = err.Error()
+	}
+	args, env, err := enterCommand(keeper.Process.Pid, in)
+	if err != nil {
+		fmt.Fprintln(e.io.out, "missing:", err)
+		return &exitError{1, nil}
+	}
+	var out, errs bytes.Buffer
+	cmd := &exec.Cmd{Path: args[0], Args: args, Env: env, Stdout: &out, Stderr: &errs}
+	err = cmd.Run()
+	if err != nil && out.Len() == 0 {
+		return lack(fmt.Errorf("%w: %s", err, strings.TrimSpace(errs.String())))
+	}
+	_, _ = out.WriteTo(e.io.out)
+	_, _ = errs.WriteTo(e.io.err)
+	if err != nil {
 		return &exitError{1, nil}
 	}
 	return nil
@@ -203,7 +242,7 @@ func missingDisk(d disk) string {
 
 // lookAround collects the facts of this machine.
 func lookAround(dataDir string) facts {
-	f := facts{root: os.Geteuid() == 0, oneUser: oneUser(), sysctls: readUserSysctls(), disk: lookAtDisk(dataDir)}
+	f := facts{root: os.Geteuid() == 0, asUser: isEntered(), sysctls: readUserSysctls(), disk: lookAtDisk(dataDir)}
 	if b, err := os.ReadFile("/proc/filesystems"); err == nil {
 		for line := range strings.Lines(string(b)) {
 			if words := strings.Fields(line); len(words) > 0 {
@@ -216,7 +255,7 @@ func lookAround(dataDir string) facts {
 	}
 	f.hierarchies = names("/sys/fs/cgroup")
 	f.namespaces = names("/proc/self/ns")
-	f.nftables = tryNftables(f.oneUser)
+	f.nftables = tryNftables(f.asUser)
 	return f
 }
 

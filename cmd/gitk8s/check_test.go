@@ -36,13 +36,13 @@ func TestMissing(t *testing.T) {
 		{"nftables not in the kernel", func(f *facts) { f.nftables = errors.New("protocol not supported") }, []string{"nftables", "modprobe nf_tables"}},
 		{"nftables not permitted", func(f *facts) { f.nftables = unix.EPERM }, []string{"nftables", "NET_ADMIN"}},
 		{"no PID namespaces", func(f *facts) { f.namespaces = []string{"net", "mnt", "uts", "ipc"} }, []string{"pid namespaces", "CONFIG_NAMESPACES"}},
-		{"ordinary user, without cgroups", func(f *facts) { f.oneUser, f.controllers = true, nil }, nil},
+		{"ordinary user, without cgroups", func(f *facts) { f.asUser, f.controllers = true, nil }, nil},
 		{"ordinary user on Ubuntu", func(f *facts) {
-			f.oneUser, f.nftables = true, unix.EPERM
+			f.asUser, f.nftables = true, unix.EPERM
 			f.sysctls = map[string]string{"user.max_user_namespaces": "100", "kernel.apparmor_restrict_unprivileged_userns": "1"}
 		}, []string{"user namespaces", "kernel.apparmor_restrict_unprivileged_userns is 1"}},
 		{"ordinary user in a container", func(f *facts) {
-			f.oneUser, f.nftables, f.sysctls = true, unix.EPERM, map[string]string{"user.max_user_namespaces": "100"}
+			f.asUser, f.nftables, f.sysctls = true, unix.EPERM, map[string]string{"user.max_user_namespaces": "100"}
 		}, []string{"user namespaces", "security module"}},
 		{"full disk", func(f *facts) { f.disk.free = 3 << 20 }, []string{"disk space", "3 MiB", "256"}},
 		{"read-only disk", func(f *facts) { f.disk.readOnly = unix.EROFS }, []string{"/var/lib", "read-only", "--data-dir"}},

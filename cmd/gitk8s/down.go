@@ -45,7 +45,7 @@ func (e *env) down(ctx context.Context, purge bool) error {
 		e.say("nothing to do: %s does not exist", cfg.DataDir)
 		return nil
 	}
-	if err := enterAsUser(cfg.DataDir); err != nil {
+	if err := enterAsUser(cfg.DataDir, false); err != nil {
 		return err
 	}
 	if err := stopRunning(ctx, filepath.Join(cfg.DataDir, "lock")); err != nil {
@@ -73,7 +73,7 @@ func (e *env) down(ctx context.Context, purge bool) error {
 // was all: --data-dir may have been mistyped.
 func removeDataDir(dir string) error {
 	var errs []error
-	for _, name := range []string{"admin.kubeconfig", "info.json", "token", "docker", "pki", "etcd", "git", "mirrors", "registry", "nodes", "lock", keeperFile, pinsDir} {
+	for _, name := range []string{"admin.kubeconfig", "info.json", "token", "docker", "pki", "etcd", "git", "mirrors", "registry", "nodes", "lock", egressFile, keeperFile, idsFile, pinsDir} {
 		errs = append(errs, os.RemoveAll(filepath.Join(dir, name)))
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
@@ -153,6 +153,8 @@ func leaveMachine(dir string) error {
 
 func cleanNode(dir string) error {
 	var errs []error
+	// An ordinary user's may have been delegated to another session.
+	parents := map[string]bool{cgroupParent(dir): true}
 	if _, err := os.Stat(filepath.Join(dir, "run")); err == nil {
 		d, err := driver.New(driver.Config{StateDir: filepath.Join(dir, "run")})
 		if err != nil {
@@ -163,9 +165,13 @@ func cleanNode(dir string) error {
 		errs = append(errs, err)
 		for _, s := range sandboxes {
 			errs = append(errs, d.RemoveSandbox(context.Background(), s.Config.ID))
+			parents[s.Config.CgroupParent] = true
 		}
 	}
-	errs = append(errs, network.DeletePods(filepath.Join(dir, "network")), leaveMachine(dir), volume.UnmountBelow(dir), removeCgroups(dir))
+	errs = append(errs, network.DeletePods(filepath.Join(dir, "network")), leaveMachine(dir), volume.UnmountBelow(dir))
+	for p := range parents {
+		errs = append(errs, removeCgroups(p))
+	}
 	for _, sub := range []string{"pods", "logs"} {
 		if errors.Join(errs...) == nil {
 			errs = append(errs, os.RemoveAll(filepath.Join(dir, sub)))

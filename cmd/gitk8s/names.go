@@ -29,12 +29,12 @@ const (
 // reaches registries.
 func (e *env) upstream() (*dns.Upstream, error) {
 	given := e.v.GetString("dns-upstream")
-	if given == noUpstream || oneUser() {
+	if given == noUpstream {
 		return nil, nil
 	}
 	var dial func(context.Context, string, string) (net.Conn, error)
-	if ns := e.v.GetString("egress-netns"); ns != "" {
-		dial = network.DialIn(ns)
+	if socket := e.v.GetString("egress"); socket != "" {
+		dial = network.DialThrough(socket)
 	}
 	if given != "" {
 		servers := strings.Split(given, ",")

@@ -1,11 +1,10 @@
 package main
 
 import (
-	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,8 +12,7 @@ import (
 	"strings"
 	"syscall"
 
-	mobyuser "github.com/moby/sys/user"
-
+	"gitk8s.dev/gitk8s/runtime/container/driver"
 	"gitk8s.dev/gitk8s/runtime/network"
 )
 
@@ -31,18 +29,29 @@ const (
 	// keeperArg0 makes the executable do nothing but live (runtime/container/shim);
 	// the data directory before it says whose it is.
 	keeperArg0 = "/.gitk8s-init"
+	// entryVar is set for who has entered, and says what there is.
+	entryVar = "GITK8S_ENTERED"
 )
 
-// oneUser says whether this process has entered the namespaces of an ordinary user.
-func oneUser() bool {
-	m, err := mobyuser.CurrentProcessUIDMap()
-	return err == nil && len(m) == 1 && m[0].Count == 1
+// entry is what an ordinary user has in the namespaces.
+type entry struct {
+	IDs      string // about users and groups, for people
+	Cgroup   string // below which pods have their cgroups, if they can have any
+	NoCgroup string // why they cannot
 }
+
+// entered says whether this process has entered the namespaces of an ordinary user.
+func entered() (in entry, ok bool) {
+	s, ok := os.LookupEnv(entryVar)
+	return in, ok && json.Unmarshal([]byte(s), &in) == nil
+}
+
+func isEntered() bool { _, ok := entered(); return ok }
 
 // defaultDataDir is the machine's, or for ordinary users their own (the XDG Base
 // Directory Specification).
 func defaultDataDir() string {
-	if os.Geteuid() == 0 && !oneUser() {
+	if os.Geteuid() == 0 && !isEntered() {
 		return "/var/lib/gitk8s"
 	}
 	if dir := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
@@ -53,11 +62,16 @@ func defaultDataDir() string {
 
 // enterAsUser returns at once for root, and for who has entered. For an ordinary user
 // it replaces this process by the same command inside of the namespaces that belong
-// to the data directory, which are made if they are not there.
-func enterAsUser(dataDir string) error {
+// to the data directory, which are made if they are not there. With limits it first
+// takes the cgroup that was delegated to the user, if one was.
+func enterAsUser(dataDir string, limits bool) error {
+	if isEntered() {
+		network.PinIn(filepath.Join(dataDir, pinsDir))
+		return nil
+	}
 	if os.Geteuid() == 0 {
-		if oneUser() {
-			network.PinIn(filepath.Join(dataDir, pinsDir))
+		if begun, err := readIDs(dataDir); err != nil || begun != nil {
+			return errors.Join(err, fmt.Errorf("%s is the cluster of an ordinary user: run gitk8s as that user, or choose another --data-dir", dataDir))
 		}
 		return nil
 	}
@@ -65,29 +79,46 @@ func enterAsUser(dataDir string) error {
 	if err != nil {
 		return err
 	}
-	self, err := os.Executable()
+	var in entry
+	if limits {
+		if in.Cgroup, err = driver.Delegate(); err != nil {
+			in.NoCgroup = err.Error()
+		}
+	}
+	pid, err := ensureKeeper(dataDir, &in)
+	if err != nil {
+		return fmt.Errorf("namespaces of an ordinary user: %w; `gitk8s check` tells more", err)
+	}
+	args, env, err := enterCommand(pid, in)
 	if err != nil {
 		return err
+	}
+	return os.NewSyscallError("exec nsenter", syscall.Exec(args[0], args, env))
+}
+
+// enterCommand is this command line, run inside of the namespaces that a process keeps.
+func enterCommand(keeper int, in entry) (args, env []string, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, nil, err
+	}
+	wd, err := os.Getwd()
+	if err != nil {
+		return nil, nil, err
 	}
 	// Go's many threads cannot enter a user namespace; nsenter has one.
 	nsenter, err := exec.LookPath("nsenter")
 	if err != nil {
-		return fmt.Errorf("nsenter is missing, with which an ordinary user's namespaces are entered; it is in the package util-linux")
+		return nil, nil, errors.New("nsenter is missing, with which an ordinary user's namespaces are entered; it is in the package util-linux")
 	}
-	pid, err := ensureKeeper(self, dataDir)
-	if err != nil {
-		return fmt.Errorf("namespaces of an ordinary user: %w; `gitk8s check` tells more", err)
-	}
-	wd, err := os.Getwd()
-	if err != nil {
-		return err
-	}
-	args := []string{nsenter, "--preserve-credentials", "--user", "--mount", "--target", strconv.Itoa(pid), "--", "env", "--chdir", wd, self}
-	return os.NewSyscallError("exec nsenter", syscall.Exec(nsenter, append(args, os.Args[1:]...), os.Environ()))
+	b, err := json.Marshal(in)
+	args = []string{nsenter, "--preserve-credentials", "--user", "--mount", "--target", strconv.Itoa(keeper), "--", "env", "--chdir", wd, self}
+	return append(args, os.Args[1:]...), append(os.Environ(), entryVar+"="+string(b)), err
 }
 
-// ensureKeeper returns the process that keeps the namespaces.
-func ensureKeeper(self, dataDir string) (int, error) {
+// ensureKeeper returns the process that keeps the namespaces, and notes what there is
+// to tell about its ids.
+func ensureKeeper(dataDir string, in *entry) (int, error) {
 	if err := os.MkdirAll(dataDir, 0o755); err != nil {
 		return 0, err
 	}
@@ -96,38 +127,83 @@ func ensureKeeper(self, dataDir string) (int, error) {
 		return 0, err
 	}
 	defer lock.Close()
-	if syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+	running := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil
+	begun, err := begunWith(dataDir)
+	if err != nil {
+		return 0, err
+	}
+	available, lack := availableIDs()
+	if running {
+		// It has its ids, whatever is available by now.
+		if begun != nil && begun.several() {
+			lack = ""
+		}
+		if _, in.IDs, err = planIDs(begun, available, lack); err != nil {
+			return 0, err
+		}
 		return readKeeper(lock.Name())
+	}
+	cmd, m, tell, err := startKeeper(dataDir, lock, begun, available, lack)
+	if err != nil {
+		return 0, err
+	}
+	in.IDs = tell
+	pid := cmd.Process.Pid
+	return pid, errors.Join(writeIDs(dataDir, m), lock.Truncate(0), func() error { _, err := lock.WriteString(strconv.Itoa(pid)); return err }())
+}
+
+// startKeeper starts the process with the ids that planIDs gives it, or for a new
+// cluster with one where the machine does not give more after all.
+func startKeeper(dir string, lock *os.File, begun *idMaps, available idMaps, lack string) (*exec.Cmd, idMaps, string, error) {
+	m, tell, err := planIDs(begun, available, lack)
+	if err != nil {
+		return nil, m, "", err
+	}
+	cmd, err := startKeeperWith(dir, lock, m)
+	switch {
+	case !errors.Is(err, errIDs):
+		return cmd, m, tell, err
+	case begun != nil:
+		return nil, m, "", m.gone(err)
+	}
+	return startKeeper(dir, lock, nil, oneID(os.Geteuid(), os.Getegid()), err.Error())
+}
+
+// startKeeperWith starts a process in a user and a mount namespace in which the user is
+// root, and in a session of its own.
+func startKeeperWith(dir string, lock *os.File, m idMaps) (*exec.Cmd, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
 	}
 	ready, readyChild, err := os.Pipe()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer ready.Close()
-	cmd := inUserNamespace(&exec.Cmd{Path: self, Args: []string{dataDir + keeperArg0}, Dir: "/", ExtraFiles: []*os.File{readyChild, lock}})
+	cmd := &exec.Cmd{Path: self, Args: []string{dir + keeperArg0}, Dir: "/", ExtraFiles: []*os.File{readyChild, lock}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS}
+	if !m.several() {
+		cmd.SysProcAttr.UidMappings, cmd.SysProcAttr.GidMappings = m.Users, m.Groups
+	}
 	err = cmd.Start()
 	_ = readyChild.Close()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	// Closed by the keeper once it ignores signals.
-	if _, err := ready.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
-		return 0, fmt.Errorf("wait for the process that keeps them: %w", err)
+	if _, err = ready.Read(make([]byte, 1)); errors.Is(err, io.EOF) {
+		err = nil
 	}
-	pid := cmd.Process.Pid
-	return pid, errors.Join(lock.Truncate(0), func() error { _, err := lock.WriteString(strconv.Itoa(pid)); return err }())
-}
-
-// inUserNamespace gives a command a user and a mount namespace in which the user is
-// root, and a session of its own.
-func inUserNamespace(cmd *exec.Cmd) *exec.Cmd {
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Setsid:      true,
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
+	if err == nil && m.several() {
+		err = giveIDs(cmd.Process.Pid, m)
 	}
-	return cmd
+	if err != nil {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		return nil, err
+	}
+	return cmd, nil
 }
 
 func readKeeper(file string) (int, error) {
@@ -145,7 +221,8 @@ func readKeeper(file string) (int, error) {
 // endKeeper lets the namespaces go when nothing is left in them; they end with the
 // last process inside, which is the caller.
 func endKeeper(dataDir string) error {
-	if !oneUser() {
+	in, ok := entered()
+	if !ok {
 		return nil
 	}
 	file := filepath.Join(dataDir, keeperFile)
@@ -159,26 +236,27 @@ func endKeeper(dataDir string) error {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("end process %d, which kept the namespaces: %w", pid, err)
 	}
+	if in.Cgroup != "" {
+		driver.Undelegate(in.Cgroup)
+	}
 	return errors.Join(os.Remove(file), os.RemoveAll(filepath.Join(dataDir, pinsDir)))
 }
 
-// sayLimits says what an ordinary user goes without.
+// sayLimits says what an ordinary user has, and goes without.
 func (e *env) sayLimits() {
-	if oneUser() {
-		e.say("as an ordinary user: limits on CPU and memory are not enforced nor usage measured, containers run as user 0 alone, which is you,")
-		e.say("and images come from the embedded registry alone")
+	in, ok := entered()
+	if !ok {
+		return
 	}
-}
-
-// noEgress is how an ordinary user's worker reaches other registries: a process that
-// has left the machine's network namespace for one of the user's may not return.
-func noEgress(context.Context, string, string) (net.Conn, error) {
-	return nil, errors.New("a cluster of an ordinary user reaches no registry but its own: push the image there, or run gitk8s as root")
+	e.say("as an ordinary user: %s", in.IDs)
+	if in.NoCgroup != "" {
+		e.say("limits on CPU and memory are not enforced, nor usage measured: %s", in.NoCgroup)
+	}
 }
 
 // dropLost removes what is left of pods whose namespaces are gone.
 func dropLost(dataDir string) error {
-	if !oneUser() || network.HasHub(topologyID(dataDir)) {
+	if !isEntered() || network.HasHub(topologyID(dataDir)) {
 		return nil
 	}
 	return cleanNodes(dataDir)

@@ -35,6 +35,9 @@ import (
 // stopTimeout bounds how long `up` waits for workloads to stop.
 const stopTimeout = 90 * time.Second
 
+// egressFile is the socket on which `up` dials for its workers.
+const egressFile = "egress"
+
 func newUp(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "up [DIR|URL]",
@@ -131,7 +134,7 @@ func (e *env) up(ctx context.Context, source string) error {
 	if err != nil {
 		return err
 	}
-	if err := enterAsUser(cfg.DataDir); err != nil {
+	if err := enterAsUser(cfg.DataDir, true); err != nil {
 		return err
 	}
 	e.sayLimits()
@@ -310,9 +313,15 @@ func (m *member) stopWorkloads() {
 	_ = m.stdin.Close()
 }
 
-// startWorkers starts n workers, each in a network namespace of its own.
+// startWorkers starts n workers, each in a network namespace of its own, and dials for
+// them what is outside of the cluster.
 func (c *controlPlane) startWorkers(ctx context.Context, e *env, n int) (*crew, error) {
 	crew := &crew{}
+	egress, err := network.ServeEgress(c.egressSocket())
+	if err != nil {
+		return crew, err
+	}
+	context.AfterFunc(ctx, func() { _ = egress.Close() })
 	for i := 1; i <= n; i++ {
 		m, err := c.startWorker(i)
 		if err != nil {
@@ -363,6 +372,8 @@ func (c *controlPlane) nodeDir(name string) string {
 	return filepath.Join(c.cfg.DataDir, "nodes", name)
 }
 
+func (c *controlPlane) egressSocket() string { return filepath.Join(c.cfg.DataDir, egressFile) }
+
 func (c *controlPlane) workerLog(name string) string {
 	return filepath.Join(c.nodeDir(name), "worker.log")
 }
@@ -390,7 +401,7 @@ func (c *controlPlane) startWorker(i int) (*member, error) {
 		"agent", "--attached", "--name", name, "--node-dir", c.nodeDir(name), "--node-ip", node.IP.String(),
 		"--registry", fmt.Sprintf("%s:%d", network.HubIP, registryHubPort),
 		"--registry-token-file", filepath.Join(c.cfg.DataDir, "token"),
-		"--egress-netns", fmt.Sprintf("/proc/%d/ns/net", os.Getpid()), "--log-level", "info",
+		"--egress", c.egressSocket(), "--log-level", "info",
 	}
 	if c.cfg.DockerConfig != "" {
 		args = append(args, "--docker-config", c.cfg.DockerConfig)

@@ -66,8 +66,8 @@ type Config struct {
 	MaxPods int64
 	// NodeLabels, optional, are put on the Node beside the well-known ones.
 	NodeLabels map[string]string
-	// CgroupParent, optional, is where the pods' cgroups go; by default a name made
-	// of DataDir, so that agents on one machine do not meet.
+	// CgroupParent, optional, is where the pods' cgroups go, another for each agent of
+	// a machine; without it pods have none, and no limits.
 	CgroupParent string
 	// DockerConfig, optional, is a docker config file with the node's own registry
 	// credentials.
@@ -156,9 +156,6 @@ func (c *Config) complete() error {
 	}
 	if c.ContainerLogMaxFiles == 0 {
 		c.ContainerLogMaxFiles = 5
-	}
-	if c.CgroupParent == "" {
-		c.CgroupParent = "/gitk8s/" + shortHash(abs)
 	}
 	if c.ResolvConf == "" {
 		c.ResolvConf = "/etc/resolv.conf"

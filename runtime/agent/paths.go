@@ -1,8 +1,6 @@
 package agent
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -42,10 +40,4 @@ func removeLogs(path string) {
 	for _, p := range old {
 		os.Remove(p)
 	}
-}
-
-// shortHash names a path in a few characters.
-func shortHash(s string) string {
-	sum := sha256.Sum256([]byte(s))
-	return hex.EncodeToString(sum[:5])
 }

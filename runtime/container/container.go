@@ -79,7 +79,7 @@ type SandboxConfig struct {
 	// Hostname inside the sandbox; empty keeps the caller's UTS namespace.
 	Hostname string
 	// CgroupParent is the cgroup, relative to the cgroup root, under which the
-	// sandbox's own cgroup is made.
+	// sandbox's own cgroup is made; without it there are no cgroups, and no limits.
 	CgroupParent string
 	// Resources of the pod as a whole.
 	Resources Resources

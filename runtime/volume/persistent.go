@@ -181,7 +181,7 @@ func giveToGroup(path string, gid int) error {
 		if err != nil {
 			return err
 		}
-		if err := root.Lchown(name, -1, gid); err != nil {
+		if err := ifExists(root.Lchown(name, -1, gid)); err != nil {
 			return fmt.Errorf("give %s to group %d: %w", name, gid, err)
 		}
 		if d.Type()&fs.ModeSymlink != 0 {

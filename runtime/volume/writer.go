@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -92,7 +93,7 @@ func writeFiles(root string, payload Payload, gid *int64) error {
 
 func setOwner(path string, mode fs.FileMode, gid *int64) error {
 	if gid != nil {
-		if err := os.Lchown(path, -1, int(*gid)); err != nil {
+		if err := ifExists(os.Lchown(path, -1, int(*gid))); err != nil {
 			return fmt.Errorf("give %s to group %d: %w", path, *gid, err)
 		}
 	}
@@ -100,6 +101,16 @@ func setOwner(path string, mode fs.FileMode, gid *int64) error {
 		return fmt.Errorf("set mode of %s: %w", path, err)
 	}
 	return nil
+}
+
+// ifExists takes the error of giving a file to a group that does not exist in the user
+// namespace of an ordinary user's node. The file stays with its owner: who has but one
+// id is that owner in every container, and elsewhere the container is refused.
+func ifExists(err error) error {
+	if errors.Is(err, syscall.EINVAL) {
+		return nil
+	}
+	return err
 }
 
 // topNames are the first path elements of payload: what is visible in the volume.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -31,12 +30,14 @@ func asUser(user int, args []string) []string {
 	return append([]string{"setpriv", "--reuid=" + id, "--regid=" + id, "--clear-groups", "--inh-caps=-all"}, args...)
 }
 
-// processesOf are those of a user that have not ended.
-func processesOf(user int) (out []string) {
+// processesOf are those of some users, as many as are counted, that have not ended.
+func processesOf(first, count int) (out []string) {
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, d := range dirs {
 		b, err := os.ReadFile(d + "/status")
-		if err == nil && strings.Contains(string(b), fmt.Sprintf("\nUid:\t%d\t", user)) && !strings.Contains(string(b), "\nState:\tZ") {
+		_, after, _ := strings.Cut(string(b), "\nUid:\t")
+		uid, _, _ := strings.Cut(after, "\t")
+		if n, e := strconv.Atoi(uid); errors.Join(err, e) == nil && n >= first && n < first+count && !strings.Contains(string(b), "\nState:\tZ") {
 			pid, _ := strconv.Atoi(filepath.Base(d))
 			out = append(out, fmt.Sprintf("%d: %s", pid, cmdline(pid)))
 		}
@@ -57,30 +58,13 @@ func forbidden() string {
 	return ""
 }
 
-// userCluster starts a cluster as an ordinary user, with a directory of their own.
-func userCluster(t *testing.T) *cluster {
+// userCluster is a cluster of an ordinary user, with a directory of their own; it is not
+// started.
+func userCluster(t *testing.T, user int) *cluster {
 	t.Helper()
-	if out, err := exec.Command("setpriv", asUser(ordinary, []string{"unshare", "--user", "--map-root-user", "--net", "true"})[1:]...).CombinedOutput(); err != nil {
-		if why := forbidden(); why != "" {
-			t.Skip(why)
-		}
-		t.Fatalf("ordinary users may not make user namespaces here, and no kernel parameter says so: %v %s", err, out)
-	}
-	home, err := os.MkdirTemp("", "gitk8s-rootless-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(home) })
-	// The tests' own directory, and that of the program, may be closed to others.
-	program, err := os.ReadFile(suite.bin)
-	if err != nil {
-		t.Fatal(err)
-	}
+	home := userHome(t, user)
 	c := newCluster("rootless")
-	c.user, c.bin, c.dataDir = ordinary, filepath.Join(home, "gitk8s"), filepath.Join(home, "data")
-	if err := errors.Join(os.WriteFile(c.bin, program, 0o755), os.Chown(home, ordinary, ordinary)); err != nil {
-		t.Fatal(err)
-	}
+	c.user, c.bin, c.dataDir = user, filepath.Join(home, "gitk8s"), filepath.Join(home, "data")
 	t.Chdir(home)
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -89,16 +73,8 @@ func userCluster(t *testing.T) *cluster {
 		if err := c.destroy(); err != nil {
 			t.Error(err)
 		}
-		eventually(t, "the user has no processes", func() error {
-			if left := processesOf(ordinary); len(left) > 0 {
-				return fmt.Errorf("left behind: %q", left)
-			}
-			return nil
-		})
+		noProcesses(t, user, 1)
 	})
-	if err := errors.Join(c.start(), c.pushImages()); err != nil {
-		t.Fatal(err)
-	}
 	return c
 }
 
@@ -111,7 +87,11 @@ func (w testWriter) Write(b []byte) (int, error) {
 
 // TestRootless is the story told by an ordinary user.
 func TestRootless(t *testing.T) {
-	c := userCluster(t)
+	c := userCluster(t, ordinary)
+	c.flags = []string{"--dns-upstream", namesElsewhere(t, "shop.example.", "192.0.2.7")}
+	if err := errors.Join(c.start(), c.pushImages()); err != nil {
+		t.Fatal(err)
+	}
 	contains(t, c.up.out.String(), "as an ordinary user")
 	contains(t, c.ok(t, "check"), "this machine can run workers")
 	ns := c.namespace(t, "rootless")
@@ -141,6 +121,10 @@ spec: {nodeName: worker-1, containers: [{name: client, image: "gitk8s.local/test
 		})
 		k.run(t, "logs", "client")
 		portForward(t, k, "pod/client", "8080", "v1 from client")
+	})
+	t.Run("registries and names elsewhere", func(t *testing.T) {
+		pullsFromElsewhere(t, c, ns)
+		looksUp(t, k, "client", "shop.example", "192.0.2.7")
 	})
 	t.Run("a user that does not exist", func(t *testing.T) {
 		c.apply(t, ns, `apiVersion: v1

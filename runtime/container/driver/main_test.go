@@ -3,6 +3,7 @@ package driver
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -15,6 +16,10 @@ import (
 
 	"gitk8s.dev/gitk8s/runtime/container"
 )
+
+// delegated is the cgroup in which all others are: the tests run as an ordinary user to
+// whom it was delegated (cgroup2vm). Empty for root, who needs none.
+var delegated string
 
 // testbin is the static executable that holds the shim, and the layer's program.
 var testbin, layer string
@@ -50,7 +55,14 @@ func worker(dir string) {
 	select {}
 }
 
-func runTests(m *testing.M) (int, error) {
+func runTests(m *testing.M) (code int, err error) {
+	if os.Getenv("GITK8S_TEST_DELEGATED") != "" {
+		var err error
+		if delegated, err = Delegate(); err != nil {
+			return 1, err
+		}
+		defer func() { code, err = undelegate(code, err) }()
+	}
 	dir, err := os.MkdirTemp("", "gitk8s-driver-")
 	if err != nil {
 		return 1, err
@@ -80,6 +92,16 @@ func runTests(m *testing.M) (int, error) {
 		}
 	}
 	return m.Run(), nil
+}
+
+// undelegate gives the cgroup back, and fails if anything is left in it.
+func undelegate(code int, err error) (int, error) {
+	Undelegate(delegated)
+	left, globErr := filepath.Glob(filepath.Join(cgroupRoot, delegated, "*gitk8s*"))
+	if err = errors.Join(err, globErr); err == nil && code == 0 && len(left) > 0 {
+		return 1, fmt.Errorf("left in the delegated cgroup: %q", left)
+	}
+	return code, err
 }
 
 // provideTestbin builds the test program, or takes one that was built before, where
@@ -113,7 +135,7 @@ type bench struct {
 
 func newBench(t testing.TB) *bench {
 	t.Helper()
-	b := &bench{t: t, dir: t.TempDir(), parent: fmt.Sprintf("/gitk8s-test-%d-%d", os.Getpid(), sandboxCount.Add(1))}
+	b := &bench{t: t, dir: t.TempDir(), parent: fmt.Sprintf("%s/gitk8s-test-%d-%d", delegated, os.Getpid(), sandboxCount.Add(1))}
 	b.open()
 	t.Cleanup(func() {
 		list, err := b.List(context.Background())

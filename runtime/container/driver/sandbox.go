@@ -383,7 +383,7 @@ func (sb *sandbox) remove(ctx context.Context) error {
 // cleanUp removes what a sandbox without a shim leaves: processes, cgroups, files.
 // Its mounts went with the shim's mount namespace.
 func (sb *sandbox) cleanUp(cfg container.SandboxConfig) error {
-	if cfg.ID != "" {
+	if cfg.ID != "" && cfg.CgroupParent != "" {
 		if err := removeCgroup(cgroupPath(cfg)); err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/moby/profiles/seccomp"
+	"github.com/moby/sys/userns"
 	"github.com/opencontainers/cgroups"
 	devicesconfig "github.com/opencontainers/cgroups/devices/config"
 	"github.com/opencontainers/cgroups/manager"
@@ -27,6 +28,9 @@ import (
 	"gitk8s.dev/gitk8s/runtime/container"
 	"gitk8s.dev/gitk8s/runtime/container/internal/wire"
 )
+
+// ttyGroup is the group of terminals everywhere.
+const ttyGroup = 5
 
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -52,7 +56,8 @@ type facts struct {
 	recursiveRO  bool     // the kernel has mount_setattr
 	unified      bool     // pure cgroup v2
 	swap         bool     // cgroups count swap
-	oneID        bool     // a user namespace with one user: see oneID
+	userNS       bool     // users and capabilities are those of a user namespace
+	ids          idSpace
 }
 
 func readFacts() facts {
@@ -63,8 +68,8 @@ func readFacts() facts {
 			f.capabilities = append(f.capabilities, name)
 		}
 	}
-	f.oneID = oneID()
-	if f.oneID || !slices.Contains(f.capabilities, "CAP_SYS_RESOURCE") {
+	f.userNS, f.ids = userns.RunningInUserNS(), readIDSpace()
+	if f.userNS || !slices.Contains(f.capabilities, "CAP_SYS_RESOURCE") {
 		// Without it a score can be raised only.
 		f.oomScoreAdj = 0
 		if b, err := os.ReadFile("/proc/self/oom_score_adj"); err == nil {
@@ -148,6 +153,9 @@ func environment(env []string, tty bool) []string {
 	return out
 }
 
+// hasCgroups says whether the sandbox has a place for its cgroups, and so limits.
+func hasCgroups(s container.SandboxConfig) bool { return s.CgroupParent != "" }
+
 func cgroupPath(s container.SandboxConfig, elem ...string) string {
 	return path.Join(append([]string{"/", s.CgroupParent, "pod" + s.ID}, elem...)...)
 }
@@ -198,8 +206,11 @@ func buildConfig(s container.SandboxConfig, c container.ContainerConfig, at path
 		Resources: cgroupResources(resources, deviceRules, f),
 	}
 	config.Mounts, config.RootPropagation = mountList(c, at, f)
-	if f.oneID {
-		restrict(config, s, c, at)
+	if f.userNS {
+		restrict(config, s, at, f.ids)
+	}
+	if !hasCgroups(s) {
+		withoutCgroups(config, s, c)
 	}
 	if !c.Security.Privileged && !c.Security.SeccompUnconfined {
 		var err error
@@ -343,7 +354,7 @@ func mountList(c container.ContainerConfig, at paths, f facts) ([]*configs.Mount
 	usual := []*configs.Mount{
 		{Destination: "/proc", Source: "proc", Device: "proc", Flags: safe},
 		{Destination: "/dev", Source: "tmpfs", Device: "tmpfs", Flags: unix.MS_NOSUID | unix.MS_STRICTATIME, Data: "mode=755,size=65536k"},
-		{Destination: "/dev/pts", Source: "devpts", Device: "devpts", Flags: unix.MS_NOSUID | unix.MS_NOEXEC, Data: "newinstance,ptmxmode=0666,mode=0620,gid=5"},
+		{Destination: "/dev/pts", Source: "devpts", Device: "devpts", Flags: unix.MS_NOSUID | unix.MS_NOEXEC, Data: "newinstance,ptmxmode=0666,mode=0620,gid=" + strconv.Itoa(ttyGroup)},
 		{Destination: "/dev/mqueue", Source: "mqueue", Device: "mqueue", Flags: safe},
 		{Destination: "/dev/shm", Source: at.shm, Device: "bind", Flags: unix.MS_BIND | unix.MS_REC},
 		{Destination: "/sys", Source: "sysfs", Device: "sysfs", Flags: safe | readonly},
@@ -404,7 +415,7 @@ func mountList(c container.ContainerConfig, at paths, f facts) ([]*configs.Mount
 func (s *shim) makeSandboxCgroup() error {
 	r := s.cfg.Resources
 	r.OOMScoreAdj = 0
-	if r == (container.Resources{}) || s.facts.oneID {
+	if r == (container.Resources{}) || !hasCgroups(s.cfg) {
 		return nil
 	}
 	res := cgroupResources(r, nil, s.facts)
@@ -435,7 +446,7 @@ func (s *shim) applyQuota(p *proc) error {
 
 // oomKilled must be asked before the cgroup is gone.
 func (s *shim) oomKilled(p *proc) bool {
-	if s.facts.oneID {
+	if !hasCgroups(s.cfg) {
 		return false
 	}
 	m, err := manager.New(&cgroups.Cgroup{Path: cgroupPath(s.cfg, p.cfg.ID), Resources: &cgroups.Resources{}})

@@ -137,7 +137,7 @@ func (h *holder) start(s *shim) error {
 	}
 	defer report.Close()
 	user := holderUser
-	if s.facts.oneID {
+	if !has(s.facts.ids.uids, user) || !has(s.facts.ids.gids, user) {
 		user = 0
 	}
 	h.process = &libcontainer.Process{

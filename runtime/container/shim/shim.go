@@ -339,7 +339,7 @@ func (s *shim) remove(id string) error {
 
 func (s *shim) update(id string, r container.Resources) error {
 	p := s.find(id)
-	if s.facts.oneID {
+	if !hasCgroups(s.cfg) {
 		return nil // there are no limits to update
 	}
 	if p == nil || p.ended() || p.container == nil {

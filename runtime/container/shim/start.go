@@ -156,10 +156,10 @@ func (s *shim) launch(p *proc, mounts []*os.File) (logs *sync.WaitGroup, err err
 	if p.user, err = resolveUser(rootfs, p.cfg); err != nil {
 		return nil, failure("CreateContainerError", err)
 	}
-	if s.facts.oneID {
-		if err := checkIDs(p.user); err != nil {
-			return nil, failure("CreateContainerConfigError", err)
-		}
+	if err := s.facts.ids.check(p.user); err != nil {
+		return nil, failure("CreateContainerConfigError", err)
+	}
+	if s.facts.ids.noGroups {
 		p.user.groups = nil
 	}
 	if err := s.users.check(p.user); err != nil {
@@ -190,7 +190,7 @@ func (s *shim) launch(p *proc, mounts []*os.File) (logs *sync.WaitGroup, err err
 	if err != nil {
 		return nil, err
 	}
-	if r := p.cfg.Resources; r.CPUQuota > 0 && !s.facts.oneID {
+	if r := p.cfg.Resources; r.CPUQuota > 0 && hasCgroups(s.cfg) {
 		// A quota from the beginning would throttle libcontainer's own start.
 		if err := s.applyQuota(p); err != nil {
 			p.kill()

@@ -88,6 +88,23 @@ func processes() error {
 	return err
 }
 
+// id prints who this process is: user, group and supplemental groups.
+func id() error {
+	groups, err := os.Getgroups()
+	fmt.Println(os.Getuid(), os.Getgid(), groups)
+	return err
+}
+
+// owner prints to whom a file belongs, and who may use it how.
+func owner(name string) error {
+	var st syscall.Stat_t
+	if err := syscall.Stat(name, &st); err != nil {
+		return err
+	}
+	fmt.Printf("%d:%d %o\n", st.Uid, st.Gid, st.Mode&0o7777)
+	return nil
+}
+
 func main() {
 	args := append(os.Args[1:], "", "")
 	var err error
@@ -106,6 +123,10 @@ func main() {
 		err = exit(args[1])
 	case "stdin":
 		_, err = io.Copy(os.Stdout, os.Stdin)
+	case "id":
+		err = id()
+	case "owner":
+		err = owner(args[1])
 	case "whoami":
 		err = whoami()
 	case "processes":

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -63,22 +64,79 @@ func run() error {
 	if err != nil {
 		return err
 	}
+	group, err := delegate("/sys/fs/cgroup/user")
+	if err != nil {
+		return fmt.Errorf("delegate a cgroup: %w", err)
+	}
+	defer group.Close()
 	var errs []error
 	for _, t := range tests {
-		cmd := exec.Command(t, strings.Fields(string(args))...)
-		cmd.Dir = "/tmp"
-		cmd.Env = []string{"PATH=/programs", "HOME=/", "TMPDIR=/tmp", "GITK8S_TEST_BIN=/programs/testbin",
-			"GITK8S_BIN=/programs/gitk8s", "GITK8S_E2E_SERVER=/programs/server", "GITK8S_E2E_CLOCK=1", "GITK8S_DNS_UPSTREAM=none"}
-		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stdout
-		if err := cmd.Start(); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		if status := reapUntil(cmd.Process.Pid); status != 0 {
-			errs = append(errs, fmt.Errorf("%s: wait status %#x", filepath.Base(t), int(status)))
+		for _, who := range users(t) {
+			cmd := exec.Command(t, strings.Fields(string(args))...)
+			cmd.Dir = "/tmp"
+			cmd.Env = []string{"PATH=/programs", "HOME=/", "TMPDIR=/tmp", "GITK8S_TEST_BIN=/programs/testbin",
+				"GITK8S_BIN=/programs/gitk8s", "GITK8S_E2E_SERVER=/programs/server", "GITK8S_E2E_CLOCK=1", "GITK8S_DNS_UPSTREAM=none"}
+			cmd.Stdout, cmd.Stderr = os.Stdout, os.Stdout
+			if who != "root" {
+				asUser(cmd, group)
+			}
+			fmt.Printf("guest: %s as %s\n", filepath.Base(t), who)
+			if err := cmd.Start(); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			if status := reapUntil(cmd.Process.Pid); status != 0 {
+				errs = append(errs, fmt.Errorf("%s as %s: wait status %#x", filepath.Base(t), who, int(status)))
+			}
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// userTests are those that have to do with cgroups and ids: what else there is goes the
+// same way for every user, and takes long in an emulated machine.
+const userTests = "Delegable|Limit|Resources|UserHost|RunContainer|Killed"
+
+// The ordinary user, and the first of 65536 subordinate ids.
+const (
+	user     = 1000
+	firstSub = 100000
+)
+
+// delegate makes a cgroup of the user, as systemd does for a unit with Delegate=yes.
+func delegate(dir string) (*os.File, error) {
+	err := errors.Join(
+		os.WriteFile(filepath.Join(filepath.Dir(dir), "cgroup.subtree_control"), []byte("+cpu +memory +pids"), 0),
+		os.Mkdir(dir, 0o755))
+	for _, name := range []string{".", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"} {
+		err = errors.Join(err, os.Chown(filepath.Join(dir, name), user, user))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.Open(dir)
+}
+
+// asUser runs a program as a worker of an ordinary user runs: in a user namespace with
+// their ids, a network of its own, and the cgroup.
+func asUser(cmd *exec.Cmd, group *os.File) {
+	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: user, Size: 1}, {ContainerID: 1, HostID: firstSub, Size: 65536}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET,
+		UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
+		Credential:  &syscall.Credential{Uid: 0, Gid: 0},
+		UseCgroupFD: true, CgroupFD: int(group.Fd()),
+	}
+	cmd.Env = append(cmd.Env, "GITK8S_TEST_DELEGATED=yes")
+	cmd.Args = append(cmd.Args, "-test.run="+userTests)
+}
+
+// users are who runs a test program: the driver works for ordinary users, too.
+func users(program string) []string {
+	if filepath.Base(program) == "driver.test" {
+		return []string{"root", "a user"}
+	}
+	return []string{"root"}
 }
 
 // reapUntil waits for a child, and meanwhile for the orphans that the first process
