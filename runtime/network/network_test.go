@@ -367,7 +367,7 @@ func TestServices(t *testing.T) {
 
 	vip := netip.MustParseAddr("10.43.5.5")
 	at := netip.AddrPortFrom(vip, 80)
-	svc := func(affinity bool, endpoints ...netip.Addr) []Service {
+	svc := func(affinity time.Duration, endpoints ...netip.Addr) []Service {
 		var out []Service
 		for _, proto := range []Protocol{TCP, UDP} {
 			s := Service{IP: vip, Port: 80, Proto: proto, Affinity: affinity}
@@ -381,7 +381,7 @@ func TestServices(t *testing.T) {
 	kubernetes := Service{IP: netip.MustParseAddr("10.43.0.1"), Port: 443, Proto: TCP, Endpoints: []netip.AddrPort{netip.AddrPortFrom(HubIP, 6443)}}
 	state := func(s []Service) State { return State{Services: append(s, kubernetes)} }
 
-	apply(state(svc(false, b, d)))
+	apply(state(svc(0, b, d)))
 	for _, network := range []string{"tcp", "udp"} {
 		for name, from := range map[string]struct{ ns, ip string }{
 			"pod": {aNS, a.String()}, "pod on the other node": {dNS, d.String()}, "node": {c.nodes[1].NetNS, "10.41.0.12"},
@@ -402,7 +402,7 @@ func TestServices(t *testing.T) {
 	}
 
 	// Affinity: one endpoint a client.
-	apply(state(svc(true, b, d)))
+	apply(state(svc(time.Hour, b, d)))
 	seen := map[string]bool{}
 	for range 20 {
 		seen[ask(aNS, "tcp", at)] = true
@@ -412,7 +412,7 @@ func TestServices(t *testing.T) {
 	}
 
 	// Hairpin: a pod that is its own endpoint.
-	apply(state(svc(false, a)))
+	apply(state(svc(0, a)))
 	for _, network := range []string{"tcp", "udp"} {
 		if got := ask(aNS, network, at); got != "a 10.41.0.11" {
 			t.Errorf("hairpin by %s: %q", network, got)
@@ -420,7 +420,7 @@ func TestServices(t *testing.T) {
 	}
 
 	// No endpoints, and a service that nobody has: refused at once.
-	apply(state(svc(false)))
+	apply(state(svc(0)))
 	began := time.Now()
 	for _, to := range []netip.AddrPort{at, netip.MustParseAddrPort("10.43.77.77:80"), netip.AddrPortFrom(vip, 81)} {
 		for _, ns := range []string{aNS, c.nodes[0].NetNS} {

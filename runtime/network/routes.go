@@ -77,7 +77,8 @@ func EnsureDNSAddress(ns string) error {
 		return err
 	}
 	defer h.Close()
-	if err := h.AddrReplace(lo, &netlink.Addr{IPNet: ipNet(host(DNSIP))}); err != nil {
+	// For the host alone: no packet of the node's gets it as its source by itself.
+	if err := h.AddrReplace(lo, &netlink.Addr{IPNet: ipNet(host(DNSIP)), Scope: int(netlink.SCOPE_HOST)}); err != nil {
 		return fmt.Errorf("add address %s: %w", DNSIP, err)
 	}
 	return nil

@@ -60,7 +60,7 @@ func Node(ctx context.Context, client kubernetes.Interface, name string, proxy *
 		if err != nil {
 			return err
 		}
-		return proxy.Apply(network.Desired(name, svcs, eps))
+		return proxy.Apply(network.Desired(network.Place{Node: name}, svcs, eps))
 	})
 	return nil
 }
