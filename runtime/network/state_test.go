@@ -16,10 +16,10 @@ import (
 func TestCompileRefuses(t *testing.T) {
 	ok := Service{IP: netip.MustParseAddr("10.43.0.5"), Port: 80, Proto: TCP}
 	for name, edit := range map[string]func(*Service){
-		"IPv6":          func(s *Service) { s.IP = netip.MustParseAddr("fd00::1") },
-		"no port":       func(s *Service) { s.Port = 0 },
+		"IPv6":           func(s *Service) { s.IP = netip.MustParseAddr("fd00::1") },
+		"no port":        func(s *Service) { s.Port = 0 },
 		"other protocol": func(s *Service) { s.Proto = 1 },
-		"IPv6 endpoint": func(s *Service) { s.Endpoints = []netip.AddrPort{netip.MustParseAddrPort("[fd00::1]:80")} },
+		"IPv6 endpoint":  func(s *Service) { s.Endpoints = []netip.AddrPort{netip.MustParseAddrPort("[fd00::1]:80")} },
 		"endpoint without port": func(s *Service) {
 			s.Endpoints = []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("10.42.0.5"), 0)}
 		},
