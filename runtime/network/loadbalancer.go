@@ -9,10 +9,31 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 )
 
 // balancerLabel marks the addresses that SyncAddresses owns.
 const balancerLabel = "lo:lb"
+
+// AnnouncedBy is the annotation of a Service that names the node that has its load
+// balancer's addresses on its link.
+const AnnouncedBy = "gitk8s.dev/announced-by"
+
+// Announced are the load balancers' addresses that a node has.
+func Announced(node string, services []*corev1.Service) []netip.Addr {
+	var out []netip.Addr
+	for _, svc := range services {
+		if svc.Spec.Type != corev1.ServiceTypeLoadBalancer || svc.Annotations[AnnouncedBy] != node {
+			continue
+		}
+		for _, in := range svc.Status.LoadBalancer.Ingress {
+			if ip, err := netip.ParseAddr(in.IP); err == nil && ip.Is4() {
+				out = append(out, ip)
+			}
+		}
+	}
+	return out
+}
 
 // SyncAddresses makes the load balancers' addresses that a node has what want says,
 // and no other. A node answers the ARP questions for them; its neighbours are told
