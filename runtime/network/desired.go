@@ -84,7 +84,7 @@ func fronts(svc *corev1.Service, port corev1.ServicePort, proto Protocol, cluste
 	add := func(address string, sources []netip.Prefix) {
 		f := front
 		var err error
-		if f.IP, err = netip.ParseAddr(address); err == nil && f.IP.Is4() {
+		if f.IP, err = netip.ParseAddr(address); err == nil && f.IP.Is4() && !f.IP.IsUnspecified() {
 			f.Sources = sources
 			out = append(out, f)
 		}

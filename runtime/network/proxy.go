@@ -81,15 +81,15 @@ func (p *Proxy) Remove() error {
 // Apply makes the kernel do what desired says, in one transaction with no more
 // changes than needed. After an error the next Apply builds everything anew.
 func (p *Proxy) Apply(desired State) error {
-	want, err := compile(desired)
-	if err != nil {
-		return fmt.Errorf("service proxy: %w", err)
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	before := p.installed
 	if before == nil {
 		before = newTable()
+	}
+	want, err := compile(desired, before)
+	if err != nil {
+		return fmt.Errorf("service proxy: %w", err)
 	}
 	c := want.diff(before)
 	if p.installed != nil && c.empty() {
@@ -138,7 +138,7 @@ func (p *Proxy) build(want *table) error {
 	}
 	p.buildChains()
 	p.drawRules(want)
-	return p.queueElements(want, want.diff(newTable()))
+	return p.queueElements(want.diff(newTable()))
 }
 
 // update queues what has changed. Which client had which endpoint is kept.
@@ -156,7 +156,7 @@ func (p *Proxy) update(before, want *table, c *change) error {
 			p.conn.DelSet(p.recentSet(seconds))
 		}
 	}
-	return p.queueElements(want, c)
+	return p.queueElements(c)
 }
 
 func (p *Proxy) addRecent(timeouts []uint32) error {
@@ -177,34 +177,35 @@ func (p *Proxy) rule(chain string, exprs ...expr.Any) {
 }
 
 // queueElements deletes before it adds: a changed element is both.
-func (p *Proxy) queueElements(want *table, c *change) error {
+func (p *Proxy) queueElements(c *change) error {
 	var errs []error
 	for s := range setCount {
-		errs = append(errs, inBatches(kernelElements(s, c.del[s], nil), p.kernelSet(s), p.conn.SetDeleteElements))
+		errs = append(errs, inBatches(kernelElements(c.del[s], false), p.kernelSet(s), p.conn.SetDeleteElements))
 	}
 	for s := range setCount {
-		errs = append(errs, inBatches(kernelElements(s, c.add[s], want.sets[s]), p.kernelSet(s), p.conn.SetAddElements))
+		errs = append(errs, inBatches(kernelElements(c.add[s], true), p.kernelSet(s), p.conn.SetAddElements))
 	}
 	return errors.Join(errs...)
 }
 
-// kernelElements are the elements with these keys as the library wants them. Those
-// to delete have no values.
-func kernelElements(s set, keys []string, values elements) []nftables.SetElement {
-	out := make([]nftables.SetElement, 0, len(keys))
-	for _, k := range keys {
-		e := nftables.SetElement{Key: []byte(k)}
-		switch v := values[k]; {
-		case setInfo[s].Interval:
-			e.Key, e.KeyEnd = []byte(k[:len(k)/2]), []byte(k[len(k)/2:])
-		case v == toRefuse:
-			e.VerdictData = &expr.Verdict{Kind: expr.VerdictJump, Chain: chainReject}
-		case v == toDrop:
-			e.VerdictData = &expr.Verdict{Kind: expr.VerdictJump, Chain: chainOutside}
-		case v != "":
-			e.Val = []byte(v)
+// kernelElements are the elements as the library wants them, with or without values.
+func kernelElements(elements []element, values bool) []nftables.SetElement {
+	out := make([]nftables.SetElement, 0, len(elements))
+	for _, e := range elements {
+		k := nftables.SetElement{Key: []byte(e.key)}
+		if half := len(e.key) / 2; setInfo[e.set].Interval {
+			k.Key, k.KeyEnd = k.Key[:half], k.Key[half:]
 		}
-		out = append(out, e)
+		switch {
+		case !values:
+		case e.value == toRefuse:
+			k.VerdictData = &expr.Verdict{Kind: expr.VerdictJump, Chain: chainReject}
+		case e.value == toDrop:
+			k.VerdictData = &expr.Verdict{Kind: expr.VerdictJump, Chain: chainOutside}
+		case e.value != "":
+			k.Val = []byte(e.value)
+		}
+		out = append(out, k)
 	}
 	return out
 }

@@ -140,114 +140,147 @@ const (
 	toDrop   = "drop"
 )
 
-// elements of a set: the value of each key, as they lie in registers. The key of a
-// range is its first and its last one.
-type elements map[string]string
+// element of a set, key and value as they lie in registers. The key of a range is its
+// first and its last one.
+type element struct {
+	set        set
+	key, value string
+}
 
-// table is a state in the form in which the kernel has it.
-type table struct {
-	sets   [setCount]elements
-	groups map[group]bool
+// part is what one service's port has in the kernel of its own.
+type part struct {
+	service  *Service
+	elements []element
+	groups   []group
 	// endpoints are kept to find out when a UDP service's endpoints changed.
-	endpoints map[portKey][]netip.AddrPort
+	endpoints []netip.AddrPort
+}
+
+// table is a state in the form in which the kernel has it: a part for each service,
+// and what they share. It is not changed once it is made.
+type table struct {
+	parts    map[portKey]*part
+	hairpins map[netip.Addr]bool
+	groups   map[group]bool
 }
 
 func newTable() *table {
-	t := &table{groups: map[group]bool{}, endpoints: map[portKey][]netip.AddrPort{}}
-	for i := range t.sets {
-		t.sets[i] = elements{}
-	}
-	return t
+	return &table{parts: map[portKey]*part{}, hairpins: map[netip.Addr]bool{}, groups: map[group]bool{}}
 }
 
-// compile checks a state and lays it out.
-func compile(s State) (*table, error) {
+// compile checks a state and lays it out. Parts of services that are as they were in
+// before are taken over.
+func compile(s State, before *table) (*table, error) {
 	t := newTable()
 	for i := range s.Services {
-		if err := t.add(&s.Services[i]); err != nil {
-			return nil, fmt.Errorf("service %s:%d/%s: %w", s.Services[i].IP, s.Services[i].Port, s.Services[i].Proto, err)
+		svc := &s.Services[i]
+		key := portKey{svc.IP, svc.Proto, svc.Port}
+		p := before.parts[key]
+		var err error
+		if p == nil || !p.service.equal(svc) {
+			p, err = newPart(key, svc)
+		}
+		if err == nil && t.parts[key] != nil {
+			err = fmt.Errorf("given twice")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("service %s:%d/%s: %w", svc.IP, svc.Port, svc.Proto, err)
+		}
+		t.parts[key] = p
+		for _, e := range p.endpoints {
+			t.hairpins[e.Addr()] = true
+		}
+		for _, g := range p.groups {
+			t.groups[g] = true
 		}
 	}
 	return t, nil
 }
 
-func (t *table) add(svc *Service) error {
-	key := portKey{svc.IP, svc.Proto, svc.Port}
+func (s *Service) equal(o *Service) bool {
+	return s.IP == o.IP && s.Port == o.Port && s.Proto == o.Proto && s.Affinity == o.Affinity && s.Local == o.Local &&
+		s.Masquerade == o.Masquerade && s.NodeLocal == o.NodeLocal && slices.Equal(s.Endpoints, o.Endpoints) &&
+		slices.Equal(s.Inside, o.Inside) && slices.Equal(s.Sources, o.Sources)
+}
+
+func newPart(key portKey, svc *Service) (*part, error) {
 	if !svc.IP.Is4() || svc.Port == 0 || (svc.Proto != TCP && svc.Proto != UDP && svc.Proto != SCTP) {
-		return fmt.Errorf("not an IPv4 address with a TCP, UDP or SCTP port")
+		return nil, fmt.Errorf("not an IPv4 address with a TCP, UDP or SCTP port")
 	}
-	if _, twice := t.endpoints[key]; twice {
-		return fmt.Errorf("given twice")
-	}
+	own := *svc
+	own.Endpoints, own.Inside, own.Sources = slices.Clone(svc.Endpoints), slices.Clone(svc.Inside), slices.Clone(svc.Sources)
+	p := &part{service: &own}
 	at := string(key.bytes())
 	if svc.Local {
-		t.endpoints[key] = nil
-		t.sets[serving][at] = ""
-		return nil
+		p.add(serving, at, "")
+		return p, nil
 	}
 	here, inside := distinct(svc.Endpoints), distinct(svc.Inside)
-	t.endpoints[key] = distinct(append(slices.Clone(here), inside...))
+	p.endpoints = distinct(append(slices.Clone(here), inside...))
 	seconds := uint32(svc.Affinity / time.Second)
-	if err := t.draw(at, group{n: uint32(len(here)), seconds: seconds}, here); err != nil {
-		return err
+	if err := p.draw(at, group{n: uint32(len(here)), seconds: seconds}, here); err != nil {
+		return nil, err
 	}
 	if svc.NodeLocal {
-		if err := t.draw(at, group{n: uint32(len(inside)), seconds: seconds, inside: true}, inside); err != nil {
-			return err
+		if err := p.draw(at, group{n: uint32(len(inside)), seconds: seconds, inside: true}, inside); err != nil {
+			return nil, err
+		}
+	}
+	if seconds > 0 {
+		for _, e := range p.endpoints {
+			p.add(members, at+string(addrPortBytes(e)), "")
 		}
 	}
 	switch {
 	case ServiceCIDR.Contains(svc.IP) && len(here) > 0:
-		t.sets[serving][at] = ""
+		p.add(serving, at, "")
 	case ServiceCIDR.Contains(svc.IP): // refused by its range
 	case len(here) == 0 && len(inside) > 0:
-		t.sets[unserved][at] = toDrop
+		p.add(unserved, at, toDrop)
 	case len(here) == 0:
-		t.sets[unserved][at] = toRefuse
+		p.add(unserved, at, toRefuse)
 	}
 	if svc.Masquerade {
-		t.sets[masquerade][at] = ""
+		p.add(masquerade, at, "")
 	}
-	return t.allow(at, svc.Sources)
+	return p, p.allow(at, svc.Sources)
+}
+
+func (p *part) add(s set, key, value string) {
+	p.elements = append(p.elements, element{s, key, value})
 }
 
 // draw adds the endpoints of a group.
-func (t *table) draw(at string, g group, endpoints []netip.AddrPort) error {
+func (p *part) draw(at string, g group, endpoints []netip.AddrPort) error {
 	if len(endpoints) == 0 {
 		return nil
 	}
 	if len(endpoints) > maxEndpoints {
 		return fmt.Errorf("%d endpoints, more than %d", len(endpoints), maxEndpoints)
 	}
-	t.groups[g] = true
+	p.groups = append(p.groups, g)
 	for i, e := range endpoints {
 		if !e.Addr().Is4() || e.Port() == 0 {
 			return fmt.Errorf("endpoint %s is not an IPv4 address with a port", e)
 		}
-		to := string(addrPortBytes(e))
-		t.sets[slots][at+string(g.slot(i))] = to
-		if g.seconds > 0 {
-			t.sets[members][at+to] = ""
-		}
-		ip := string(e.Addr().AsSlice())
-		t.sets[hairpins][ip+ip] = ""
+		p.add(slots, at+string(g.slot(i)), string(addrPortBytes(e)))
 	}
 	return nil
 }
 
-func (t *table) allow(at string, sources []netip.Prefix) error {
+func (p *part) allow(at string, sources []netip.Prefix) error {
 	if len(sources) == 0 {
 		return nil
 	}
-	t.sets[firewalled][at] = ""
-	for _, p := range outermost(sources) {
-		if !p.Addr().Is4() {
-			return fmt.Errorf("source range %s is not IPv4", p)
+	p.add(firewalled, at, "")
+	for _, r := range outermost(sources) {
+		if !r.Addr().Is4() {
+			return fmt.Errorf("source range %s is not IPv4", r)
 		}
-		first := p.Addr().As4()
+		first := r.Addr().As4()
 		last := first
-		binary.BigEndian.PutUint32(last[:], binary.BigEndian.Uint32(first[:])|uint32(1<<(32-p.Bits())-1))
-		t.sets[allowed][at+string(first[:])+at+string(last[:])] = ""
+		binary.BigEndian.PutUint32(last[:], binary.BigEndian.Uint32(first[:])|uint32(1<<(32-r.Bits())-1))
+		p.add(allowed, at+string(first[:])+at+string(last[:]), "")
 	}
 	return nil
 }
@@ -277,7 +310,7 @@ func distinct(endpoints []netip.AddrPort) []netip.AddrPort {
 
 // change is the difference between two tables.
 type change struct {
-	del, add [setCount][]string // keys
+	del, add [setCount][]element
 	rules    bool
 	// stale are the UDP flows that must not go on as they did.
 	stale []staleFlow
@@ -303,36 +336,62 @@ func (c *change) empty() bool {
 // and added.
 func (t *table) diff(old *table) *change {
 	c := &change{rules: !maps.Equal(old.groups, t.groups)}
-	for i := range t.sets {
-		before, now := old.sets[i], t.sets[i]
-		for k, v := range before {
-			if next, ok := now[k]; !ok || next != v {
-				c.del[i] = append(c.del[i], k)
-			}
-		}
-		for k, v := range now {
-			if was, ok := before[k]; !ok || was != v {
-				c.add[i] = append(c.add[i], k)
-			}
+	nothing := &part{}
+	for key, was := range old.parts {
+		if t.parts[key] == nil {
+			c.part(key, was, nothing)
 		}
 	}
-	for key, was := range old.endpoints {
-		if key.proto != UDP {
-			continue
-		}
-		now := t.endpoints[key]
-		for _, e := range was {
-			if _, kept := slices.BinarySearchFunc(now, e, netip.AddrPort.Compare); !kept {
-				c.stale = append(c.stale, staleFlow{key, e.Addr()})
-			}
+	for key, now := range t.parts {
+		if was := old.parts[key]; was == nil {
+			c.part(key, nothing, now)
+		} else if was != now {
+			c.part(key, was, now)
 		}
 	}
-	for key, now := range t.endpoints {
-		if key.proto == UDP && len(now) > 0 && len(old.endpoints[key]) == 0 {
-			c.stale = append(c.stale, staleFlow{service: key})
+	for ip := range old.hairpins {
+		if !t.hairpins[ip] {
+			c.del[hairpins] = append(c.del[hairpins], hairpin(ip))
+		}
+	}
+	for ip := range t.hairpins {
+		if !old.hairpins[ip] {
+			c.add[hairpins] = append(c.add[hairpins], hairpin(ip))
 		}
 	}
 	return c
+}
+
+func hairpin(ip netip.Addr) element {
+	return element{set: hairpins, key: string(append(ip.AsSlice(), ip.AsSlice()...))}
+}
+
+// part adds the difference of one service.
+func (c *change) part(key portKey, was, now *part) {
+	before := make(map[element]bool, len(was.elements))
+	for _, e := range was.elements {
+		before[e] = true
+	}
+	for _, e := range now.elements {
+		if !before[e] {
+			c.add[e.set] = append(c.add[e.set], e)
+		}
+		delete(before, e)
+	}
+	for e := range before {
+		c.del[e.set] = append(c.del[e.set], e)
+	}
+	if key.proto != UDP {
+		return
+	}
+	for _, e := range was.endpoints {
+		if _, kept := slices.BinarySearchFunc(now.endpoints, e, netip.AddrPort.Compare); !kept {
+			c.stale = append(c.stale, staleFlow{key, e.Addr()})
+		}
+	}
+	if len(now.endpoints) > 0 && len(was.endpoints) == 0 {
+		c.stale = append(c.stale, staleFlow{service: key})
+	}
 }
 
 // sortedGroups puts the rules in a fixed order.

@@ -27,19 +27,19 @@ func TestCompileRefuses(t *testing.T) {
 	} {
 		s := ok
 		edit(&s)
-		if _, err := compile(State{Services: []Service{s}}); err == nil {
+		if _, err := compile(State{Services: []Service{s}}, newTable()); err == nil {
 			t.Errorf("%s: taken", name)
 		}
 	}
-	if _, err := compile(State{Services: []Service{ok, ok}}); err == nil {
+	if _, err := compile(State{Services: []Service{ok, ok}}, newTable()); err == nil {
 		t.Error("twice: taken")
 	}
 }
 
-// TestDiff: a table with the difference applied to it is the other table; nothing is
+// TestDiff: what the differences lead to is the same as what is built anew; nothing is
 // deleted that is not there, or added that is.
 func TestDiff(t *testing.T) {
-	draw := rapid.Custom(func(t *rapid.T) *table {
+	draw := rapid.Custom(func(t *rapid.T) State {
 		var s State
 		for i := range rapid.IntRange(0, 4).Draw(t, "services") {
 			svc := Service{IP: netip.AddrFrom4([4]byte{10, 43, 0, byte(i)}), Port: 80, Proto: rapid.SampledFrom([]Protocol{TCP, UDP}).Draw(t, "proto"), Affinity: rapid.SampledFrom([]time.Duration{0, time.Minute, time.Hour}).Draw(t, "affinity"), NodeLocal: rapid.Bool().Draw(t, "local")}
@@ -55,36 +55,53 @@ func TestDiff(t *testing.T) {
 			}
 			s.Services = append(s.Services, svc)
 		}
-		out, err := compile(s)
+		return s
+	})
+	compiled := func(t *rapid.T, s State, before *table) *table {
+		out, err := compile(s, before)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return out
-	})
+	}
 	rapid.Check(t, func(t *rapid.T) {
-		old, now := draw.Draw(t, "old"), draw.Draw(t, "now")
-		c := now.diff(old)
-		for i := range setCount {
-			for _, k := range c.del[i] {
-				if _, there := old.sets[i][k]; !there {
-					t.Fatalf("deletes %q, which is not there", k)
-				}
-				delete(old.sets[i], k)
-			}
-			for _, k := range c.add[i] {
-				if _, there := old.sets[i][k]; there {
-					t.Fatalf("adds %q, which is there", k)
-				}
-				old.sets[i][k] = now.sets[i][k]
-			}
+		then, next := draw.Draw(t, "old"), draw.Draw(t, "now")
+		old := compiled(t, then, newTable())
+		now := compiled(t, next, old)
+		kernel := apply(t, apply(t, map[set]map[string]string{}, old.diff(newTable())), now.diff(old))
+		want := apply(t, map[set]map[string]string{}, compiled(t, next, newTable()).diff(newTable()))
+		if !reflect.DeepEqual(kernel, want) {
+			t.Fatalf("applied: %v, want %v", kernel, want)
 		}
-		if !reflect.DeepEqual(old.sets, now.sets) {
-			t.Fatalf("applied: %q, want %q", old.sets, now.sets)
-		}
-		if again := now.diff(now); !again.empty() || len(again.stale) > 0 {
+		if again := compiled(t, next, now).diff(now); !again.empty() || len(again.stale) > 0 {
 			t.Fatalf("a difference to itself: %+v", again)
 		}
 	})
+}
+
+// apply does to sets of elements what the kernel does.
+func apply(t *rapid.T, kernel map[set]map[string]string, c *change) map[set]map[string]string {
+	for i := range setCount {
+		for _, e := range c.del[i] {
+			if _, there := kernel[i][e.key]; !there {
+				t.Fatalf("deletes %q, which is not there", e.key)
+			}
+			delete(kernel[i], e.key)
+		}
+		for _, e := range c.add[i] {
+			if kernel[i] == nil {
+				kernel[i] = map[string]string{}
+			}
+			if _, there := kernel[i][e.key]; there {
+				t.Fatalf("adds %q, which is there", e.key)
+			}
+			kernel[i][e.key] = e.value
+		}
+		if len(kernel[i]) == 0 {
+			delete(kernel, i)
+		}
+	}
+	return kernel
 }
 
 func ptr[T any](v T) *T { return &v }
