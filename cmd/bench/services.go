@@ -19,6 +19,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/utils/ptr"
 
@@ -112,7 +113,9 @@ func simulatedService(i int, ip string) (*corev1.Service, *discoveryv1.EndpointS
 // and by services, and how soon a changed endpoint is one.
 func (b *bench) services(ctx context.Context, c *cluster) error {
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "served", Labels: map[string]string{"app": "served"}}, Spec: corev1.PodSpec{
-		NodeName: "worker-2", TerminationGracePeriodSeconds: ptr.To(int64(0)), Containers: []corev1.Container{{Name: "web", Image: image("v1")}},
+		NodeName: "worker-2", TerminationGracePeriodSeconds: ptr.To(int64(0)), Containers: []corev1.Container{{Name: "web", Image: image("v1"), ReadinessProbe: &corev1.Probe{
+			PeriodSeconds: 1, ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(8080)}},
+		}}},
 	}}
 	if pod, err := c.readyPod(ctx, pod); err != nil {
 		return err

@@ -52,6 +52,9 @@ type Config struct {
 	EvictionHard string `mapstructure:"eviction-hard"`
 }
 
+// maxWorkers is how many `up` may run on one machine.
+const maxWorkers = 200
+
 func newViper() *viper.Viper {
 	v := viper.New()
 	v.SetEnvPrefix("GITK8S")
@@ -109,8 +112,8 @@ func (e *env) config() (Config, error) {
 	if _, err := serviceloadbalancer.ParsePool(c.LoadBalancerPool); err != nil {
 		return c, usageError("--load-balancer-pool: %w", err)
 	}
-	if c.Workers < 0 || c.Workers > 200 {
-		return c, usageError("--workers: %d is not from 0 to 200", c.Workers)
+	if c.Workers < 0 || c.Workers > maxWorkers {
+		return c, usageError("--workers: %d is not from 0 to %d", c.Workers, maxWorkers)
 	}
 	return c, nil
 }

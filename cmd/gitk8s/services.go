@@ -58,6 +58,22 @@ func (c *controlPlane) exposeServices(ctx context.Context) error {
 	return nil
 }
 
+// poolOfUp checks that the addresses of load balancers are on the nodes' link, and not
+// those of nodes: nothing leads anywhere else.
+func poolOfUp(cfg Config) error {
+	pool, err := serviceloadbalancer.ParsePool(cfg.LoadBalancerPool)
+	if err != nil {
+		return usageError("--load-balancer-pool: %w", err)
+	}
+	first, last := network.NodeIP(maxWorkers).Next(), netip.MustParseAddr("10.41.0.254")
+	for _, r := range pool {
+		if r.First.Less(first) || last.Less(r.Last) {
+			return usageError("--load-balancer-pool: with `up` it is a part of %s to %s", first, last)
+		}
+	}
+	return nil
+}
+
 // balancers configures the built-in load balancers. The ports that servers and
 // workers listen on are not given away on the nodes' addresses.
 func (c *controlPlane) balancers() serviceloadbalancer.Config {

@@ -129,6 +129,9 @@ func (e *env) up(ctx context.Context, source string) error {
 	if err != nil {
 		return err
 	}
+	if err := poolOfUp(cfg); err != nil {
+		return err
+	}
 	if err := enterAsUser(cfg.DataDir); err != nil {
 		return err
 	}

@@ -449,34 +449,37 @@ func TestFlowsFollowEndpoints(t *testing.T) {
 	_, b := c.pod(1, "b")
 	_, d := c.pod(2, "d")
 	apply := c.proxies()
-	vip := netip.MustParseAddr("10.43.6.6")
-	state := func(e ...netip.Addr) State {
-		s := Service{IP: vip, Port: 53, Proto: UDP}
-		for _, x := range e {
-			s.Endpoints = append(s.Endpoints, netip.AddrPortFrom(x, 8080))
+	for _, front := range []struct {
+		ip     netip.Addr
+		dialed netip.AddrPort
+	}{
+		{netip.MustParseAddr("10.43.6.6"), netip.MustParseAddrPort("10.43.6.6:53")},
+		{AnyNodeAddress, netip.AddrPortFrom(c.nodes[1].IP, 53)},
+	} {
+		state := func(e ...netip.Addr) State {
+			return State{Services: []Service{{IP: front.ip, Port: 53, Proto: UDP, Masquerade: front.ip == AnyNodeAddress, Endpoints: to(e...)}}}
 		}
-		return State{Services: []Service{s}}
-	}
-	apply(state(b))
-	conn, err := DialIn(aNS)(context.Background(), "udp", netip.AddrPortFrom(vip, 53).String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if got := exchange(conn); !strings.HasPrefix(got, "b ") {
-		t.Fatalf("first: %q", got)
-	}
-	apply(state(d))
-	if got := exchange(conn); !strings.HasPrefix(got, "d ") {
-		t.Errorf("after the change: %q", got)
-	}
-	apply(state())
-	if got := exchange(conn); !strings.Contains(got, "refused") {
-		t.Errorf("without endpoints: %q", got)
-	}
-	apply(state(b))
-	if got := exchange(conn); !strings.HasPrefix(got, "b ") {
-		t.Errorf("with endpoints again: %q", got)
+		apply(state(b))
+		conn, err := DialIn(aNS)(context.Background(), "udp", front.dialed.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if got := exchange(conn); !strings.HasPrefix(got, "b ") {
+			t.Fatalf("first: %q", got)
+		}
+		apply(state(d))
+		if got := exchange(conn); !strings.HasPrefix(got, "d ") {
+			t.Errorf("after the change: %q", got)
+		}
+		apply(state())
+		if got := exchange(conn); !strings.Contains(got, "refused") {
+			t.Errorf("without endpoints: %q", got)
+		}
+		apply(state(b))
+		if got := exchange(conn); !strings.HasPrefix(got, "b ") {
+			t.Errorf("with endpoints again: %q", got)
+		}
 	}
 }
 

@@ -156,6 +156,7 @@ func TestDesired(t *testing.T) {
 		{"other port name", service(nil), []*discoveryv1.EndpointSlice{slice("metrics", endpoint(1, yes, yes, no))}, "[]"},
 		{"other namespace, other family", service(nil), []*discoveryv1.EndpointSlice{other, v6}, "[]"},
 		{"local policy", service(func(s *corev1.Service) { s.Spec.InternalTrafficPolicy = ptr(corev1.ServiceInternalTrafficPolicyLocal) }), []*discoveryv1.EndpointSlice{slice("http", endpoint(1, yes, yes, no), endpoint(2, yes, yes, no))}, "[10.42.1.1:8080]"},
+		{"local policy, terminating ones alone", service(func(s *corev1.Service) { s.Spec.InternalTrafficPolicy = ptr(corev1.ServiceInternalTrafficPolicyLocal) }), []*discoveryv1.EndpointSlice{slice("http", endpoint(1, no, yes, yes), endpoint(2, yes, yes, no))}, "[10.42.1.1:8080]"},
 		{"no slices", service(nil), nil, "[]"},
 		{"own zone", service(nil), []*discoveryv1.EndpointSlice{slice("http", hinted(1, "a", ""), hinted(2, "b", ""))}, "[10.42.1.1:8080]"},
 		{"nothing in the zone", service(nil), []*discoveryv1.EndpointSlice{slice("http", hinted(1, "c", ""), hinted(2, "b", ""))}, "[10.42.1.1:8080 10.42.1.2:8080]"},
