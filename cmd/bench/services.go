@@ -189,13 +189,9 @@ func (b *bench) endpointChange(ctx context.Context, c *cluster, podIP string) er
 				return err
 			}
 		}
-		var took sample
-		for range b.runs {
-			d, err := c.oneEndpoint(ctx, podIP)
-			if err != nil {
-				return err
-			}
-			took = append(took, d)
+		took, err := b.oneEndpoint(ctx, c, podIP)
+		if err != nil {
+			return err
 		}
 		b.add(row{what: fmt.Sprintf("an endpoint written to the API → the first connection by way of its service, %d other services", others), figure: took.spread()})
 	}
@@ -209,33 +205,51 @@ func (b *bench) endpointChange(ctx context.Context, c *cluster, podIP string) er
 	return nil
 }
 
-func (c *cluster) oneEndpoint(ctx context.Context, podIP string) (time.Duration, error) {
+// oneEndpoint gives a service an endpoint and takes it away, again and again.
+func (b *bench) oneEndpoint(ctx context.Context, c *cluster, podIP string) (sample, error) {
 	api, slices := c.CoreV1().Services(namespace), c.DiscoveryV1().EndpointSlices(namespace)
 	svc, slice := simulatedService(0, "")
 	svc, err := api.Create(ctx, svc, metav1.CreateOptions{})
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	if slice, err = slices.Create(ctx, slice, metav1.CreateOptions{}); err != nil {
-		return 0, err
+		return nil, err
 	}
-	slice.Endpoints = []discoveryv1.Endpoint{{Addresses: []string{podIP}}}
 	took, err := c.onWorker(func() (sample, error) {
-		began := time.Now()
-		if _, err := slices.Update(ctx, slice, metav1.UpdateOptions{}); err != nil {
-			return nil, err
-		}
-		for {
-			conn, err := net.DialTimeout("tcp", net.JoinHostPort(svc.Spec.ClusterIP, "80"), time.Second)
-			if err == nil {
-				return sample{time.Since(began)}, conn.Close()
+		var took sample
+		for range b.runs {
+			for _, endpoints := range [][]discoveryv1.Endpoint{nil, {{Addresses: []string{podIP}}}} {
+				began := time.Now()
+				slice.Endpoints = endpoints
+				if slice, err = slices.Update(ctx, slice, metav1.UpdateOptions{}); err != nil {
+					return nil, err
+				}
+				if err := answers(ctx, net.JoinHostPort(svc.Spec.ClusterIP, "80"), len(endpoints) > 0); err != nil {
+					return nil, err
+				}
+				if len(endpoints) > 0 {
+					took = append(took, time.Since(began))
+				}
 			}
-			if time.Since(began) > patience || ctx.Err() != nil {
-				return nil, errors.Join(err, ctx.Err())
-			}
 		}
+		return took, nil
 	})
-	return took.at(1), errors.Join(err, api.Delete(ctx, svc.Name, metav1.DeleteOptions{}), slices.Delete(ctx, slice.Name, metav1.DeleteOptions{}))
+	return took, errors.Join(err, api.Delete(ctx, svc.Name, metav1.DeleteOptions{}), slices.Delete(ctx, slice.Name, metav1.DeleteOptions{}))
+}
+
+// answers waits until somebody answers at an address, or nobody does any more.
+func answers(ctx context.Context, address string, want bool) error {
+	for began := time.Now(); time.Since(began) < patience && ctx.Err() == nil; {
+		conn, err := net.DialTimeout("tcp", address, time.Second)
+		if err == nil {
+			_ = conn.Close()
+		}
+		if (err == nil) == want {
+			return nil
+		}
+	}
+	return errors.Join(fmt.Errorf("%s does not become what it should", address), ctx.Err())
 }
 
 // onWorker calls f on a thread in the first worker's network namespace.

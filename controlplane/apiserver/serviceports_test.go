@@ -4,12 +4,16 @@ import (
 	"strings"
 	"testing"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/utils/ptr"
+
+	"gitk8s.dev/gitk8s/controlplane/apiserver"
+	"gitk8s.dev/gitk8s/controlplane/apiserver/apiservertest"
 )
 
 func testServicePorts(t *testing.T, client kubernetes.Interface) {
@@ -92,4 +96,38 @@ func testServicePorts(t *testing.T, client kubernetes.Interface) {
 		t.Errorf("a port in use: %v", err)
 	}
 	must(create("free", nodePort(30081)))
+}
+
+// TestServicePortsAreRepaired: a start puts right what a crash, or a store put back
+// from a copy, has left of allocations.
+func TestServicePortsAreRepaired(t *testing.T) {
+	var etcd *clientv3.Client
+	first := apiservertest.StartWith(t, func(c *apiserver.Config) { etcd = c.Etcd })
+	create := func(cp *apiservertest.ControlPlane, name string, port int32) error {
+		_, err := kubernetes.NewForConfigOrDie(cp.Admin).CoreV1().Services("default").Create(t.Context(), &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Name: name},
+			Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, Ports: []corev1.ServicePort{{Port: 80, NodePort: port}}},
+		}, metav1.CreateOptions{})
+		return err
+	}
+	if err := create(first, "kept", 30090); err != nil {
+		t.Fatal(err)
+	}
+	const prefix = "/gitk8s/nodeports/"
+	if resp, err := etcd.Delete(t.Context(), prefix+"30090"); err != nil || resp.Deleted != 1 {
+		t.Fatal(resp, err)
+	}
+	if _, err := etcd.Put(t.Context(), prefix+"30091", "default/gone/uid 1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := create(first, "early", 30091); !apierrors.IsInvalid(err) {
+		t.Errorf("a port that has an owner: %v", err)
+	}
+	second := apiservertest.StartWith(t, func(c *apiserver.Config) { c.Etcd = etcd })
+	if err := create(second, "twice", 30090); !apierrors.IsInvalid(err) {
+		t.Errorf("a port whose key was lost: %v", err)
+	}
+	if err := create(second, "late", 30091); err != nil {
+		t.Errorf("a port of a service that is gone: %v", err)
+	}
 }
