@@ -156,6 +156,11 @@ func nodePorts(t *testing.T, c *cluster, k tool, ns string) {
 		return err
 	})
 
+	if !network.HasSCTP() {
+		c.apply(t, ns, "apiVersion: v1\nkind: Service\nmetadata: {name: sctp}\nspec: {ports: [{port: 80, protocol: SCTP}]}\n")
+		c.eventOf(t, ns, "sctp", "SCTPNotSupported", "kernel has no SCTP")
+	}
+
 	// Somebody on the machine has the port.
 	l, err := net.Listen("tcp", "127.0.0.1:30085")
 	if err != nil {

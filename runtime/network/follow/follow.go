@@ -201,13 +201,19 @@ func Routes(ctx context.Context, f informers.SharedInformerFactory, netNS string
 	return nil
 }
 
-// loop applies once at the start and then after every signal.
+// loop applies once at the start and then after every signal. A failure that goes on
+// is told once.
 func loop(ctx context.Context, what string, signal <-chan struct{}, apply func() error) {
+	said := ""
 	for {
 		var retry <-chan time.Time
-		if err := apply(); err != nil && ctx.Err() == nil {
-			slog.Warn("network not up to date, will retry", "part", what, "error", err)
-			retry = time.After(retryAfter)
+		if err := apply(); err == nil {
+			said = ""
+		} else if ctx.Err() == nil {
+			if err.Error() != said {
+				slog.Warn("network not up to date, will retry", "part", what, "error", err)
+			}
+			said, retry = err.Error(), time.After(retryAfter)
 		}
 		select {
 		case <-ctx.Done():
