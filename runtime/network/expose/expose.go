@@ -70,13 +70,14 @@ func (e *Exposer) Apply(ctx context.Context, plan Plan) error {
 	for _, port := range slices.SortedFunc(maps.Keys(plan.Ways), byNumber) {
 		way := plan.Ways[port]
 		if e.open[port] == nil {
-			l, err := e.listen(ctx, port)
+			l, err := e.listen(ctx, port, way.To)
 			if err != nil {
 				tell(way.Service, "port %s is not open on this machine: %v; it is tried again", port, err)
 				errs = append(errs, err)
 				continue
 			}
 			e.open[port] = l
+			continue
 		}
 		e.open[port].lead(way.To)
 	}
@@ -94,7 +95,7 @@ func byNumber(a, b Port) int {
 	return int(a.Proto) - int(b.Proto)
 }
 
-func (e *Exposer) listen(ctx context.Context, port Port) (listener, error) {
+func (e *Exposer) listen(ctx context.Context, port Port, to []netip.AddrPort) (listener, error) {
 	at := netip.AddrPortFrom(e.address, port.Number)
 	if port.Proto == network.UDP {
 		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
@@ -102,6 +103,7 @@ func (e *Exposer) listen(ctx context.Context, port Port) (listener, error) {
 			return nil, err
 		}
 		l := &udpListener{ctx: ctx, conn: conn, dial: e.dial, clients: map[netip.AddrPort]*udpClient{}}
+		l.lead(to)
 		go l.serve()
 		return l, nil
 	}
@@ -110,6 +112,7 @@ func (e *Exposer) listen(ctx context.Context, port Port) (listener, error) {
 		return nil, err
 	}
 	t := &tcpListener{ctx: ctx, TCPListener: l, dial: e.dial}
+	t.lead(to)
 	go t.serve()
 	return t, nil
 }
