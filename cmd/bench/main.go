@@ -31,7 +31,7 @@ type options struct {
 }
 
 // sections in the order in which they run.
-var sections = []string{"startup", "resources", "pods", "push", "rollout", "scale", "store", "scheduler", "hollow", "statefulset", "density", "probes"}
+var sections = []string{"startup", "resources", "pods", "push", "rollout", "scale", "store", "scheduler", "proxy", "services", "hollow", "statefulset", "density", "probes"}
 
 func (o options) wants(section string) bool {
 	return o.only == "" || slices.Contains(strings.Split(o.only, ","), section)
@@ -84,8 +84,13 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 			return fmt.Errorf("scheduler: %w", err)
 		}
 	}
-	if o.only == "scheduler" {
-		return nil // it needs no cluster
+	if o.wants("proxy") {
+		if err := b.proxies(ctx); err != nil {
+			return fmt.Errorf("proxy: %w", err)
+		}
+	}
+	if o.only == "scheduler" || o.only == "proxy" {
+		return nil // they need no cluster
 	}
 	c, err := b.startCluster(ctx, filepath.Join(dir, "data"))
 	if err != nil {
@@ -104,6 +109,7 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 		{"resources", b.withPods},
 		{"scale", b.scale},
 		{"store", b.store},
+		{"services", b.services},
 		{"hollow", b.hollow},
 		{"", b.clear},
 		{"statefulset", b.orderedStart},

@@ -34,6 +34,7 @@ import (
 	"gitk8s.dev/gitk8s/runtime/network"
 	"gitk8s.dev/gitk8s/runtime/network/dns"
 	"gitk8s.dev/gitk8s/runtime/network/follow"
+	"gitk8s.dev/gitk8s/runtime/network/healthcheck"
 	"gitk8s.dev/gitk8s/runtime/network/ingress"
 )
 
@@ -223,7 +224,7 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 	}
 	w.zone = dns.NewZone(clusterDomain, network.PodCIDR, network.ServiceCIDR)
 	w.names = dns.NewServer(w.zone, upstream)
-	l, err := net.Listen("tcp", netip.AddrPortFrom(ip, 10250).String())
+	l, err := net.Listen("tcp", netip.AddrPortFrom(ip, workerPort).String())
 	if err != nil {
 		return nil, fmt.Errorf("listen on the node's address: %w", err)
 	}
@@ -316,7 +317,10 @@ func (w *worker) run(ctx context.Context) error {
 	})
 	wg.Go(func() {
 		defer cancel()
-		errs <- follow.Node(ctx, w.client, w.name, w.proxy, w.zone, "")
+		errs <- follow.Node(ctx, follow.Config{
+			Client: w.client, Node: w.name, IP: w.ip, Proxy: w.proxy, Zone: w.zone,
+			Checks: healthcheck.New(""), Events: recorder(ctx, w.client, "gitk8s-agent", w.name),
+		})
 	})
 	wg.Go(func() {
 		defer cancel()

@@ -12,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/viper"
+
+	"gitk8s.dev/gitk8s/controlplane/controllers/serviceloadbalancer"
 )
 
 // Config is everything that can be set, by flag, by GITK8S_* variable or by file,
@@ -47,9 +49,16 @@ type Config struct {
 	DockerConfig string `mapstructure:"docker-config"`
 	// DNSUpstream are the name servers that the workers ask for other names.
 	DNSUpstream string `mapstructure:"dns-upstream"`
+	// ServiceAddress is where node ports and load balancers are reached on this machine.
+	ServiceAddress string `mapstructure:"service-address"`
+	// LoadBalancerPool has the addresses of load balancers; empty means the nodes'.
+	LoadBalancerPool string `mapstructure:"load-balancer-pool"`
 	// EvictionHard is when the workers of `up` evict pods.
 	EvictionHard string `mapstructure:"eviction-hard"`
 }
+
+// maxWorkers is how many `up` may run on one machine.
+const maxWorkers = 200
 
 func newViper() *viper.Viper {
 	v := viper.New()
@@ -102,8 +111,14 @@ func (e *env) config() (Config, error) {
 	if c.AdvertiseAddress != "" && net.ParseIP(c.AdvertiseAddress) == nil {
 		return c, usageError("--advertise-address: %q is no IP address", c.AdvertiseAddress)
 	}
-	if c.Workers < 0 || c.Workers > 200 {
-		return c, usageError("--workers: %d is not from 0 to 200", c.Workers)
+	if a := c.ServiceAddress; a != "" && a != noServices && net.ParseIP(a) == nil {
+		return c, usageError("--service-address: %q is neither an IP address nor %s", a, noServices)
+	}
+	if _, err := serviceloadbalancer.ParsePool(c.LoadBalancerPool); err != nil {
+		return c, usageError("--load-balancer-pool: %w", err)
+	}
+	if c.Workers < 0 || c.Workers > maxWorkers {
+		return c, usageError("--workers: %d is not from 0 to %d", c.Workers, maxWorkers)
 	}
 	return c, nil
 }
@@ -121,6 +136,7 @@ func serverFlags(cmd *cobra.Command) {
 	f.String("etcd-cafile", "", "CA of --etcd-endpoints")
 	f.String("etcd-certfile", "", "client certificate for --etcd-endpoints")
 	f.String("etcd-keyfile", "", "key of --etcd-certfile")
+	f.String("load-balancer-pool", "", "addresses for load balancers on the nodes' link, such as 10.41.0.240/28 or 192.0.2.10-192.0.2.20, with commas between (default: they share the nodes' addresses)")
 	f.String("docker-config", "", "docker config file with credentials for image registries")
 }
 

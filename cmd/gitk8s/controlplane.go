@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -17,17 +16,11 @@ import (
 	"syscall"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	utilruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	clientscheme "k8s.io/client-go/kubernetes/scheme"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/record"
 
-	"gitk8s.dev/gitk8s/api/v1alpha1"
 	"gitk8s.dev/gitk8s/controlplane/apiserver"
 	"gitk8s.dev/gitk8s/controlplane/etcd"
 	"gitk8s.dev/gitk8s/controlplane/pki"
@@ -241,19 +234,6 @@ func client(cfg *rest.Config) (kubernetes.Interface, dynamic.Interface, error) {
 	}
 	d, err := dynamic.NewForConfig(cfg)
 	return k, d, err
-}
-
-// events records in the API under a component's name.
-func (c *controlPlane) events(ctx context.Context, k kubernetes.Interface, component string) record.EventRecorder {
-	b := record.NewBroadcaster(record.WithContext(ctx))
-	b.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: k.CoreV1().Events("")})
-	s := utilruntime.NewScheme()
-	for _, add := range []func(*utilruntime.Scheme) error{clientscheme.AddToScheme, v1alpha1.AddToScheme} {
-		if err := add(s); err != nil {
-			slog.Error("scheme", "error", err) // two types under one name: a mistake in this program
-		}
-	}
-	return b.NewRecorder(s, corev1.EventSource{Component: component})
 }
 
 // openServers opens what is served besides the API: Git, the registry and metrics.

@@ -16,6 +16,7 @@ import (
 	"gitk8s.dev/gitk8s/controlplane/controllers/deployment"
 	"gitk8s.dev/gitk8s/controlplane/controllers/disruption"
 	"gitk8s.dev/gitk8s/controlplane/controllers/endpointslice"
+	"gitk8s.dev/gitk8s/controlplane/controllers/endpointslicemirroring"
 	"gitk8s.dev/gitk8s/controlplane/controllers/ephemeral"
 	"gitk8s.dev/gitk8s/controlplane/controllers/garbagecollector"
 	"gitk8s.dev/gitk8s/controlplane/controllers/job"
@@ -26,6 +27,7 @@ import (
 	"gitk8s.dev/gitk8s/controlplane/controllers/podautoscaler"
 	"gitk8s.dev/gitk8s/controlplane/controllers/protection"
 	"gitk8s.dev/gitk8s/controlplane/controllers/replicaset"
+	"gitk8s.dev/gitk8s/controlplane/controllers/serviceloadbalancer"
 	"gitk8s.dev/gitk8s/controlplane/controllers/statefulset"
 	"gitk8s.dev/gitk8s/controlplane/controllers/ttlafterfinished"
 	"gitk8s.dev/gitk8s/controlplane/pki"
@@ -69,6 +71,8 @@ func (c *controlPlane) startLoops(ctx context.Context, p *parts) error {
 		"disruption controller":     disruption.New(k, f, rec),
 		"replication controller":    replicaset.NewForReplicationControllers(k, f, rec),
 		"endpointslice controller":  endpointslice.New(k, f),
+		"mirroring controller":      endpointslicemirroring.New(k, f),
+		"load balancer controller":  serviceloadbalancer.New(c.balancers(), k, f, c.events(ctx, k, "service-controller")),
 		"node lifecycle controller": lifecycle,
 		"pod network controller":    nodeipam.New(k, f, netip.MustParsePrefix(podCIDR), nodeBits),
 		"volume controller":         persistentvolume.New(k, f, rec),

@@ -63,6 +63,7 @@ and cgroup. After a crash the next start goes on with the running containers;
 	cmd.Flags().Int("http-port", 8080, "port at which Ingresses are reached; 0 for any free one")
 	cmd.Flags().Int("https-port", 8443, "the same with TLS")
 	ingressLogFlag(cmd.Flags())
+	serviceFlags(cmd.Flags())
 	cmd.Flags().Int("workers", 2, "how many workers to run")
 	// A disk that others fill is not emptied by evicting pods.
 	cmd.Flags().String("eviction-hard", "memory.available<100Mi", "below which memory and disk left the workers evict pods, as for `gitk8s agent`")
@@ -134,6 +135,9 @@ func (e *env) up(ctx context.Context, source string) error {
 	if err != nil {
 		return err
 	}
+	if err := poolOfUp(cfg); err != nil {
+		return err
+	}
 	if err := enterAsUser(cfg.DataDir, true); err != nil {
 		return err
 	}
@@ -165,6 +169,9 @@ func (e *env) up(ctx context.Context, source string) error {
 	}
 	e.say("API ready after %s: %s", round(time.Since(started)), c.info.API)
 	crew, err := c.startWorkers(run, e, cfg.Workers)
+	if err == nil {
+		err = c.exposeServices(run)
+	}
 	if err == nil {
 		err = e.settle(ctx, c, cfg, started, source)
 	}

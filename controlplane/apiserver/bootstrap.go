@@ -47,7 +47,7 @@ func (s *Server) bootstrap(hook genericapiserver.PostStartHookContext) error {
 	if err != nil {
 		return fmt.Errorf("make a client: %w", err)
 	}
-	if err := s.repairAddresses(ctx); err != nil {
+	if err := s.repairServices(ctx, client); err != nil {
 		return err
 	}
 	for _, name := range systemNamespaces() {
@@ -72,18 +72,6 @@ func (s *Server) writeEndpoints(ctx context.Context, client kubernetes.Interface
 		return err
 	}
 	return s.bootstrapSlice(ctx, client, addresses)
-}
-
-func (s *Server) repairAddresses(ctx context.Context) error {
-	services, err := s.listServices(ctx)
-	if err != nil {
-		return err
-	}
-	owners := make(map[string]string, len(services))
-	for i := range services {
-		owners[services[i].Spec.ClusterIP] = serviceOwner(&services[i])
-	}
-	return s.addresses.repair(ctx, owners)
 }
 
 func (s *Server) bootstrapService(ctx context.Context, client kubernetes.Interface) error {

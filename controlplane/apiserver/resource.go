@@ -214,5 +214,6 @@ func openStatus(main *store) *statusStore {
 	base := main.UpdateStrategy.(strategy)
 	st.UpdateStrategy = statusStrategy{base}
 	st.ResetFieldsStrategy = statusStrategy{base}
+	st.BeginUpdate = nil // what it does is for the spec, which stays
 	return &statusStore{store: &st}
 }

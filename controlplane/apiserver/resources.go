@@ -70,8 +70,8 @@ func coreResources() []*resource {
 			gv: core, kind: "Service", plural: "services", singular: "service", shortNames: []string{"svc"}, categories: []string{"all"},
 			namespaced: true, newObject: object[corev1.Service], newList: object[corev1.ServiceList],
 			table: printers.Services, name: apivalidation.NameIsDNS1035Label, createOnUpdate: true, status: true,
-			check: checked(validation.Service), prepareUpdate: serviceUpdate,
-			warnings: serviceWarnings, fields: serviceFields, configure: configureServices,
+			check: checked(validation.Service), validateStatus: checked(validation.ServiceStatus),
+			fields: serviceFields, configure: configureServices,
 			subresources: serviceSubresources,
 		},
 		{

@@ -39,6 +39,7 @@ type Server struct {
 	options         *restOptions
 	stores          map[schema.GroupResource]*store
 	addresses       *addresses
+	ports           *nodePorts
 	authz           *authz.Authorizer
 	tokens          *tokens
 	accountTokens   *accountTokens
@@ -76,6 +77,7 @@ func New(cfg Config) (*Server, error) {
 	if s.addresses, err = newAddresses(cfg.Etcd, cidr, cfg.Now); err != nil {
 		return nil, err
 	}
+	s.ports = newNodePorts(cfg.Etcd, cfg.Now)
 	if s.workerTransport, err = newWorkerTransport(cfg); err != nil {
 		return nil, err
 	}

@@ -70,6 +70,7 @@ func TestServer(t *testing.T) {
 	t.Run("status is apart", func(t *testing.T) { testStatusIsApart(t, client) })
 	t.Run("watch", func(t *testing.T) { testWatch(t, client) })
 	t.Run("service addresses", func(t *testing.T) { testServices(t, client) })
+	t.Run("service ports", func(t *testing.T) { testServicePorts(t, client) })
 	t.Run("apply", func(t *testing.T) { testApply(t, client) })
 	t.Run("field validation", func(t *testing.T) { testFieldValidation(t, client) })
 	t.Run("scale", func(t *testing.T) { testScale(t, client) })

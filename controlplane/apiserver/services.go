@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -24,24 +25,6 @@ func needsClusterIP(svc *corev1.Service) bool {
 	return svc.Spec.Type != corev1.ServiceTypeExternalName && svc.Spec.ClusterIP != corev1.ClusterIPNone
 }
 
-// serviceUpdate keeps the allocated address of a client that does not send it.
-func serviceUpdate(_ context.Context, obj, old runtime.Object) {
-	svc, oldSvc := obj.(*corev1.Service), old.(*corev1.Service)
-	if svc.Spec.Type == corev1.ServiceTypeExternalName {
-		if svc.Spec.ClusterIP == oldSvc.Spec.ClusterIP {
-			svc.Spec.ClusterIP, svc.Spec.ClusterIPs = "", nil
-		}
-		return
-	}
-	if svc.Spec.ClusterIP == "" && oldSvc.Spec.Type != corev1.ServiceTypeExternalName {
-		svc.Spec.ClusterIP = oldSvc.Spec.ClusterIP
-	}
-	if len(svc.Spec.ClusterIPs) == 0 && svc.Spec.ClusterIP != "" {
-		svc.Spec.ClusterIPs = []string{svc.Spec.ClusterIP}
-	}
-	setFamilies(svc)
-}
-
 func setFamilies(svc *corev1.Service) {
 	if svc.Spec.IPFamilyPolicy == nil {
 		policy := corev1.IPFamilyPolicySingleStack
@@ -52,63 +35,113 @@ func setFamilies(svc *corev1.Service) {
 	}
 }
 
-// configureServices gives services their addresses.
+// configureServices gives services their addresses and node ports.
 func configureServices(s *Server, st *registry.Store) {
 	st.BeginCreate = func(ctx context.Context, obj runtime.Object, options *metav1.CreateOptions) (registry.FinishFunc, error) {
-		return s.allocate(ctx, obj.(*corev1.Service), dryrun.IsDryRun(options.DryRun))
+		return s.allocate(ctx, obj.(*corev1.Service), &corev1.Service{}, dryrun.IsDryRun(options.DryRun))
 	}
 	st.BeginUpdate = func(ctx context.Context, obj, old runtime.Object, options *metav1.UpdateOptions) (registry.FinishFunc, error) {
 		svc, oldSvc := obj.(*corev1.Service), old.(*corev1.Service)
-		if needsClusterIP(svc) && oldSvc.Spec.Type == corev1.ServiceTypeExternalName {
-			return s.allocate(ctx, svc, dryrun.IsDryRun(options.DryRun))
-		}
-		if svc.Spec.Type == corev1.ServiceTypeExternalName && needsClusterIP(oldSvc) && !dryrun.IsDryRun(options.DryRun) {
-			return func(ctx context.Context, success bool) {
-				if success {
-					s.addresses.release(ctx, oldSvc.Spec.ClusterIP, serviceOwner(oldSvc))
-				}
-			}, nil
-		}
-		return func(context.Context, bool) {}, nil
+		keepAllocated(svc, oldSvc)
+		return s.allocate(ctx, svc, oldSvc, dryrun.IsDryRun(options.DryRun))
 	}
 	st.AfterDelete = func(obj runtime.Object, options *metav1.DeleteOptions) {
-		svc := obj.(*corev1.Service)
-		if needsClusterIP(svc) && !dryrun.IsDryRun(options.DryRun) {
-			s.addresses.release(context.Background(), svc.Spec.ClusterIP, serviceOwner(svc))
+		if svc := obj.(*corev1.Service); !dryrun.IsDryRun(options.DryRun) {
+			s.releaseUnused(context.Background(), svc, &corev1.Service{})
 		}
 	}
 }
 
-func serviceOwner(svc *corev1.Service) string { return svc.Namespace + "/" + svc.Name }
+// serviceOwner names a service among all that there are and have been: one that is
+// made again under the same name must not lose what the former gives back.
+func serviceOwner(svc *corev1.Service) string {
+	return svc.Namespace + "/" + svc.Name + "/" + string(svc.UID)
+}
 
-// allocate sets a service's address; the returned function gives it back when the
-// write that it is for fails.
-func (s *Server) allocate(ctx context.Context, svc *corev1.Service, dryRun bool) (registry.FinishFunc, error) {
-	none := func(context.Context, bool) {}
+// allocation is what one write of a service takes.
+type allocation struct {
+	*Server
+	svc    *corev1.Service
+	old    *corev1.Service // empty when the service is made
+	dryRun bool
+	undo   []func(context.Context)
+}
+
+// allocate sets what a service needs and does not have yet. The returned function
+// gives it back when the write that it is for fails, and otherwise what the service
+// does not need any more.
+func (s *Server) allocate(ctx context.Context, svc, old *corev1.Service, dryRun bool) (registry.FinishFunc, error) {
+	a := &allocation{Server: s, svc: svc, old: old, dryRun: dryRun}
+	err := a.clusterIP(ctx)
+	if err == nil {
+		err = a.nodePorts(ctx)
+	}
+	if err == nil {
+		err = a.healthCheckNodePort(ctx)
+	}
+	if err != nil {
+		a.rollBack(ctx)
+		return nil, err
+	}
+	return func(ctx context.Context, success bool) {
+		switch {
+		case !success:
+			a.rollBack(ctx)
+		case !dryRun:
+			s.releaseUnused(ctx, old, svc)
+		}
+	}, nil
+}
+
+func (a *allocation) rollBack(ctx context.Context) {
+	for _, f := range a.undo {
+		f(ctx)
+	}
+	a.undo = nil
+}
+
+func (a *allocation) clusterIP(ctx context.Context) error {
+	svc := a.svc
 	if svc.Spec.Type == corev1.ServiceTypeExternalName {
-		return none, nil
+		return nil
 	}
 	setFamilies(svc)
 	if svc.Spec.ClusterIP == corev1.ClusterIPNone {
 		svc.Spec.ClusterIPs = []string{corev1.ClusterIPNone}
-		return none, nil
+		return nil
 	}
-	if dryRun {
-		return none, s.checkDryRun(ctx, svc)
+	if hasClusterIP(a.old) {
+		return nil // for ever
 	}
-	ip, err := s.addresses.allocate(ctx, svc.Spec.ClusterIP, serviceOwner(svc))
+	if a.dryRun {
+		return a.checkDryRun(ctx, svc)
+	}
+	ip, err := a.addresses.allocate(ctx, svc.Spec.ClusterIP, serviceOwner(svc))
 	if err != nil {
 		if svc.Spec.ClusterIP == "" {
-			return nil, apierrors.NewInternalError(err)
+			return apierrors.NewInternalError(err)
 		}
-		return nil, invalidClusterIP(svc, err)
+		return invalidClusterIP(svc, err)
 	}
 	svc.Spec.ClusterIP, svc.Spec.ClusterIPs = ip, []string{ip}
-	return func(ctx context.Context, success bool) {
-		if !success {
-			s.addresses.release(ctx, ip, serviceOwner(svc))
+	a.undo = append(a.undo, func(ctx context.Context) { a.addresses.release(ctx, ip, serviceOwner(svc)) })
+	return nil
+}
+
+// hasClusterIP tells whether a stored service has an address.
+func hasClusterIP(svc *corev1.Service) bool { return needsClusterIP(svc) && svc.Spec.ClusterIP != "" }
+
+// releaseUnused gives back what old has and svc does not.
+func (s *Server) releaseUnused(ctx context.Context, old, svc *corev1.Service) {
+	if hasClusterIP(old) && svc.Spec.ClusterIP != old.Spec.ClusterIP {
+		s.addresses.release(ctx, old.Spec.ClusterIP, serviceOwner(old))
+	}
+	kept := portsOf(svc)
+	for port := range portsOf(old) {
+		if !kept[port] {
+			s.ports.release(ctx, strconv.Itoa(int(port)), serviceOwner(old))
 		}
-	}, nil
+	}
 }
 
 // checkDryRun answers whether a requested address would be granted. Without a
@@ -131,14 +164,13 @@ func invalidClusterIP(svc *corev1.Service, err error) error {
 	})
 }
 
-// listServices reads every service from the store.
+// listServices reads every service from the store, the oldest first.
 func (s *Server) listServices(ctx context.Context) ([]corev1.Service, error) {
 	list, err := listAll(ctx, s.stores[corev1.Resource("services")])
 	if err != nil {
 		return nil, fmt.Errorf("apiserver: list services: %w", err)
 	}
 	services := list.(*corev1.ServiceList).Items
-	return slices.DeleteFunc(services, func(svc corev1.Service) bool {
-		return !needsClusterIP(&svc) || svc.Spec.ClusterIP == ""
-	}), nil
+	slices.SortStableFunc(services, func(a, b corev1.Service) int { return a.CreationTimestamp.Compare(b.CreationTimestamp.Time) })
+	return services, nil
 }

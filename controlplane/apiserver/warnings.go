@@ -54,16 +54,3 @@ func supportedVolume(v *corev1.Volume) bool {
 	return v.EmptyDir != nil || v.ConfigMap != nil || v.Secret != nil || v.DownwardAPI != nil || v.Projected != nil || v.HostPath != nil ||
 		v.PersistentVolumeClaim != nil || v.Ephemeral != nil
 }
-
-func serviceWarnings(obj runtime.Object) []string {
-	s, p := obj.(*corev1.Service), field.NewPath("spec")
-	var out []string
-	if s.Spec.Type == corev1.ServiceTypeNodePort || s.Spec.Type == corev1.ServiceTypeLoadBalancer {
-		out = append(out, fmt.Sprintf("%s: %s is %s", p.Child("type"), s.Spec.Type, notActedOn))
-	}
-	out = append(out, warn(p.Child("externalIPs"), len(s.Spec.ExternalIPs) > 0)...)
-	out = append(out, warn(p.Child("loadBalancerIP"), s.Spec.LoadBalancerIP != "")...)
-	out = append(out, warn(p.Child("loadBalancerSourceRanges"), len(s.Spec.LoadBalancerSourceRanges) > 0)...)
-	out = append(out, warn(p.Child("trafficDistribution"), s.Spec.TrafficDistribution != nil)...)
-	return out
-}

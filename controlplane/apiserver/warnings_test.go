@@ -42,14 +42,3 @@ func TestSchedulingWarnings(t *testing.T) {
 		}
 	}
 }
-
-// TestServiceWarnings: what is acted on is not warned of.
-func TestServiceWarnings(t *testing.T) {
-	for kind, want := range map[corev1.ServiceType]int{
-		corev1.ServiceTypeClusterIP: 0, corev1.ServiceTypeExternalName: 0, corev1.ServiceTypeNodePort: 1, corev1.ServiceTypeLoadBalancer: 1,
-	} {
-		if got := serviceWarnings(&corev1.Service{Spec: corev1.ServiceSpec{Type: kind}}); len(got) != want {
-			t.Errorf("%s: %q", kind, got)
-		}
-	}
-}

@@ -205,3 +205,13 @@ func DialIn(ns string) func(ctx context.Context, network, addr string) (net.Conn
 		return c, err
 	}
 }
+
+// HasSCTP tells whether the kernel has sockets for SCTP.
+func HasSCTP() bool {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
+	if err != nil {
+		return false
+	}
+	_ = unix.Close(fd)
+	return true
+}

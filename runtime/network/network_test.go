@@ -401,7 +401,7 @@ func TestServices(t *testing.T) {
 
 	vip := netip.MustParseAddr("10.43.5.5")
 	at := netip.AddrPortFrom(vip, 80)
-	svc := func(affinity bool, endpoints ...netip.Addr) []Service {
+	svc := func(affinity time.Duration, endpoints ...netip.Addr) []Service {
 		var out []Service
 		for _, proto := range []Protocol{TCP, UDP} {
 			s := Service{IP: vip, Port: 80, Proto: proto, Affinity: affinity}
@@ -415,7 +415,7 @@ func TestServices(t *testing.T) {
 	kubernetes := Service{IP: netip.MustParseAddr("10.43.0.1"), Port: 443, Proto: TCP, Endpoints: []netip.AddrPort{netip.AddrPortFrom(HubIP, 6443)}}
 	state := func(s []Service) State { return State{Services: append(s, kubernetes)} }
 
-	apply(state(svc(false, b, d)))
+	apply(state(svc(0, b, d)))
 	for _, network := range []string{"tcp", "udp"} {
 		for name, from := range map[string]struct{ ns, ip string }{
 			"pod": {aNS, a.String()}, "pod on the other node": {dNS, d.String()}, "node": {c.nodes[1].NetNS, "10.41.0.12"},
@@ -436,7 +436,7 @@ func TestServices(t *testing.T) {
 	}
 
 	// Affinity: one endpoint a client.
-	apply(state(svc(true, b, d)))
+	apply(state(svc(time.Hour, b, d)))
 	seen := map[string]bool{}
 	for range 20 {
 		seen[ask(aNS, "tcp", at)] = true
@@ -446,7 +446,7 @@ func TestServices(t *testing.T) {
 	}
 
 	// Hairpin: a pod that is its own endpoint.
-	apply(state(svc(false, a)))
+	apply(state(svc(0, a)))
 	for _, network := range []string{"tcp", "udp"} {
 		if got := ask(aNS, network, at); got != "a 10.41.0.11" {
 			t.Errorf("hairpin by %s: %q", network, got)
@@ -454,7 +454,7 @@ func TestServices(t *testing.T) {
 	}
 
 	// No endpoints, and a service that nobody has: refused at once.
-	apply(state(svc(false)))
+	apply(state(svc(0)))
 	began := time.Now()
 	for _, to := range []netip.AddrPort{at, netip.MustParseAddrPort("10.43.77.77:80"), netip.AddrPortFrom(vip, 81)} {
 		for _, ns := range []string{aNS, c.nodes[0].NetNS} {
@@ -483,34 +483,37 @@ func TestFlowsFollowEndpoints(t *testing.T) {
 	_, b := c.pod(1, "b")
 	_, d := c.pod(2, "d")
 	apply := c.proxies()
-	vip := netip.MustParseAddr("10.43.6.6")
-	state := func(e ...netip.Addr) State {
-		s := Service{IP: vip, Port: 53, Proto: UDP}
-		for _, x := range e {
-			s.Endpoints = append(s.Endpoints, netip.AddrPortFrom(x, 8080))
+	for _, front := range []struct {
+		ip     netip.Addr
+		dialed netip.AddrPort
+	}{
+		{netip.MustParseAddr("10.43.6.6"), netip.MustParseAddrPort("10.43.6.6:53")},
+		{AnyNodeAddress, netip.AddrPortFrom(c.nodes[1].IP, 53)},
+	} {
+		state := func(e ...netip.Addr) State {
+			return State{Services: []Service{{IP: front.ip, Port: 53, Proto: UDP, Masquerade: front.ip == AnyNodeAddress, Endpoints: to(e...)}}}
 		}
-		return State{Services: []Service{s}}
-	}
-	apply(state(b))
-	conn, err := DialIn(aNS)(context.Background(), "udp", netip.AddrPortFrom(vip, 53).String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if got := exchange(conn); !strings.HasPrefix(got, "b ") {
-		t.Fatalf("first: %q", got)
-	}
-	apply(state(d))
-	if got := exchange(conn); !strings.HasPrefix(got, "d ") {
-		t.Errorf("after the change: %q", got)
-	}
-	apply(state())
-	if got := exchange(conn); !strings.Contains(got, "refused") {
-		t.Errorf("without endpoints: %q", got)
-	}
-	apply(state(b))
-	if got := exchange(conn); !strings.HasPrefix(got, "b ") {
-		t.Errorf("with endpoints again: %q", got)
+		apply(state(b))
+		conn, err := DialIn(aNS)(context.Background(), "udp", front.dialed.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if got := exchange(conn); !strings.HasPrefix(got, "b ") {
+			t.Fatalf("first: %q", got)
+		}
+		apply(state(d))
+		if got := exchange(conn); !strings.HasPrefix(got, "d ") {
+			t.Errorf("after the change: %q", got)
+		}
+		apply(state())
+		if got := exchange(conn); !strings.Contains(got, "refused") {
+			t.Errorf("without endpoints: %q", got)
+		}
+		apply(state(b))
+		if got := exchange(conn); !strings.HasPrefix(got, "b ") {
+			t.Errorf("with endpoints again: %q", got)
+		}
 	}
 }
 

@@ -1,16 +1,14 @@
 package network
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	mdnetlink "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
@@ -25,26 +23,13 @@ const (
 	socketBuffer = 8 << 20
 )
 
-// Registers of 4 bytes; a concatenated key lies in consecutive ones.
-const (
-	regKey    = unix.NFT_REG32_00
-	regResult = unix.NFT_REG32_04
-)
-
-var (
-	slotType    = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeMark)
-	portType    = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService)
-	addrPort    = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
-	hairpinType = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr)
-)
-
 // Proxy sends what is addressed to a service to one of its endpoints: by one
 // nftables table of its own in the node's namespace, which is changed in single
 // transactions. Connections that are under way are not affected by a change.
 //
 // The endpoint is drawn per connection: a map with the key
-// "address . protocol . port . slot", the slot at random or, with affinity, by a
-// hash of the client's address.
+// "address . protocol . port . kind . slot", the slot at random. With affinity the
+// kernel remembers which one a client had.
 type Proxy struct {
 	netNS string
 	ns    *os.File
@@ -96,15 +81,15 @@ func (p *Proxy) Remove() error {
 // Apply makes the kernel do what desired says, in one transaction with no more
 // changes than needed. After an error the next Apply builds everything anew.
 func (p *Proxy) Apply(desired State) error {
-	want, err := compile(desired)
-	if err != nil {
-		return fmt.Errorf("service proxy: %w", err)
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	before := p.installed
 	if before == nil {
 		before = newTable()
+	}
+	want, err := compile(desired, before)
+	if err != nil {
+		return fmt.Errorf("service proxy: %w", err)
 	}
 	c := want.diff(before)
 	if p.installed != nil && c.empty() {
@@ -113,7 +98,7 @@ func (p *Proxy) Apply(desired State) error {
 	if p.installed == nil {
 		err = p.build(want)
 	} else {
-		err = p.update(want, c)
+		err = p.update(before, want, c)
 	}
 	p.installed = nil
 	if err == nil {
@@ -137,167 +122,92 @@ func (p *Proxy) chain(name string) *nftables.Chain {
 	return &nftables.Chain{Name: name, Table: p.table()}
 }
 
-func (p *Proxy) slotSet() *nftables.Set {
-	return &nftables.Set{Table: p.table(), Name: "slots", IsMap: true, Concatenation: true, KeyType: slotType, DataType: addrPort}
-}
-
-func (p *Proxy) servingSet() *nftables.Set {
-	return &nftables.Set{Table: p.table(), Name: "serving", Concatenation: true, KeyType: portType}
-}
-
-func (p *Proxy) hairpinSet() *nftables.Set {
-	return &nftables.Set{Table: p.table(), Name: "hairpins", Concatenation: true, KeyType: hairpinType}
-}
-
 // build queues the whole table.
 func (p *Proxy) build(want *table) error {
 	t := p.table()
 	p.conn.AddTable(t)
 	p.conn.DelTable(t)
 	p.conn.AddTable(t)
-	for _, s := range []*nftables.Set{p.slotSet(), p.servingSet(), p.hairpinSet()} {
-		if err := p.conn.AddSet(s, nil); err != nil {
+	for s := range setCount {
+		if err := p.conn.AddSet(p.kernelSet(s), nil); err != nil {
 			return err
 		}
 	}
-	for _, name := range []string{"services", "refuse"} {
-		p.conn.AddChain(p.chain(name))
+	if err := p.addRecent(want.timeouts()); err != nil {
+		return err
 	}
-	before := nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest - 5)
-	for _, base := range []struct {
-		name string
-		kind nftables.ChainType
-		hook *nftables.ChainHook
-		prio *nftables.ChainPriority
-		jump string
-	}{
-		{"refuse-prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, before, "refuse"},
-		{"refuse-output", nftables.ChainTypeFilter, nftables.ChainHookOutput, before, "refuse"},
-		{"prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, "services"},
-		{"output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest, "services"},
-		{"postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, ""},
-	} {
-		c := p.chain(base.name)
-		c.Type, c.Hooknum, c.Priority = base.kind, base.hook, base.prio
-		p.conn.AddChain(c)
-		if base.jump != "" {
-			p.rule(base.name, &expr.Verdict{Kind: expr.VerdictJump, Chain: base.jump})
-		}
-	}
-	p.refuseRules()
-	// A pod that reaches itself by way of a service would see its own address as the
-	// client's and answer past the translation.
-	p.rule("postrouting", append(addressPair(), &expr.Lookup{SourceRegister: regKey, SetName: "hairpins"}, &expr.Masq{})...)
+	p.buildChains()
 	p.drawRules(want)
-	return p.queueElements(want, want.diff(newTable()))
+	return p.queueElements(want.diff(newTable()))
 }
 
-func (p *Proxy) update(want *table, c *change) error {
+// update queues what has changed. Which client had which endpoint is kept.
+func (p *Proxy) update(before, want *table, c *change) error {
 	if c.rules {
-		p.conn.FlushChain(p.chain("services"))
+		old, now := before.timeouts(), want.timeouts()
+		if err := p.addRecent(without(now, old)); err != nil {
+			return err
+		}
+		for _, chain := range drawChains {
+			p.conn.FlushChain(p.chain(chain))
+		}
 		p.drawRules(want)
+		for _, seconds := range without(old, now) {
+			p.conn.DelSet(p.recentSet(seconds))
+		}
 	}
-	return p.queueElements(want, c)
+	return p.queueElements(c)
+}
+
+func (p *Proxy) addRecent(timeouts []uint32) error {
+	for _, seconds := range timeouts {
+		if err := p.conn.AddSet(p.recentSet(seconds), nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func without(a, b []uint32) []uint32 {
+	return slices.DeleteFunc(slices.Clone(a), func(x uint32) bool { return slices.Contains(b, x) })
 }
 
 func (p *Proxy) rule(chain string, exprs ...expr.Any) {
 	p.conn.AddRule(&nftables.Rule{Table: p.table(), Chain: p.chain(chain), Exprs: exprs})
 }
 
-// destination loads "address . protocol . port" of the packet.
-func destination() []expr.Any {
-	return []expr.Any{
-		&expr.Payload{DestRegister: regKey, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4},
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: regKey + 1},
-		&expr.Payload{DestRegister: regKey + 2, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+// queueElements deletes before it adds: a changed element is both.
+func (p *Proxy) queueElements(c *change) error {
+	var errs []error
+	for s := range setCount {
+		errs = append(errs, inBatches(kernelElements(c.del[s], false), p.kernelSet(s), p.conn.SetDeleteElements))
 	}
+	for s := range setCount {
+		errs = append(errs, inBatches(kernelElements(c.add[s], true), p.kernelSet(s), p.conn.SetAddElements))
+	}
+	return errors.Join(errs...)
 }
 
-func addressPair() []expr.Any {
-	return []expr.Any{
-		&expr.Payload{DestRegister: regKey, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
-		&expr.Payload{DestRegister: regKey + 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4},
-	}
-}
-
-// drawRules has one rule for each number of endpoints in use.
-func (p *Proxy) drawRules(want *table) {
-	for _, g := range want.sortedGroups() {
-		exprs := destination()
-		if g.affinity {
-			exprs = append(exprs,
-				&expr.Payload{DestRegister: regResult, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
-				&expr.Hash{SourceRegister: regResult, DestRegister: regKey + 3, Length: 4, Modulus: g.n, Seed: 0x6b3873, Offset: g.base(), Type: expr.HashTypeJenkins})
-		} else {
-			exprs = append(exprs, &expr.Numgen{Register: regKey + 3, Modulus: g.n, Type: unix.NFT_NG_RANDOM, Offset: g.base()})
+// kernelElements are the elements as the library wants them, with or without values.
+func kernelElements(elements []element, values bool) []nftables.SetElement {
+	out := make([]nftables.SetElement, 0, len(elements))
+	for _, e := range elements {
+		k := nftables.SetElement{Key: []byte(e.key)}
+		if half := len(e.key) / 2; setInfo[e.set].Interval {
+			k.Key, k.KeyEnd = k.Key[:half], k.Key[half:]
 		}
-		exprs = append(exprs,
-			&expr.Lookup{SourceRegister: regKey, DestRegister: regResult, IsDestRegSet: true, SetName: "slots"},
-			&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: regResult, RegProtoMin: regResult + 1})
-		p.rule("services", exprs...)
-	}
-}
-
-// refuseRules answer new connections to services without endpoints, and to service
-// addresses that nobody has, at once instead of letting them time out.
-func (p *Proxy) refuseRules() {
-	network := ServiceCIDR.Masked().Addr().As4()
-	mask := net.CIDRMask(ServiceCIDR.Bits(), 32)
-	match := []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: network[:]},
-		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(expr.CtStateBitNEW), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
-	}
-	match = append(append(match, destination()...), &expr.Lookup{SourceRegister: regKey, SetName: "serving", Invert: true})
-	tcp := append(append([]expr.Any{}, match...),
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{byte(TCP)}},
-		&expr.Reject{Type: unix.NFT_REJECT_TCP_RST})
-	p.rule("refuse", tcp...)
-	const portUnreachable = 3
-	p.rule("refuse", append(match, &expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: portUnreachable})...)
-}
-
-// queueElements deletes before it adds: a changed endpoint is both.
-func (p *Proxy) queueElements(want *table, c *change) error {
-	slots, serving, hairpins := p.slotSet(), p.servingSet(), p.hairpinSet()
-	slotElements := func(keys []slotKey, values bool) []nftables.SetElement {
-		out := make([]nftables.SetElement, 0, len(keys))
-		for _, k := range keys {
-			e := nftables.SetElement{Key: append(k.bytes(), binaryutil.NativeEndian.PutUint32(k.slot)...)}
-			if values {
-				to := want.slots[k]
-				e.Val = append(to.Addr().AsSlice(), portBytes(to.Port())...)
-			}
-			out = append(out, e)
+		switch {
+		case !values:
+		case e.value == toRefuse:
+			k.VerdictData = &expr.Verdict{Kind: expr.VerdictJump, Chain: chainReject}
+		case e.value == toDrop:
+			k.VerdictData = &expr.Verdict{Kind: expr.VerdictJump, Chain: chainOutside}
+		case e.value != "":
+			k.Val = []byte(e.value)
 		}
-		return out
+		out = append(out, k)
 	}
-	ports := func(keys []portKey) []nftables.SetElement {
-		out := make([]nftables.SetElement, 0, len(keys))
-		for _, k := range keys {
-			out = append(out, nftables.SetElement{Key: k.bytes()})
-		}
-		return out
-	}
-	pairs := func(addrs []netip.Addr) []nftables.SetElement {
-		out := make([]nftables.SetElement, 0, len(addrs))
-		for _, a := range addrs {
-			out = append(out, nftables.SetElement{Key: append(a.AsSlice(), a.AsSlice()...)})
-		}
-		return out
-	}
-	return errors.Join(
-		inBatches(slotElements(c.delSlots, false), slots, p.conn.SetDeleteElements),
-		inBatches(ports(c.delServing), serving, p.conn.SetDeleteElements),
-		inBatches(pairs(c.delHairpins), hairpins, p.conn.SetDeleteElements),
-		inBatches(slotElements(c.addSlots, true), slots, p.conn.SetAddElements),
-		inBatches(ports(c.addServing), serving, p.conn.SetAddElements),
-		inBatches(pairs(c.addHairpins), hairpins, p.conn.SetAddElements),
-	)
+	return out
 }
 
 func inBatches(elements []nftables.SetElement, set *nftables.Set, do func(*nftables.Set, []nftables.SetElement) error) error {
@@ -309,17 +219,6 @@ func inBatches(elements []nftables.SetElement, set *nftables.Set, do func(*nftab
 		elements = elements[n:]
 	}
 	return nil
-}
-
-// bytes is the key as it lies in registers: each field padded to four bytes.
-func (k portKey) bytes() []byte {
-	out := k.ip.AsSlice()
-	out = append(out, byte(k.proto), 0, 0, 0)
-	return append(out, portBytes(k.port)...)
-}
-
-func portBytes(port uint16) []byte {
-	return append(binary.BigEndian.AppendUint16(nil, port), 0, 0)
 }
 
 // dropStale ends UDP flows to endpoints that are gone: without an end of their own
@@ -338,8 +237,10 @@ func (p *Proxy) dropStale(flows []staleFlow) error {
 		filter := &netlink.ConntrackFilter{}
 		err := errors.Join(
 			filter.AddProtocol(uint8(f.service.proto)),
-			filter.AddIP(netlink.ConntrackOrigDstIP, net.IP(f.service.ip.AsSlice())),
 			filter.AddPort(netlink.ConntrackOrigDstPort, f.service.port))
+		if f.service.ip != AnyNodeAddress {
+			err = errors.Join(err, filter.AddIP(netlink.ConntrackOrigDstIP, net.IP(f.service.ip.AsSlice())))
+		}
 		if f.endpoint.IsValid() {
 			err = errors.Join(err, filter.AddIP(netlink.ConntrackReplySrcIP, net.IP(f.endpoint.AsSlice())))
 		}

@@ -77,7 +77,8 @@ func EnsureDNSAddress(ns string) error {
 		return err
 	}
 	defer h.Close()
-	if err := h.AddrReplace(lo, &netlink.Addr{IPNet: ipNet(host(DNSIP))}); err != nil {
+	// For the host alone: no packet of the node's gets it as its source by itself.
+	if err := h.AddrReplace(lo, &netlink.Addr{IPNet: ipNet(host(DNSIP)), Scope: int(netlink.SCOPE_HOST)}); err != nil {
 		return fmt.Errorf("add address %s: %w", DNSIP, err)
 	}
 	return nil
@@ -100,14 +101,14 @@ func loopback(ns string) (*netlink.Handle, netlink.Link, error) {
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 // Leave removes from a namespace what a node adds to it besides its pods: the
-// services, and the routes to them and to the other nodes' pods.
+// services, load balancers' addresses, and the routes to them and to the other nodes' pods.
 func Leave(ns string) error {
 	proxy, err := NewProxy(ns)
 	if err != nil {
 		return err
 	}
 	defer proxy.Close()
-	if err := errors.Join(proxy.Remove(), SyncRoutes(ns, nil)); err != nil {
+	if err := errors.Join(proxy.Remove(), SyncRoutes(ns, nil), SyncAddresses(ns, netip.Addr{}, nil)); err != nil {
 		return err
 	}
 	h, lo, err := loopback(ns)

@@ -1,10 +1,14 @@
 package network
 
 import (
+	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
+	"github.com/google/nftables/binaryutil"
 	"golang.org/x/sys/unix"
 )
 
@@ -13,8 +17,9 @@ type Protocol uint8
 
 // The protocols that the proxy handles.
 const (
-	TCP Protocol = unix.IPPROTO_TCP
-	UDP Protocol = unix.IPPROTO_UDP
+	TCP  Protocol = unix.IPPROTO_TCP
+	UDP  Protocol = unix.IPPROTO_UDP
+	SCTP Protocol = unix.IPPROTO_SCTP
 )
 
 // String names the protocol.
@@ -24,10 +29,16 @@ func (p Protocol) String() string {
 		return "TCP"
 	case UDP:
 		return "UDP"
+	case SCTP:
+		return "SCTP"
 	default:
 		return fmt.Sprintf("protocol %d", uint8(p))
 	}
 }
+
+// AnyNodeAddress in place of a service's address makes its port a node port: it is
+// served at every address of the node.
+var AnyNodeAddress = netip.IPv4Unspecified()
 
 // State is everything that a Proxy does.
 type State struct {
@@ -39,17 +50,27 @@ type Service struct {
 	IP    netip.Addr
 	Port  uint16
 	Proto Protocol
-	// Affinity sends a client to the same endpoint for as long as the endpoints stay
-	// the same.
-	Affinity bool
+	// Affinity sends a client to the same endpoint until it has made no connection for
+	// that long. Zero: each connection goes anywhere.
+	Affinity time.Duration
 	// Local: the node itself listens at the address. Endpoints are not looked at.
 	Local bool
+	// Masquerade hides the clients' addresses behind the node's, so that the answers
+	// come back by way of this node wherever the endpoint is.
+	Masquerade bool
 	// Endpoints to choose from; none refuses connections.
 	Endpoints []netip.AddrPort
+	// NodeLocal: Endpoints are those of this node alone, and without one connections
+	// from outside are dropped, so that whoever balances load tries another node.
+	// Clients on this node, pods and the node itself, have the Inside ones.
+	NodeLocal bool
+	Inside    []netip.AddrPort
+	// Sources are the addresses that may connect; empty means all.
+	Sources []netip.Prefix
 }
 
 // maxEndpoints of one service's port: the number shares 32 bits with the slot.
-const maxEndpoints = 1<<15 - 1
+const maxEndpoints = 1<<16 - 1
 
 // portKey names a service's port.
 type portKey struct {
@@ -58,91 +79,239 @@ type portKey struct {
 	port  uint16
 }
 
-// slotKey names one endpoint of a service's port. The number of endpoints is part
-// of the key: a rule that draws among n finds only services that have n.
-type slotKey struct {
-	portKey
-	slot uint32
+// bytes is the key as it lies in registers: each field padded to four bytes.
+func (k portKey) bytes() []byte {
+	out := make([]byte, 0, 32)
+	out = append(out, k.ip.AsSlice()...)
+	out = append(out, byte(k.proto), 0, 0, 0)
+	return append(out, portBytes(k.port)...)
 }
 
-// group is a kind of draw: there is one rule for each that is in use.
+func portBytes(port uint16) []byte {
+	return append(binary.BigEndian.AppendUint16(nil, port), 0, 0)
+}
+
+func addrPortBytes(a netip.AddrPort) []byte {
+	return append(a.Addr().AsSlice(), portBytes(a.Port())...)
+}
+
+// group is a kind of draw: there is one rule for each that is in use. All of it is
+// part of the slots' keys: a rule that draws among n finds only services that have n.
 type group struct {
-	n        uint32
-	affinity bool
+	n       uint32
+	seconds uint32 // of affinity
+	inside  bool
+}
+
+// kind is what tells groups of the same number apart.
+func (g group) kind() uint32 {
+	if g.inside {
+		return g.seconds | 1<<31
+	}
+	return g.seconds
 }
 
 // base is the first slot of the group.
-func (g group) base() uint32 {
-	b := g.n << 16
-	if g.affinity {
-		b |= 1 << 31
-	}
-	return b
+func (g group) base() uint32 { return g.n << 16 }
+
+// slot is the end of the key of an endpoint.
+func (g group) slot(i int) []byte {
+	return append(binaryutil.NativeEndian.PutUint32(g.kind()), binaryutil.NativeEndian.PutUint32(g.base()+uint32(i))...)
 }
 
-// table is a state in the form in which the kernel has it.
+// set names a set or map in the kernel; setInfo says what is in it.
+type set int
+
+const (
+	slots      set = iota // address . protocol . port . kind . slot → endpoint
+	serving               // ports of cluster addresses that are not refused
+	unserved              // ports of other addresses without endpoints → verdict
+	masquerade            // ports whose clients' addresses are hidden
+	firewalled            // ports that not everybody may connect to
+	allowed               // firewalled port . client, a range
+	members               // port . endpoint, with affinity
+	hairpins              // endpoint . the same endpoint
+	setCount
+)
+
+// The verdicts of unserved.
+const (
+	toRefuse = "refuse"
+	toDrop   = "drop"
+)
+
+// element of a set, key and value as they lie in registers. The key of a range is its
+// first and its last one.
+type element struct {
+	set        set
+	key, value string
+}
+
+// part is what one service's port has in the kernel of its own.
+type part struct {
+	service  *Service
+	elements []element
+	groups   []group
+	// endpoints are kept to find out when a UDP service's endpoints changed.
+	endpoints []netip.AddrPort
+}
+
+// table is a state in the form in which the kernel has it: a part for each service,
+// and what they share. It is not changed once it is made.
 type table struct {
-	slots    map[slotKey]netip.AddrPort
-	serving  map[portKey]bool
+	parts    map[portKey]*part
 	hairpins map[netip.Addr]bool
 	groups   map[group]bool
-	// endpoints are kept to find out when a UDP service's endpoints changed.
-	endpoints map[portKey][]netip.AddrPort
 }
 
 func newTable() *table {
-	return &table{
-		slots: map[slotKey]netip.AddrPort{}, serving: map[portKey]bool{}, hairpins: map[netip.Addr]bool{},
-		groups: map[group]bool{}, endpoints: map[portKey][]netip.AddrPort{},
-	}
+	return &table{parts: map[portKey]*part{}, hairpins: map[netip.Addr]bool{}, groups: map[group]bool{}}
 }
 
-// compile checks a state and lays it out.
-func compile(s State) (*table, error) {
+// compile checks a state and lays it out. Parts of services that are as they were in
+// before are taken over.
+func compile(s State, before *table) (*table, error) {
 	t := newTable()
-	for _, svc := range s.Services {
+	for i := range s.Services {
+		svc := &s.Services[i]
 		key := portKey{svc.IP, svc.Proto, svc.Port}
-		name := fmt.Sprintf("service %s:%d/%s", svc.IP, svc.Port, svc.Proto)
-		if !svc.IP.Is4() || svc.Port == 0 || (svc.Proto != TCP && svc.Proto != UDP) {
-			return nil, fmt.Errorf("%s: not an IPv4 address with a TCP or UDP port", name)
+		p := before.parts[key]
+		var err error
+		if p == nil || !p.service.equal(svc) {
+			p, err = newPart(key, svc)
 		}
-		if _, twice := t.endpoints[key]; twice {
-			return nil, fmt.Errorf("%s: given twice", name)
+		if err == nil && t.parts[key] != nil {
+			err = fmt.Errorf("given twice")
 		}
-		if len(svc.Endpoints) > maxEndpoints {
-			return nil, fmt.Errorf("%s: %d endpoints, more than %d", name, len(svc.Endpoints), maxEndpoints)
+		if err != nil {
+			return nil, fmt.Errorf("service %s:%d/%s: %w", svc.IP, svc.Port, svc.Proto, err)
 		}
-		if svc.Local {
-			t.serving[key] = true
-			continue
-		}
-		endpoints := slices.Clone(svc.Endpoints)
-		slices.SortFunc(endpoints, netip.AddrPort.Compare)
-		endpoints = slices.Compact(endpoints)
-		t.endpoints[key] = endpoints
-		if len(endpoints) == 0 {
-			continue
-		}
-		g := group{n: uint32(len(endpoints)), affinity: svc.Affinity}
-		t.groups[g] = true
-		t.serving[key] = true
-		for i, e := range endpoints {
-			if !e.Addr().Is4() || e.Port() == 0 {
-				return nil, fmt.Errorf("%s: endpoint %s is not an IPv4 address with a port", name, e)
-			}
-			t.slots[slotKey{key, g.base() + uint32(i)}] = e
+		t.parts[key] = p
+		for _, e := range p.endpoints {
 			t.hairpins[e.Addr()] = true
+		}
+		for _, g := range p.groups {
+			t.groups[g] = true
 		}
 	}
 	return t, nil
 }
 
+func (s *Service) equal(o *Service) bool {
+	return s.IP == o.IP && s.Port == o.Port && s.Proto == o.Proto && s.Affinity == o.Affinity && s.Local == o.Local &&
+		s.Masquerade == o.Masquerade && s.NodeLocal == o.NodeLocal && slices.Equal(s.Endpoints, o.Endpoints) &&
+		slices.Equal(s.Inside, o.Inside) && slices.Equal(s.Sources, o.Sources)
+}
+
+func newPart(key portKey, svc *Service) (*part, error) {
+	if !svc.IP.Is4() || svc.Port == 0 || (svc.Proto != TCP && svc.Proto != UDP && svc.Proto != SCTP) {
+		return nil, fmt.Errorf("not an IPv4 address with a TCP, UDP or SCTP port")
+	}
+	own := *svc
+	own.Endpoints, own.Inside, own.Sources = slices.Clone(svc.Endpoints), slices.Clone(svc.Inside), slices.Clone(svc.Sources)
+	p := &part{service: &own}
+	at := string(key.bytes())
+	if svc.Local {
+		p.add(serving, at, "")
+		return p, nil
+	}
+	here, inside := distinct(svc.Endpoints), distinct(svc.Inside)
+	p.endpoints = distinct(append(slices.Clone(here), inside...))
+	seconds := uint32(svc.Affinity / time.Second)
+	if err := p.draw(at, group{n: uint32(len(here)), seconds: seconds}, here); err != nil {
+		return nil, err
+	}
+	if svc.NodeLocal {
+		if err := p.draw(at, group{n: uint32(len(inside)), seconds: seconds, inside: true}, inside); err != nil {
+			return nil, err
+		}
+	}
+	if seconds > 0 {
+		for _, e := range p.endpoints {
+			p.add(members, at+string(addrPortBytes(e)), "")
+		}
+	}
+	switch {
+	case ServiceCIDR.Contains(svc.IP) && len(here) > 0:
+		p.add(serving, at, "")
+	case ServiceCIDR.Contains(svc.IP): // refused by its range
+	case len(here) == 0 && len(inside) > 0:
+		p.add(unserved, at, toDrop)
+	case len(here) == 0:
+		p.add(unserved, at, toRefuse)
+	}
+	if svc.Masquerade {
+		p.add(masquerade, at, "")
+	}
+	return p, p.allow(at, svc.Sources)
+}
+
+func (p *part) add(s set, key, value string) {
+	p.elements = append(p.elements, element{s, key, value})
+}
+
+// draw adds the endpoints of a group.
+func (p *part) draw(at string, g group, endpoints []netip.AddrPort) error {
+	if len(endpoints) == 0 {
+		return nil
+	}
+	if len(endpoints) > maxEndpoints {
+		return fmt.Errorf("%d endpoints, more than %d", len(endpoints), maxEndpoints)
+	}
+	p.groups = append(p.groups, g)
+	for i, e := range endpoints {
+		if !e.Addr().Is4() || e.Port() == 0 {
+			return fmt.Errorf("endpoint %s is not an IPv4 address with a port", e)
+		}
+		p.add(slots, at+string(g.slot(i)), string(addrPortBytes(e)))
+	}
+	return nil
+}
+
+func (p *part) allow(at string, sources []netip.Prefix) error {
+	if len(sources) == 0 {
+		return nil
+	}
+	p.add(firewalled, at, "")
+	for _, r := range outermost(sources) {
+		if !r.Addr().Is4() {
+			return fmt.Errorf("source range %s is not IPv4", r)
+		}
+		first := r.Addr().As4()
+		last := first
+		binary.BigEndian.PutUint32(last[:], binary.BigEndian.Uint32(first[:])|uint32(1<<(32-r.Bits())-1))
+		p.add(allowed, at+string(first[:])+at+string(last[:]), "")
+	}
+	return nil
+}
+
+// outermost leaves out the ranges that lie in others: the kernel takes none that
+// overlap.
+func outermost(ranges []netip.Prefix) []netip.Prefix {
+	all := make([]netip.Prefix, len(ranges))
+	for i, p := range ranges {
+		all[i] = p.Masked()
+	}
+	slices.SortFunc(all, func(a, b netip.Prefix) int { return a.Bits() - b.Bits() })
+	var out []netip.Prefix
+	for _, p := range all {
+		if !slices.ContainsFunc(out, p.Overlaps) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func distinct(endpoints []netip.AddrPort) []netip.AddrPort {
+	out := slices.Clone(endpoints)
+	slices.SortFunc(out, netip.AddrPort.Compare)
+	return slices.Compact(out)
+}
+
 // change is the difference between two tables.
 type change struct {
-	delSlots, addSlots       []slotKey
-	delServing, addServing   []portKey
-	delHairpins, addHairpins []netip.Addr
-	rules                    bool
+	del, add [setCount][]element
+	rules    bool
 	// stale are the UDP flows that must not go on as they did.
 	stale []staleFlow
 }
@@ -155,66 +324,93 @@ type staleFlow struct {
 }
 
 func (c *change) empty() bool {
-	return len(c.delSlots)+len(c.addSlots)+len(c.delServing)+len(c.addServing)+len(c.delHairpins)+len(c.addHairpins) == 0 && !c.rules
+	for i := range setCount {
+		if len(c.del[i])+len(c.add[i]) > 0 {
+			return false
+		}
+	}
+	return !c.rules
 }
 
-// diff returns what leads from old to t. An endpoint that changed is deleted and
-// added.
+// diff returns what leads from old to t. An element whose value changed is deleted
+// and added.
 func (t *table) diff(old *table) *change {
-	c := &change{}
-	for k, v := range old.slots {
-		if now, ok := t.slots[k]; !ok || now != v {
-			c.delSlots = append(c.delSlots, k)
+	c := &change{rules: !maps.Equal(old.groups, t.groups)}
+	nothing := &part{}
+	for key, was := range old.parts {
+		if t.parts[key] == nil {
+			c.part(key, was, nothing)
 		}
 	}
-	for k, v := range t.slots {
-		if was, ok := old.slots[k]; !ok || was != v {
-			c.addSlots = append(c.addSlots, k)
+	for key, now := range t.parts {
+		if was := old.parts[key]; was == nil {
+			c.part(key, nothing, now)
+		} else if was != now {
+			c.part(key, was, now)
 		}
 	}
-	c.delServing, c.addServing = diffKeys(old.serving, t.serving)
-	c.delHairpins, c.addHairpins = diffKeys(old.hairpins, t.hairpins)
-	gone, new := diffKeys(old.groups, t.groups)
-	c.rules = len(gone)+len(new) > 0
-	for key, was := range old.endpoints {
-		if key.proto != UDP {
-			continue
-		}
-		now := t.endpoints[key]
-		for _, e := range was {
-			if !slices.ContainsFunc(now, func(n netip.AddrPort) bool { return n == e }) {
-				c.stale = append(c.stale, staleFlow{key, e.Addr()})
-			}
+	for ip := range old.hairpins {
+		if !t.hairpins[ip] {
+			c.del[hairpins] = append(c.del[hairpins], hairpin(ip))
 		}
 	}
-	for key, now := range t.endpoints {
-		if key.proto == UDP && len(now) > 0 && len(old.endpoints[key]) == 0 {
-			c.stale = append(c.stale, staleFlow{service: key})
+	for ip := range t.hairpins {
+		if !old.hairpins[ip] {
+			c.add[hairpins] = append(c.add[hairpins], hairpin(ip))
 		}
 	}
 	return c
 }
 
-func diffKeys[K comparable](old, now map[K]bool) (gone, added []K) {
-	for k := range old {
-		if !now[k] {
-			gone = append(gone, k)
+func hairpin(ip netip.Addr) element {
+	return element{set: hairpins, key: string(append(ip.AsSlice(), ip.AsSlice()...))}
+}
+
+// part adds the difference of one service.
+func (c *change) part(key portKey, was, now *part) {
+	before := make(map[element]bool, len(was.elements))
+	for _, e := range was.elements {
+		before[e] = true
+	}
+	for _, e := range now.elements {
+		if !before[e] {
+			c.add[e.set] = append(c.add[e.set], e)
+		}
+		delete(before, e)
+	}
+	for e := range before {
+		c.del[e.set] = append(c.del[e.set], e)
+	}
+	if key.proto != UDP {
+		return
+	}
+	for _, e := range was.endpoints {
+		if _, kept := slices.BinarySearchFunc(now.endpoints, e, netip.AddrPort.Compare); !kept {
+			c.stale = append(c.stale, staleFlow{key, e.Addr()})
 		}
 	}
-	for k := range now {
-		if !old[k] {
-			added = append(added, k)
-		}
+	if len(now.endpoints) > 0 && len(was.endpoints) == 0 {
+		c.stale = append(c.stale, staleFlow{service: key})
 	}
-	return gone, added
 }
 
 // sortedGroups puts the rules in a fixed order.
 func (t *table) sortedGroups() []group {
-	out := make([]group, 0, len(t.groups))
+	return slices.SortedFunc(maps.Keys(t.groups), func(a, b group) int {
+		if a.n != b.n {
+			return int(a.n) - int(b.n)
+		}
+		return int(int64(a.kind()) - int64(b.kind()))
+	})
+}
+
+// timeouts are the lifetimes of affinity in use, in seconds.
+func (t *table) timeouts() []uint32 {
+	seen := map[uint32]bool{}
 	for g := range t.groups {
-		out = append(out, g)
+		if g.seconds > 0 {
+			seen[g.seconds] = true
+		}
 	}
-	slices.SortFunc(out, func(a, b group) int { return int(int64(a.base()) - int64(b.base())) })
-	return out
+	return slices.Sorted(maps.Keys(seen))
 }

@@ -91,13 +91,15 @@ func EnsureNode(id, node string, n int) (Node, error) {
 	return out, nil
 }
 
-// prepareForwarding makes a namespace forward between its links. Redirects are off:
+// prepareForwarding makes a namespace forward between its links, also from and to its
+// loopback addresses, where node ports are. Redirects are off:
 // a pod has no other way to go, and one that was sent counts against the rate at
 // which refusals are told to the pod.
 func prepareForwarding(ns string) error {
 	return inNetNS(ns, func() error {
 		return setSysctls(map[string]string{
 			"net.ipv4.ip_forward":                  "1",
+			"net.ipv4.conf.all.route_localnet":     "1",
 			"net.ipv4.conf.all.rp_filter":          "0",
 			"net.ipv4.conf.default.rp_filter":      "0",
 			"net.ipv4.conf.all.send_redirects":     "0",

@@ -77,6 +77,11 @@ func Service(svc *corev1.Service) {
 	}
 	if spec.Type == corev1.ServiceTypeLoadBalancer {
 		missing(&spec.AllocateLoadBalancerNodePorts, true)
+		for i := range svc.Status.LoadBalancer.Ingress {
+			if in := &svc.Status.LoadBalancer.Ingress[i]; in.IP != "" {
+				missing(&in.IPMode, corev1.LoadBalancerIPModeVIP)
+			}
+		}
 	}
 }
 

@@ -137,10 +137,10 @@ func Endpoints(e, _ *corev1.Endpoints) field.ErrorList {
 			errs = append(errs, field.Required(p, "must specify `addresses` or `notReadyAddresses`"))
 		}
 		for j, a := range s.Addresses {
-			errs = append(errs, utilvalidation.IsValidIP(p.Child("addresses").Index(j).Child("ip"), a.IP)...)
+			errs = append(errs, endpointIP(p.Child("addresses").Index(j).Child("ip"), e, a.IP)...)
 		}
 		for j, a := range s.NotReadyAddresses {
-			errs = append(errs, utilvalidation.IsValidIP(p.Child("notReadyAddresses").Index(j).Child("ip"), a.IP)...)
+			errs = append(errs, endpointIP(p.Child("notReadyAddresses").Index(j).Child("ip"), e, a.IP)...)
 		}
 		for j, port := range s.Ports {
 			q := p.Child("ports").Index(j)
@@ -151,6 +151,16 @@ func Endpoints(e, _ *corev1.Endpoints) field.ErrorList {
 		}
 	}
 	return errs
+}
+
+// endpointIP refuses addresses that would lead back to the node that asks. The API
+// server alone may be on its machine's loopback.
+func endpointIP(p *field.Path, of metav1.Object, ip string) field.ErrorList {
+	errs := utilvalidation.IsValidIP(p, ip)
+	if of.GetNamespace() == metav1.NamespaceDefault && of.GetName() == "kubernetes" {
+		return errs
+	}
+	return append(errs, nonSpecialIP(p, ip)...)
 }
 
 // EndpointSlice checks addresses, ports and that the address type stays.
@@ -165,7 +175,7 @@ func EndpointSlice(s, old *discoveryv1.EndpointSlice) field.ErrorList {
 			errs = append(errs, field.Required(p, "must contain at least 1 address"))
 		}
 		for j, a := range s.Endpoints[i].Addresses {
-			errs = append(errs, sliceAddress(s.AddressType, a, p.Index(j))...)
+			errs = append(errs, sliceAddress(s, a, p.Index(j))...)
 		}
 	}
 	names := unique{}
@@ -189,7 +199,8 @@ func EndpointSlice(s, old *discoveryv1.EndpointSlice) field.ErrorList {
 	return errs
 }
 
-func sliceAddress(t discoveryv1.AddressType, a string, p *field.Path) field.ErrorList {
+func sliceAddress(s *discoveryv1.EndpointSlice, a string, p *field.Path) field.ErrorList {
+	t := s.AddressType
 	if t == discoveryv1.AddressTypeFQDN {
 		return check(p, a, utilvalidation.IsDNS1123Subdomain)
 	}
@@ -197,7 +208,7 @@ func sliceAddress(t discoveryv1.AddressType, a string, p *field.Path) field.Erro
 	if err != nil || (t == discoveryv1.AddressTypeIPv4) != ip.Is4() {
 		return field.ErrorList{field.Invalid(p, a, fmt.Sprintf("must be an %s address", t))}
 	}
-	return nil
+	return endpointIP(p, s, a)
 }
 
 // Lease checks the numbers of a Lease.

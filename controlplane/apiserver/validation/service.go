@@ -50,8 +50,10 @@ func Service(s, old *corev1.Service) field.ErrorList {
 	errs = append(errs, sessionAffinity(spec, path)...)
 	errs = append(errs, families(spec, path)...)
 	errs = append(errs, policies(spec, path)...)
+	errs = append(errs, external(spec, path)...)
 	if old != nil {
 		errs = append(errs, sameAddress(spec, &old.Spec, path)...)
+		errs = append(errs, sameClass(spec, &old.Spec, path)...)
 	}
 	return errs
 }
@@ -137,9 +139,6 @@ func policies(spec *corev1.ServiceSpec, path *field.Path) field.ErrorList {
 	}
 	if p := spec.InternalTrafficPolicy; p != nil {
 		errs = append(errs, oneOf(path.Child("internalTrafficPolicy"), *p, corev1.ServiceInternalTrafficPolicyCluster, corev1.ServiceInternalTrafficPolicyLocal)...)
-	}
-	for i, ip := range spec.ExternalIPs {
-		errs = append(errs, utilvalidation.IsValidIP(path.Child("externalIPs").Index(i), ip)...)
 	}
 	return errs
 }

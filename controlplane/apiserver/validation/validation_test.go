@@ -7,6 +7,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"sigs.k8s.io/yaml"
 
@@ -171,6 +172,17 @@ func TestService(t *testing.T) {
 		"affinity":       {"sessionAffinity: Cookie, ports: [{port: 80}]", []string{"spec.sessionAffinity: Unsupported value"}},
 		"IPv6":           {"ipFamilies: [IPv6], ports: [{port: 80}]", []string{"spec.ipFamilies[0]: Invalid value"}},
 		"traffic policy": {"externalTrafficPolicy: Local, ports: [{port: 80}]", []string{"spec.externalTrafficPolicy: Invalid value"}},
+
+		"node port":           {"type: NodePort, ports: [{port: 80, nodePort: 30080}]", nil},
+		"node port of none":   {"ports: [{port: 80, nodePort: 30080}]", []string{"spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'"}},
+		"external addresses":  {`externalIPs: [192.0.2.1, 127.0.0.1, 169.254.1.1, 0.0.0.0, x], ports: [{port: 80}]`, []string{"spec.externalIPs[1]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)", "spec.externalIPs[2]: Invalid value: \"169.254.1.1\": may not be in the link-local range (169.254.0.0/16, fe80::/10)", "spec.externalIPs[3]: Invalid value: \"0.0.0.0\": may not be unspecified (0.0.0.0 or ::)", "spec.externalIPs[4]: Invalid value"}},
+		"health check port":   {"type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 30081, ports: [{port: 80}]", nil},
+		"health check alone":  {"type: LoadBalancer, healthCheckNodePort: 30081, ports: [{port: 80}]", []string{"spec.healthCheckNodePort: Invalid value: 30081: may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'"}},
+		"distribution":        {"trafficDistribution: PreferSameNode, ports: [{port: 80}]", nil},
+		"bad distribution":    {"trafficDistribution: Far, ports: [{port: 80}]", []string{"spec.trafficDistribution: Unsupported value"}},
+		"balancer":            {"type: LoadBalancer, loadBalancerClass: example.com/lb, loadBalancerSourceRanges: [10.0.0.0/8], ports: [{port: 80}]", nil},
+		"no balancer":         {"type: NodePort, loadBalancerClass: example.com/lb, loadBalancerSourceRanges: [10.0.0.0/8], allocateLoadBalancerNodePorts: true, ports: [{port: 80}]", []string{"spec.loadBalancerSourceRanges: Forbidden", "spec.allocateLoadBalancerNodePorts: Forbidden", "spec.loadBalancerClass: Forbidden: may only be used when `type` is 'LoadBalancer'"}},
+		"bad balancer ranges": {"type: LoadBalancer, loadBalancerSourceRanges: [10.0.0.1], ports: [{port: 80}]", []string{"spec.loadBalancerSourceRanges[0]: Invalid value"}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -179,6 +191,32 @@ func TestService(t *testing.T) {
 			match(t, Service(s, nil), tt.want...)
 		})
 	}
+}
+
+func TestServiceUpdate(t *testing.T) {
+	old := read[corev1.Service](t, "spec: {type: LoadBalancer, loadBalancerClass: example.com/a, clusterIP: 10.43.0.9, ports: [{port: 80}]}")
+	now := read[corev1.Service](t, "spec: {type: LoadBalancer, loadBalancerClass: example.com/b, clusterIP: 10.43.0.9, ports: [{port: 80}]}")
+	defaults.Service(old)
+	defaults.Service(now)
+	match(t, Service(now, old), "spec.loadBalancerClass: Invalid value: \"example.com/b\": may not change once set")
+}
+
+func TestServiceStatus(t *testing.T) {
+	old := read[corev1.Service](t, "spec: {type: LoadBalancer}")
+	match(t, ServiceStatus(read[corev1.Service](t, "{spec: {type: LoadBalancer}, status: {loadBalancer: {ingress: [{ip: 192.0.2.1, ipMode: VIP}, {hostname: lb.example.com}]}}}"), old))
+	match(t, ServiceStatus(read[corev1.Service](t, "{spec: {type: ClusterIP}, status: {loadBalancer: {ingress: [{ip: 192.0.2.1, ipMode: VIP}]}}}"), old), "status.loadBalancer.ingress: Forbidden")
+	match(t, ServiceStatus(read[corev1.Service](t, "{spec: {type: LoadBalancer}, status: {loadBalancer: {ingress: [{ip: x, ipMode: Direct}, {hostname: 192.0.2.1}, {hostname: a, ipMode: VIP}]}}}"), old),
+		"status.loadBalancer.ingress[0].ip: Invalid value", "status.loadBalancer.ingress[0].ipMode: Unsupported value",
+		"status.loadBalancer.ingress[1].hostname: Invalid value", "status.loadBalancer.ingress[2].ipMode: Forbidden")
+}
+
+// TestEndpointAddresses: endpoints do not lead back to the node that asks.
+func TestEndpointAddresses(t *testing.T) {
+	match(t, Endpoints(read[corev1.Endpoints](t, "subsets: [{addresses: [{ip: 192.0.2.1}, {ip: 127.0.0.1}], notReadyAddresses: [{ip: 169.254.3.4}], ports: [{port: 80}]}]"), nil),
+		"subsets[0].addresses[1].ip: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
+		"subsets[0].notReadyAddresses[0].ip: Invalid value: \"169.254.3.4\": may not be in the link-local range (169.254.0.0/16, fe80::/10)")
+	s := read[discoveryv1.EndpointSlice](t, "{addressType: IPv4, endpoints: [{addresses: [192.0.2.1]}, {addresses: [127.0.0.1]}, {addresses: [169.254.3.4]}]}")
+	match(t, EndpointSlice(s, nil), "endpoints[1].addresses[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range", "endpoints[2].addresses[0]: Invalid value")
 }
 
 func TestImmutableData(t *testing.T) {

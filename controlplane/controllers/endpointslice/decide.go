@@ -37,8 +37,9 @@ type group struct {
 }
 
 // Decide computes the slices of a Service from the pods it selects, reusing the
-// existing slices so that one pod's change writes one slice.
-func Decide(svc *corev1.Service, pods []*corev1.Pod, existing []*discoveryv1.EndpointSlice) Decision {
+// existing slices so that one pod's change writes one slice. zones are those of the
+// nodes, by name.
+func Decide(svc *corev1.Service, pods []*corev1.Pod, zones map[string]string, existing []*discoveryv1.EndpointSlice) Decision {
 	groups := map[string]*group{}
 	for _, p := range pods {
 		if !belongs(p) {
@@ -51,7 +52,7 @@ func Decide(svc *corev1.Service, pods []*corev1.Pod, existing []*discoveryv1.End
 			g = &group{ports: ports}
 			groups[key] = g
 		}
-		g.endpoints = append(g.endpoints, endpoint(svc, p))
+		g.endpoints = append(g.endpoints, endpoint(svc, p, zones[p.Spec.NodeName]))
 	}
 	for _, g := range groups {
 		slices.SortFunc(g.endpoints, func(a, b discoveryv1.Endpoint) int { return cmp.Compare(a.TargetRef.Name, b.TargetRef.Name) })
@@ -138,7 +139,7 @@ func belongs(p *corev1.Pod) bool {
 // endpoint follows the table of the page "EndpointSlices", section "Conditions":
 // a terminating pod is never ready, and publishNotReadyAddresses makes every pod
 // so.
-func endpoint(svc *corev1.Service, p *corev1.Pod) discoveryv1.Endpoint {
+func endpoint(svc *corev1.Service, p *corev1.Pod, zone string) discoveryv1.Endpoint {
 	serving := controller.PodReady(p) || svc.Spec.PublishNotReadyAddresses
 	terminating := p.DeletionTimestamp != nil
 	ready := svc.Spec.PublishNotReadyAddresses || (serving && !terminating)
@@ -151,11 +152,37 @@ func endpoint(svc *corev1.Service, p *corev1.Pod) discoveryv1.Endpoint {
 		node := p.Spec.NodeName
 		e.NodeName = &node
 	}
+	if zone != "" {
+		e.Zone = &zone
+	}
+	if ready {
+		e.Hints = hints(svc, e.NodeName, e.Zone)
+	}
 	if p.Spec.Hostname != "" && p.Spec.Subdomain == svc.Name && p.Namespace == svc.Namespace {
 		host := p.Spec.Hostname
 		e.Hostname = &host
 	}
 	return e
+}
+
+// hints say for whom an endpoint is, by the Service's trafficDistribution (page
+// "Service", section "Traffic distribution", and KEP-3015): for its own zone, or its
+// own node and then its zone.
+func hints(svc *corev1.Service, node, zone *string) *discoveryv1.EndpointHints {
+	if svc.Spec.TrafficDistribution == nil {
+		return nil
+	}
+	out := &discoveryv1.EndpointHints{}
+	if zone != nil {
+		out.ForZones = []discoveryv1.ForZone{{Name: *zone}}
+	}
+	if *svc.Spec.TrafficDistribution == corev1.ServiceTrafficDistributionPreferSameNode && node != nil {
+		out.ForNodes = []discoveryv1.ForNode{{Name: *node}}
+	}
+	if len(out.ForZones)+len(out.ForNodes) == 0 {
+		return nil
+	}
+	return out
 }
 
 // resolvePorts looks the Service's target ports up in one pod. A name that the

@@ -2,6 +2,7 @@ package endpointslice
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -55,7 +56,7 @@ func TestConditions(t *testing.T) {
 		if c.deleting {
 			p.DeletionTimestamp = &now
 		}
-		e := Decide(svc, []*corev1.Pod{p}, nil).Create[0].Endpoints[0]
+		e := Decide(svc, []*corev1.Pod{p}, nil, nil).Create[0].Endpoints[0]
 		if *e.Conditions.Ready != c.wantReady || *e.Conditions.Serving != c.wantServing || *e.Conditions.Terminating != c.end {
 			t.Errorf("%s: ready %v serving %v terminating %v", c.name, *e.Conditions.Ready, *e.Conditions.Serving, *e.Conditions.Terminating)
 		}
@@ -67,7 +68,7 @@ func TestPorts(t *testing.T) {
 	other.Spec.Containers[0].Ports[0].ContainerPort = 9090 // the same name, another number
 	nameless := pod(3, true)
 	nameless.Spec.Containers = nil
-	d := Decide(service(http), []*corev1.Pod{pod(1, true), other, nameless}, nil)
+	d := Decide(service(http), []*corev1.Pod{pod(1, true), other, nameless}, nil, nil)
 	got := map[int32]string{}
 	for _, s := range d.Create {
 		for _, p := range s.Ports {
@@ -87,7 +88,7 @@ func TestEndedPodsLeave(t *testing.T) {
 	p.Status.Phase = corev1.PodSucceeded
 	q := pod(2, true)
 	q.Status.PodIP = ""
-	if d := Decide(service(http), []*corev1.Pod{p, q}, nil); len(d.Create[0].Endpoints) != 0 {
+	if d := Decide(service(http), []*corev1.Pod{p, q}, nil, nil); len(d.Create[0].Endpoints) != 0 {
 		t.Errorf("endpoints %v", d.Create[0].Endpoints)
 	}
 }
@@ -103,7 +104,7 @@ func TestConverges(t *testing.T) {
 			for i := range rapid.IntRange(0, 320).Draw(t, "pods") {
 				pods = append(pods, pod(i, rapid.IntRange(0, 9).Draw(t, "ready") > 0))
 			}
-			d := Decide(svc, pods, have)
+			d := Decide(svc, pods, nil, have)
 			have = carryOut(have, d)
 			seen := map[string]int{}
 			for _, s := range have {
@@ -122,7 +123,7 @@ func TestConverges(t *testing.T) {
 			if len(seen) != len(pods) {
 				t.Fatalf("%d endpoints for %d pods", len(seen), len(pods))
 			}
-			again := Decide(svc, pods, have)
+			again := Decide(svc, pods, nil, have)
 			if len(again.Create)+len(again.Update)+len(again.Delete) > 0 {
 				t.Fatalf("a second look changes %d, %d, %d", len(again.Create), len(again.Update), len(again.Delete))
 			}
@@ -153,4 +154,52 @@ func carryOut(have []*discoveryv1.EndpointSlice, d Decision) []*discoveryv1.Endp
 		out = append(out, s)
 	}
 	return out
+}
+
+// TestHints: which endpoints are meant for whom.
+func TestHints(t *testing.T) {
+	on := func(i int, node string, ready bool) *corev1.Pod {
+		p := pod(i, ready)
+		p.Spec.NodeName = node
+		return p
+	}
+	pods := []*corev1.Pod{on(1, "a", true), on(2, "b", true), on(3, "c", true), on(4, "a", false)}
+	zones := map[string]string{"a": "east", "b": "west"}
+	for distribution, want := range map[string]string{
+		"":               "east -; west -; - -; east -",
+		"PreferClose":    "east [east]; west [west]; - -; east -",
+		"PreferSameZone": "east [east]; west [west]; - -; east -",
+		"PreferSameNode": "east [east] [a]; west [west] [b]; - [] [c]; east -",
+	} {
+		svc := service(http)
+		if distribution != "" {
+			svc.Spec.TrafficDistribution = &distribution
+		}
+		var got []string
+		for _, e := range Decide(svc, pods, zones, nil).Create[0].Endpoints {
+			text := "-"
+			if e.Zone != nil {
+				text = *e.Zone
+			}
+			if e.Hints == nil {
+				text += " -"
+			} else {
+				var z, n []string
+				for _, x := range e.Hints.ForZones {
+					z = append(z, x.Name)
+				}
+				for _, x := range e.Hints.ForNodes {
+					n = append(n, x.Name)
+				}
+				text += fmt.Sprint(" ", z)
+				if n != nil {
+					text += fmt.Sprint(" ", n)
+				}
+			}
+			got = append(got, text)
+		}
+		if s := strings.Join(got, "; "); s != want {
+			t.Errorf("%q: %q, want %q", distribution, s, want)
+		}
+	}
 }

@@ -31,6 +31,7 @@ type Controller struct {
 	client    kubernetes.Interface
 	services  corelisters.ServiceLister
 	pods      corelisters.PodLister
+	nodes     corelisters.NodeLister
 	slices    discoverylisters.EndpointSliceLister
 	endpoints corelisters.EndpointsLister
 	expected  *controller.Expectations
@@ -41,11 +42,11 @@ type Controller struct {
 // New returns a controller that watches through f; f is started by the caller.
 func New(client kubernetes.Interface, f informers.SharedInformerFactory) *Controller {
 	core := f.Core().V1()
-	svc, pods, eps, sl := core.Services(), core.Pods(), core.Endpoints(), f.Discovery().V1().EndpointSlices()
+	svc, pods, nodes, eps, sl := core.Services(), core.Pods(), core.Nodes(), core.Endpoints(), f.Discovery().V1().EndpointSlices()
 	c := &Controller{
-		client: client, services: svc.Lister(), pods: pods.Lister(), slices: sl.Lister(), endpoints: eps.Lister(),
+		client: client, services: svc.Lister(), pods: pods.Lister(), nodes: nodes.Lister(), slices: sl.Lister(), endpoints: eps.Lister(),
 		expected: controller.NewExpectations(),
-		synced:   []cache.InformerSynced{svc.Informer().HasSynced, pods.Informer().HasSynced, sl.Informer().HasSynced, eps.Informer().HasSynced},
+		synced:   []cache.InformerSynced{svc.Informer().HasSynced, pods.Informer().HasSynced, nodes.Informer().HasSynced, sl.Informer().HasSynced, eps.Informer().HasSynced},
 	}
 	c.loop = controller.NewLoop("endpointslice", 3, c.sync)
 	svc.Informer().AddEventHandler(controller.Handler(func(old, svc *corev1.Service) {
@@ -55,6 +56,7 @@ func New(client kubernetes.Interface, f informers.SharedInformerFactory) *Contro
 		c.loop.Add(controller.Key(svc))
 	}))
 	pods.Informer().AddEventHandler(controller.Handler(c.onPod))
+	nodes.Informer().AddEventHandler(controller.Handler(c.onNode))
 	sl.Informer().AddEventHandler(controller.Handler(c.onSlice))
 	return c
 }
@@ -81,6 +83,25 @@ func (c *Controller) onPod(old, pod *corev1.Pod) {
 			}
 		}
 	}
+}
+
+// onNode queues every Service when a node's zone becomes known or changes: it stands in
+// the endpoints.
+func (c *Controller) onNode(old, n *corev1.Node) {
+	zone := func(n *corev1.Node) string {
+		if n == nil {
+			return ""
+		}
+		return n.Labels[corev1.LabelTopologyZone]
+	}
+	if n == nil || zone(old) == zone(n) {
+		return // the endpoints of a node that is gone go with their pods
+	}
+	services, err := c.services.List(labels.Everything())
+	if err != nil {
+		return
+	}
+	controller.AddWhere(c.loop, services, func(*corev1.Service) bool { return true })
 }
 
 func published(a, b *corev1.Pod) bool {
@@ -133,7 +154,15 @@ func (c *Controller) sync(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
-	d := Decide(svc, pods, existing)
+	nodes, err := c.nodes.List(labels.Everything())
+	if err != nil {
+		return err
+	}
+	zones := make(map[string]string, len(nodes))
+	for _, n := range nodes {
+		zones[n.Name] = n.Labels[corev1.LabelTopologyZone]
+	}
+	d := Decide(svc, pods, zones, existing)
 	if err := c.do(ctx, key, d); err != nil {
 		return fmt.Errorf("endpoint slices of %s: %w", key, err)
 	}

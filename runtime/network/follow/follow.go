@@ -5,19 +5,23 @@ package follow
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
 
 	"gitk8s.dev/gitk8s/runtime/network"
 	"gitk8s.dev/gitk8s/runtime/network/dns"
+	"gitk8s.dev/gitk8s/runtime/network/healthcheck"
 )
 
 // settle is how long changes are collected before they are applied: a commit to
@@ -27,10 +31,25 @@ const settle = 5 * time.Millisecond
 // retryAfter is when a failed change is tried again.
 const retryAfter = time.Second
 
-// Node applies routes and services on a node, and tells zone their names, until ctx
-// ends. netNS is the node's network namespace, empty for the caller's own.
-func Node(ctx context.Context, client kubernetes.Interface, name string, proxy *network.Proxy, zone *dns.Zone, netNS string) error {
-	f := informers.NewSharedInformerFactory(client, 0)
+// Config of a node's part.
+type Config struct {
+	Client kubernetes.Interface
+	// Node is its name, IP its address, NetNS the path of its network namespace, empty
+	// for the caller's own.
+	Node  string
+	IP    netip.Addr
+	NetNS string
+	// Proxy, Zone and Checks are kept up to date.
+	Proxy  *network.Proxy
+	Zone   *dns.Zone
+	Checks *healthcheck.Server
+	Events record.EventRecorder
+}
+
+// Node applies routes, services and load balancers' addresses on a node, and tells
+// the zone their names, until ctx ends.
+func Node(ctx context.Context, cfg Config) error {
+	f := informers.NewSharedInformerFactory(cfg.Client, 0)
 	services, slices, nodes := f.Core().V1().Services(), f.Discovery().V1().EndpointSlices(), f.Core().V1().Nodes()
 	changed := make(chan struct{}, 1)
 	routed := make(chan struct{}, 1)
@@ -39,10 +58,16 @@ func Node(ctx context.Context, client kubernetes.Interface, name string, proxy *
 			return err
 		}
 	}
-	if err := tell(zone, services.Informer(), slices.Informer()); err != nil {
+	if err := tell(cfg.Zone, services.Informer(), slices.Informer()); err != nil {
 		return err
 	}
 	if _, err := nodes.Informer().AddEventHandler(onPlace(routed)); err != nil {
+		return err
+	}
+	if _, err := nodes.Informer().AddEventHandler(onZone(cfg.Node, changed)); err != nil {
+		return err
+	}
+	if err := tellUnsupported(services.Informer(), cfg.Events); err != nil {
 		return err
 	}
 	f.Start(ctx.Done())
@@ -50,7 +75,8 @@ func Node(ctx context.Context, client kubernetes.Interface, name string, proxy *
 	if !cache.WaitForCacheSync(ctx.Done(), services.Informer().HasSynced, slices.Informer().HasSynced, nodes.Informer().HasSynced) {
 		return ctx.Err()
 	}
-	go loop(ctx, "routes", routed, func() error { return syncRoutes(nodes.Lister(), netNS) })
+	defer cfg.Checks.Close()
+	go loop(ctx, "routes", routed, func() error { return syncRoutes(nodes.Lister(), cfg.NetNS) })
 	loop(ctx, "services", changed, func() error {
 		svcs, err := services.Lister().List(labels.Everything())
 		if err != nil {
@@ -60,8 +86,72 @@ func Node(ctx context.Context, client kubernetes.Interface, name string, proxy *
 		if err != nil {
 			return err
 		}
-		return proxy.Apply(network.Desired(name, svcs, eps))
+		at := network.Place{Node: cfg.Node}
+		if n, err := nodes.Lister().Get(cfg.Node); err == nil {
+			at.Zone = n.Labels[corev1.LabelTopologyZone]
+		}
+		return errors.Join(
+			cfg.Proxy.Apply(network.Desired(at, svcs, eps)),
+			network.SyncAddresses(cfg.NetNS, cfg.IP, network.Announced(cfg.Node, svcs)),
+			cfg.Checks.Apply(healthcheck.Desired(cfg.Node, svcs, eps)))
 	})
+	return nil
+}
+
+// tellUnsupported says of services with SCTP, once each, where the kernel has none.
+func tellUnsupported(services cache.SharedIndexInformer, events record.EventRecorder) error {
+	if network.HasSCTP() {
+		return nil
+	}
+	usesSCTP := func(svc *corev1.Service) bool {
+		for _, p := range svc.Spec.Ports {
+			if p.Protocol == corev1.ProtocolSCTP {
+				return true
+			}
+		}
+		return false
+	}
+	_, err := services.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(obj any) {
+		if svc, ok := obj.(*corev1.Service); ok && usesSCTP(svc) {
+			events.Event(svc, corev1.EventTypeWarning, "SCTPNotSupported", "the node's kernel has no SCTP: pods on it can neither serve nor use this service's SCTP ports")
+		}
+	}})
+	return err
+}
+
+// Machine tells apply, at the start and after changes, what services there are and
+// where they can be reached, for as long as ctx and the factory run.
+func Machine(ctx context.Context, f informers.SharedInformerFactory, apply func([]*corev1.Service, []*discoveryv1.EndpointSlice, []*corev1.Node) error) error {
+	services, slices, nodes := f.Core().V1().Services(), f.Discovery().V1().EndpointSlices(), f.Core().V1().Nodes()
+	changed := make(chan struct{}, 1)
+	for _, inf := range []cache.SharedIndexInformer{services.Informer(), slices.Informer()} {
+		if _, err := inf.AddEventHandler(signal(changed)); err != nil {
+			return err
+		}
+	}
+	if _, err := nodes.Informer().AddEventHandler(onReady(changed)); err != nil {
+		return err
+	}
+	go func() {
+		if !cache.WaitForCacheSync(ctx.Done(), services.Informer().HasSynced, slices.Informer().HasSynced, nodes.Informer().HasSynced) {
+			return
+		}
+		loop(ctx, "ports of the machine", changed, func() error {
+			svcs, err := services.Lister().List(labels.Everything())
+			if err != nil {
+				return err
+			}
+			eps, err := slices.Lister().List(labels.Everything())
+			if err != nil {
+				return err
+			}
+			all, err := nodes.Lister().List(labels.Everything())
+			if err != nil {
+				return err
+			}
+			return apply(svcs, eps, all)
+		})
+	}()
 	return nil
 }
 
@@ -111,13 +201,19 @@ func Routes(ctx context.Context, f informers.SharedInformerFactory, netNS string
 	return nil
 }
 
-// loop applies once at the start and then after every signal.
+// loop applies once at the start and then after every signal. A failure that goes on
+// is told once.
 func loop(ctx context.Context, what string, signal <-chan struct{}, apply func() error) {
+	said := ""
 	for {
 		var retry <-chan time.Time
-		if err := apply(); err != nil && ctx.Err() == nil {
-			slog.Warn("network not up to date, will retry", "part", what, "error", err)
-			retry = time.After(retryAfter)
+		if err := apply(); err == nil {
+			said = ""
+		} else if ctx.Err() == nil {
+			if err.Error() != said {
+				slog.Warn("network not up to date, will retry", "part", what, "error", err)
+			}
+			said, retry = err.Error(), time.After(retryAfter)
 		}
 		select {
 		case <-ctx.Done():
@@ -151,13 +247,41 @@ func signal(ch chan<- struct{}) cache.ResourceEventHandler {
 // onPlace signals when a node comes, goes, or changes its addresses; not at each
 // of its status reports.
 func onPlace(ch chan<- struct{}) cache.ResourceEventHandler {
+	return onNode(ch, func(n *corev1.Node) string { return n.Spec.PodCIDR + " " + address(n) })
+}
+
+// onReady signals when a node becomes reachable, or ceases to be.
+func onReady(ch chan<- struct{}) cache.ResourceEventHandler {
+	return onNode(ch, func(n *corev1.Node) string {
+		for _, c := range n.Status.Conditions {
+			if c.Type == corev1.NodeReady {
+				return string(c.Status) + " " + address(n)
+			}
+		}
+		return address(n)
+	})
+}
+
+// onZone signals when a node moves to another zone.
+func onZone(name string, ch chan<- struct{}) cache.ResourceEventHandler {
+	return cache.FilteringResourceEventHandler{
+		FilterFunc: func(obj any) bool {
+			n, ok := obj.(*corev1.Node)
+			return ok && n.Name == name
+		},
+		Handler: onNode(ch, func(n *corev1.Node) string { return n.Labels[corev1.LabelTopologyZone] }),
+	}
+}
+
+// onNode signals when a node comes, goes, or changes what aspect says of it.
+func onNode(ch chan<- struct{}, aspect func(*corev1.Node) string) cache.ResourceEventHandler {
 	all := signal(ch)
 	return cache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) { all.OnAdd(obj, false) },
 		UpdateFunc: func(old, obj any) {
 			a, okA := old.(*corev1.Node)
 			b, okB := obj.(*corev1.Node)
-			if !okA || !okB || a.Spec.PodCIDR != b.Spec.PodCIDR || address(a) != address(b) {
+			if !okA || !okB || aspect(a) != aspect(b) {
 				all.OnUpdate(old, obj)
 			}
 		},

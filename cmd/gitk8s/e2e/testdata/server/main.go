@@ -174,6 +174,11 @@ func serve() error {
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) { check(w, "/unready") })
 	mux.HandleFunc("/livez", func(w http.ResponseWriter, _ *http.Request) { check(w, "/dead") })
 	mux.HandleFunc("/echo", echo)
+	mux.HandleFunc("/client", func(w http.ResponseWriter, r *http.Request) {
+		host, _ := os.Hostname()
+		client, _, _ := net.SplitHostPort(r.RemoteAddr)
+		fmt.Fprintf(w, "%s asked by %s\n", host, client)
+	})
 	mux.HandleFunc("/zombies", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, zombies()) })
 	mux.HandleFunc("/fetch", func(w http.ResponseWriter, r *http.Request) {
 		if err := fetch(w, r.URL.Query().Get("url")); err != nil {
@@ -203,6 +208,7 @@ func serve() error {
 		return err
 	}
 	fmt.Println("listening", os.Getenv("VERSION"))
+	go answerDatagrams(":" + port)
 	if err := srv.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
@@ -244,6 +250,24 @@ func (health) Check(_ context.Context, r *healthpb.HealthCheckRequest) (*healthp
 		s = healthpb.HealthCheckResponse_NOT_SERVING
 	}
 	return &healthpb.HealthCheckResponse{Status: s}, nil
+}
+
+// answerDatagrams says who asked whom, by UDP.
+func answerDatagrams(at string) {
+	conn, err := net.ListenPacket("udp", at)
+	if err != nil {
+		return // the port is the web server's, and that by TCP
+	}
+	host, _ := os.Hostname()
+	buf := make([]byte, 100)
+	for {
+		_, from, err := conn.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		client, _, _ := net.SplitHostPort(from.String())
+		_, _ = conn.WriteTo(fmt.Appendf(nil, "%s asked by %s", host, client), from)
+	}
 }
 
 func serveHealth(port string) error {
