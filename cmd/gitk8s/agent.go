@@ -20,6 +20,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/yaml"
@@ -311,6 +312,7 @@ func (w *worker) run(ctx context.Context) error {
 	defer cancel()
 	var wg sync.WaitGroup
 	errs := make(chan error, 3)
+	f := informers.NewSharedInformerFactory(w.client, 0) // services and endpoints are followed once for all
 	wg.Go(func() {
 		defer cancel()
 		errs <- w.agent.Run(ctx)
@@ -318,13 +320,13 @@ func (w *worker) run(ctx context.Context) error {
 	wg.Go(func() {
 		defer cancel()
 		errs <- follow.Node(ctx, follow.Config{
-			Client: w.client, Node: w.name, IP: w.ip, Proxy: w.proxy, Zone: w.zone,
+			Informers: f, Node: w.name, IP: w.ip, Proxy: w.proxy, Zone: w.zone,
 			Checks: healthcheck.New(""), Events: recorder(ctx, w.client, "gitk8s-agent", w.name),
 		})
 	})
 	wg.Go(func() {
 		defer cancel()
-		errs <- w.serveIngress(ctx)
+		errs <- w.serveIngress(ctx, f)
 	})
 	wg.Go(func() { serveNames(ctx, w.names) })
 	wg.Wait()

@@ -151,8 +151,7 @@ func (s *ingressStatus) Run(ctx context.Context) error {
 }
 
 // serveIngress serves Ingresses on the node until ctx ends.
-func (w *worker) serveIngress(ctx context.Context) error {
-	f := informers.NewSharedInformerFactory(w.client, 0)
+func (w *worker) serveIngress(ctx context.Context, f informers.SharedInformerFactory) error {
 	follower, err := ingress.NewFollower(w.client, f)
 	if err != nil {
 		return err

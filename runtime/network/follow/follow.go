@@ -14,7 +14,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
@@ -33,7 +32,8 @@ const retryAfter = time.Second
 
 // Config of a node's part.
 type Config struct {
-	Client kubernetes.Interface
+	// Informers are started by Node, and may be shared.
+	Informers informers.SharedInformerFactory
 	// Node is its name, IP its address, NetNS the path of its network namespace, empty
 	// for the caller's own.
 	Node  string
@@ -49,7 +49,7 @@ type Config struct {
 // Node applies routes, services and load balancers' addresses on a node, and tells
 // the zone their names, until ctx ends.
 func Node(ctx context.Context, cfg Config) error {
-	f := informers.NewSharedInformerFactory(cfg.Client, 0)
+	f := cfg.Informers
 	services, slices, nodes := f.Core().V1().Services(), f.Discovery().V1().EndpointSlices(), f.Core().V1().Nodes()
 	changed := make(chan struct{}, 1)
 	routed := make(chan struct{}, 1)
