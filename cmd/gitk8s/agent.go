@@ -216,6 +216,9 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 	if w.driver, err = driver.New(driver.Config{StateDir: filepath.Join(dir, "run")}); err != nil {
 		return nil, err
 	}
+	if err := network.CheckOverlap(""); err != nil {
+		return nil, err
+	}
 	if w.proxy, err = network.NewProxy(""); err != nil {
 		return nil, err
 	}
