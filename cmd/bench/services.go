@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -153,13 +154,19 @@ func (b *bench) requests(ctx context.Context, c *cluster, podIP string) error {
 	if err != nil {
 		return err
 	}
-	for _, to := range []struct{ what, address string }{
-		{"a pod's address", net.JoinHostPort(podIP, "8080")},
-		{"a ClusterIP", net.JoinHostPort(svc.Spec.ClusterIP, "8080")},
-		{"a node port, by the node without the pod", net.JoinHostPort(network.NodeIP(1).String(), strconv.Itoa(int(svc.Spec.Ports[0].NodePort)))},
-	} {
+	ways := []way{
+		{"a pod's address", net.JoinHostPort(podIP, "8080"), false},
+		{"a ClusterIP", net.JoinHostPort(svc.Spec.ClusterIP, "8080"), false},
+		{"a node port, by the node without the pod", net.JoinHostPort(network.NodeIP(1).String(), strconv.Itoa(int(svc.Spec.Ports[0].NodePort))), false},
+	}
+	fronts, stop, err := c.fronts(ctx, podIP)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	for _, to := range append(ways, fronts...) {
 		for _, keep := range []bool{false, true} {
-			took, err := c.onWorker(func() (sample, error) { return request(ctx, to.address, keep, requestsFor) })
+			took, err := c.onWorker(func() (sample, error) { return request(ctx, to, keep, requestsFor) })
 			if err != nil {
 				return fmt.Errorf("%s: %w", to.what, err)
 			}
@@ -171,6 +178,12 @@ func (b *bench) requests(ctx context.Context, c *cluster, podIP string) error {
 		}
 	}
 	return c.CoreV1().Services(namespace).Delete(ctx, svc.Name, metav1.DeleteOptions{})
+}
+
+// way is an address at which the pod is reached.
+type way struct {
+	what, address string
+	tls           bool
 }
 
 // endpointChange measures from the write of an EndpointSlice to the first connection
@@ -274,7 +287,7 @@ func (c *cluster) onWorker(f func() (sample, error)) (out sample, err error) {
 }
 
 // request asks a web server again and again.
-func request(ctx context.Context, address string, keep bool, long time.Duration) (sample, error) {
+func request(ctx context.Context, to way, keep bool, long time.Duration) (sample, error) {
 	var took sample
 	var conn net.Conn
 	var r *bufio.Reader
@@ -282,8 +295,11 @@ func request(ctx context.Context, address string, keep bool, long time.Duration)
 		at := time.Now()
 		if conn == nil {
 			var err error
-			if conn, err = net.DialTimeout("tcp", address, 10*time.Second); err != nil {
+			if conn, err = net.DialTimeout("tcp", to.address, 10*time.Second); err != nil {
 				return nil, err
+			}
+			if to.tls {
+				conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // it is our own server
 			}
 			r = bufio.NewReader(conn)
 		}
