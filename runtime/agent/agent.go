@@ -48,9 +48,11 @@ type Agent struct {
 	// shuttingDown: the machine goes down.
 	shuttingDown atomic.Bool
 
-	mu       sync.Mutex
-	workers  map[string]*worker
-	found    map[string]container.SandboxStatus
+	mu      sync.Mutex
+	workers map[string]*worker
+	found   map[string]container.SandboxStatus
+	// early are the events of found sandboxes that came before their pods.
+	early    map[string][]container.Event
 	running  bool
 	synced   bool
 	draining bool
@@ -98,7 +100,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("agent: list what runs on this machine: %w", err)
 	}
-	a.found = make(map[string]container.SandboxStatus, len(sandboxes))
+	a.found, a.early = make(map[string]container.SandboxStatus, len(sandboxes)), map[string][]container.Event{}
 	for _, s := range sandboxes {
 		a.found[s.Config.ID] = s
 	}
@@ -253,17 +255,28 @@ func (a *Agent) followEvents(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case ev := <-events:
-			w := a.worker(ev.SandboxID)
-			switch {
-			case w == nil:
-			case ev.Container == nil:
-				w.post(w.sandboxLost)
-			default:
-				st := *ev.Container
-				w.post(func() { w.containerEnded(st) })
+			a.mu.Lock()
+			w := a.workers[ev.SandboxID]
+			if _, waits := a.found[ev.SandboxID]; w == nil && waits {
+				// It ran when the runtime was asked, and its pod has not been heard of yet.
+				a.early[ev.SandboxID] = append(a.early[ev.SandboxID], ev)
+			}
+			a.mu.Unlock()
+			if w != nil {
+				w.told(ev)
 			}
 		}
 	}
+}
+
+// told passes on what the runtime says of the worker's sandbox.
+func (w *worker) told(ev container.Event) {
+	if ev.Container == nil {
+		w.post(w.sandboxLost)
+		return
+	}
+	st := *ev.Container
+	w.post(func() { w.containerEnded(st) })
 }
 
 func (a *Agent) followServices(ctx context.Context) {
@@ -350,6 +363,10 @@ func (a *Agent) addWorker(pod *v1.Pod) *worker {
 	w := newWorker(a, pod, found)
 	w.s.draining = a.draining
 	a.workers[w.uid] = w
+	for _, ev := range a.early[w.uid] {
+		w.told(ev)
+	}
+	delete(a.early, w.uid)
 	go w.run()
 	return w
 }

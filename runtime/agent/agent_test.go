@@ -203,6 +203,19 @@ func TestAgentWithFakeRuntime(t *testing.T) {
 		n.deletePod(ns, "p", 0)
 	})
 
+	t.Run("a container ends while the agent starts", func(t *testing.T) {
+		n := n.in(t)
+		ns := n.namespace("ends")
+		p := n.pod(ns, "ends", func(p *v1.Pod) { p.Spec.RestartPolicy = v1.RestartPolicyNever })
+		n.untilReady(ns, "ends")
+		n.root.stop()
+		rt.listed = func() { rt.exit(string(p.UID), "main-0", 0) } // before the pods are known
+		n.root.ready()
+		rt.listed = nil
+		n.until(ns, "ends", "ended", func(p *v1.Pod) bool { return p.Status.Phase == v1.PodSucceeded })
+		n.deletePod(ns, "ends", 0)
+	})
+
 	t.Run("a restarted agent goes on", func(t *testing.T) {
 		n := n.in(t)
 		ns := n.namespace("again")

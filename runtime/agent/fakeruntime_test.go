@@ -31,6 +31,8 @@ type fakeRuntime struct {
 	stopped []fakeStop
 	started []container.ContainerConfig
 	removed []string
+	// listed, if set, is called when List has looked and before it returns.
+	listed func()
 	// stubborn containers end only by kill.
 	stubborn bool
 }
@@ -75,6 +77,9 @@ func (f *fakeRuntime) RemoveSandbox(_ context.Context, id string) error {
 }
 
 func (f *fakeRuntime) List(context.Context) ([]container.SandboxStatus, error) {
+	if f.listed != nil {
+		defer f.listed()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var out []container.SandboxStatus
