@@ -35,7 +35,7 @@ func Node(ctx context.Context, client kubernetes.Interface, name string, proxy *
 	changed := make(chan struct{}, 1)
 	routed := make(chan struct{}, 1)
 	for _, inf := range []cache.SharedIndexInformer{services.Informer(), slices.Informer()} {
-		if _, err := inf.AddEventHandler(signal(changed)); err != nil {
+		if _, err := inf.AddEventHandler(Signal(changed)); err != nil {
 			return err
 		}
 	}
@@ -50,8 +50,8 @@ func Node(ctx context.Context, client kubernetes.Interface, name string, proxy *
 	if !cache.WaitForCacheSync(ctx.Done(), services.Informer().HasSynced, slices.Informer().HasSynced, nodes.Informer().HasSynced) {
 		return ctx.Err()
 	}
-	go loop(ctx, "routes", routed, func() error { return syncRoutes(nodes.Lister(), netNS) })
-	loop(ctx, "services", changed, func() error {
+	go Loop(ctx, "routes", routed, func() error { return syncRoutes(nodes.Lister(), netNS) })
+	Loop(ctx, "services", changed, func() error {
 		svcs, err := services.Lister().List(labels.Everything())
 		if err != nil {
 			return err
@@ -105,14 +105,15 @@ func Routes(ctx context.Context, f informers.SharedInformerFactory, netNS string
 	}
 	go func() {
 		if cache.WaitForCacheSync(ctx.Done(), nodes.Informer().HasSynced) {
-			loop(ctx, "routes", routed, func() error { return syncRoutes(nodes.Lister(), netNS) })
+			Loop(ctx, "routes", routed, func() error { return syncRoutes(nodes.Lister(), netNS) })
 		}
 	}()
 	return nil
 }
 
-// loop applies once at the start and then after every signal.
-func loop(ctx context.Context, what string, signal <-chan struct{}, apply func() error) {
+// Loop applies once at the start and then after every signal, until ctx ends. What fails
+// is tried again; what names it in the log.
+func Loop(ctx context.Context, what string, signal <-chan struct{}, apply func() error) {
 	for {
 		var retry <-chan time.Time
 		if err := apply(); err != nil && ctx.Err() == nil {
@@ -138,7 +139,8 @@ func loop(ctx context.Context, what string, signal <-chan struct{}, apply func()
 	}
 }
 
-func signal(ch chan<- struct{}) cache.ResourceEventHandler {
+// Signal tells of every change, without waiting for whoever listens: ch has room for one.
+func Signal(ch chan<- struct{}) cache.ResourceEventHandler {
 	f := func() {
 		select {
 		case ch <- struct{}{}:
@@ -151,7 +153,7 @@ func signal(ch chan<- struct{}) cache.ResourceEventHandler {
 // onPlace signals when a node comes, goes, or changes its addresses; not at each
 // of its status reports.
 func onPlace(ch chan<- struct{}) cache.ResourceEventHandler {
-	all := signal(ch)
+	all := Signal(ch)
 	return cache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) { all.OnAdd(obj, false) },
 		UpdateFunc: func(old, obj any) {
