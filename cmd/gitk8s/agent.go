@@ -35,6 +35,7 @@ import (
 	"gitk8s.dev/gitk8s/runtime/network/dns"
 	"gitk8s.dev/gitk8s/runtime/network/follow"
 	"gitk8s.dev/gitk8s/runtime/network/ingress"
+	"gitk8s.dev/gitk8s/runtime/network/policy"
 )
 
 // stopWorkloads is the line on a worker's standard input that makes it stop its
@@ -171,6 +172,9 @@ type worker struct {
 	names  *dns.Server
 	agent  *agent.Agent
 
+	enforcer *policy.Enforcer
+	policies *policy.Follower
+
 	ingress             *ingress.Proxy
 	httpPort, httpsPort int
 }
@@ -217,6 +221,9 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 	if w.proxy, err = network.NewProxy(""); err != nil {
 		return nil, err
 	}
+	if err := w.openPolicies(); err != nil {
+		return nil, err
+	}
 	upstream, err := e.upstream()
 	if err != nil {
 		return nil, err
@@ -243,7 +250,7 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 	pods := agent.NewNodeNetwork(filepath.Join(dir, "network"), ip)
 	w.agent, err = agent.New(agent.Config{
 		NodeName: name, NodeIP: ip, Client: w.client, Runtime: w.driver, Images: w.images,
-		Network: pods, PodCIDRAssigned: pods.Assign, DataDir: dir,
+		Network: pods, PodCIDRAssigned: pods.Assign, Policies: w.policies, DataDir: dir,
 		ClusterDNS: []string{network.DNSIP.String()}, ClusterDomain: clusterDomain,
 		CgroupParent: cgroupParent(dir), Listener: l, ServingCert: cert, ClientCA: pool, DockerConfig: e.v.GetString("docker-config"),
 		ImageStore: w.images,
@@ -312,7 +319,7 @@ func (w *worker) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
-	errs := make(chan error, 3)
+	errs := make(chan error, 4)
 	wg.Go(func() {
 		defer cancel()
 		errs <- w.agent.Run(ctx)
@@ -325,9 +332,13 @@ func (w *worker) run(ctx context.Context) error {
 		defer cancel()
 		errs <- w.serveIngress(ctx)
 	})
+	wg.Go(func() {
+		defer cancel()
+		errs <- w.policies.Run(ctx)
+	})
 	wg.Go(func() { serveNames(ctx, w.names) })
 	wg.Wait()
-	err := errors.Join(<-errs, <-errs, <-errs)
+	err := errors.Join(<-errs, <-errs, <-errs, <-errs)
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
@@ -373,6 +384,9 @@ func (w *worker) powerOff(ctx context.Context, end func()) {
 func (w *worker) close() {
 	if w.proxy != nil {
 		w.proxy.Close()
+	}
+	if w.enforcer != nil {
+		w.enforcer.Close()
 	}
 	if w.driver != nil {
 		w.driver.Close()
