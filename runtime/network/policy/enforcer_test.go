@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -249,6 +250,24 @@ func (p place) delivers(want bool, proto string, to place, packet []byte) {
 	}
 }
 
+// forges sends a packet of protocol 253 with the address of another pod.
+func (p place) forges(other, to place) {
+	p.t.Helper()
+	err := p.within(func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		header := []byte{0x45, 0, 0, 24, 0, 0, 0, 0, 64, 253, 0, 0}
+		packet := slices.Concat(header, other.ip.AsSlice(), to.ip.AsSlice(), []byte("fake"))
+		return unix.Sendto(fd, packet, 0, &unix.SockaddrInet4{Addr: to.ip.As4()})
+	})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+}
+
 var pings atomic.Uint32
 
 // ping is an ICMP echo request, each of a flow of its own.
@@ -362,6 +381,29 @@ func TestEnforcerTakesOver(t *testing.T) {
 	n.e = n.enforcer()
 	if n.apply(Rules{}); len(n.tables()) != 0 {
 		t.Error("left:", n.tables())
+	}
+}
+
+// TestForgedAddress: a pod does not get around its policies with another one's address.
+func TestForgedAddress(t *testing.T) {
+	n := newNode(t)
+	a, b, c := n.pod("a"), n.pod("b"), n.pod("c")
+	n.apply(Rules{Egress: held(a)})
+	var in net.PacketConn
+	if err := b.within(func() (err error) { in, err = net.ListenPacket("ip4:253", b.ip.String()); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	for _, from := range []place{a, c} { // of c they would arrive
+		from.forges(c, b)
+		wait := missing
+		if from == c {
+			wait = arrives
+		}
+		_ = in.SetReadDeadline(time.Now().Add(wait))
+		if _, _, err := in.ReadFrom(make([]byte, 100)); (err == nil) != (from == c) {
+			t.Errorf("a packet of %s with the address of %s: %v", from.ip, c.ip, err)
+		}
 	}
 }
 
