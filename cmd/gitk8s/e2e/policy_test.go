@@ -142,6 +142,8 @@ func TestNetworkPolicies(t *testing.T) {
 	c.kubectl(t, "label", "pod", "-n", ns, "near", "role=client")
 	w.settles("pods with a label, a named port",
 		flow{near, http, true}, flow{near, service, true}, flow{near, grpc, false}, flow{near, second, false}, flow{far, http, false}, flow{guest, service, false})
+	contains(t, c.ok(t, "net", "trace", "-n", ns, "near", "web:http"), "allowed by "+ns+"/peers")
+	contains(t, c.ok(t, "net", "trace", "-n", ns, guests+"/guest", "web:grpc"), "denied", ns+"/deny, "+ns+"/peers; none of them allows it")
 	c.kubectl(t, "label", "pod", "-n", ns, "far", "role=client")
 	c.kubectl(t, "label", "pod", "-n", ns, "near", "role-")
 	w.settles("other labels", flow{far, http, true}, flow{far, service, true}, flow{far, grpc, false}, flow{near, http, false})
