@@ -37,6 +37,7 @@ import (
 	"gitk8s.dev/gitk8s/runtime/network/follow"
 	"gitk8s.dev/gitk8s/runtime/network/healthcheck"
 	"gitk8s.dev/gitk8s/runtime/network/ingress"
+	"gitk8s.dev/gitk8s/runtime/network/policy"
 )
 
 // stopWorkloads is the line on a worker's standard input that makes it stop its
@@ -173,6 +174,9 @@ type worker struct {
 	names  *dns.Server
 	agent  *agent.Agent
 
+	enforcer *policy.Enforcer
+	policies *policy.Follower
+
 	ingress             *ingress.Proxy
 	httpPort, httpsPort int
 }
@@ -222,6 +226,9 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 	if w.proxy, err = network.NewProxy(""); err != nil {
 		return nil, err
 	}
+	if err := w.openPolicies(); err != nil {
+		return nil, err
+	}
 	upstream, err := e.upstream()
 	if err != nil {
 		return nil, err
@@ -248,7 +255,7 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 	pods := agent.NewNodeNetwork(filepath.Join(dir, "network"), ip)
 	w.agent, err = agent.New(agent.Config{
 		NodeName: name, NodeIP: ip, Client: w.client, Runtime: w.driver, Images: w.images,
-		Network: pods, PodCIDRAssigned: pods.Assign, DataDir: dir,
+		Network: pods, PodCIDRAssigned: pods.Assign, Policies: w.policies, DataDir: dir,
 		ClusterDNS: []string{network.DNSIP.String()}, ClusterDomain: clusterDomain,
 		CgroupParent: cgroupParent(dir), Listener: l, ServingCert: cert, ClientCA: pool, DockerConfig: e.v.GetString("docker-config"),
 		ImageStore: w.images,
@@ -314,7 +321,7 @@ func (w *worker) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
-	errs := make(chan error, 3)
+	errs := make(chan error, 4)
 	f := informers.NewSharedInformerFactory(w.client, 0) // services and endpoints are followed once for all
 	wg.Go(func() {
 		defer cancel()
@@ -331,9 +338,13 @@ func (w *worker) run(ctx context.Context) error {
 		defer cancel()
 		errs <- w.serveIngress(ctx, f)
 	})
+	wg.Go(func() {
+		defer cancel()
+		errs <- w.policies.Run(ctx)
+	})
 	wg.Go(func() { serveNames(ctx, w.names) })
 	wg.Wait()
-	err := errors.Join(<-errs, <-errs, <-errs)
+	err := errors.Join(<-errs, <-errs, <-errs, <-errs)
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
@@ -379,6 +390,9 @@ func (w *worker) powerOff(ctx context.Context, end func()) {
 func (w *worker) close() {
 	if w.proxy != nil {
 		w.proxy.Close()
+	}
+	if w.enforcer != nil {
+		w.enforcer.Close()
 	}
 	if w.driver != nil {
 		w.driver.Close()

@@ -148,7 +148,7 @@ func leaveMachine(dir string) error {
 	if _, err := os.Stat(filepath.Join(dir, workerConfig)); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	return network.Leave("")
+	return errors.Join(removePolicies(), network.Leave(""))
 }
 
 func cleanNode(dir string) error {

@@ -49,7 +49,7 @@ speaking the Kubernetes API: push to deploy, roll back by commit.
 	e := &env{v: v, io: io}
 	root.AddCommand(
 		newUp(e), newDown(e), newServer(e), newAgent(e), newCheck(e), newInfo(e),
-		newApp(e), newRemote(e), newRender(e), newDiff(e), newPlan(e), newSync(e), newStatus(e), newHistory(e), newExplain(e),
+		newApp(e), newRemote(e), newRender(e), newDiff(e), newPlan(e), newSync(e), newStatus(e), newHistory(e), newExplain(e), newNet(e),
 		newRollback(e), newHold(e), newResume(e), newLogs(e), newKubectl(e),
 	)
 	return root

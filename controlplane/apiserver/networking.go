@@ -50,7 +50,7 @@ func networkingResources() []*resource {
 			gv: gv, kind: "NetworkPolicy", plural: "networkpolicies", singular: "networkpolicy", shortNames: []string{"netpol"}, namespaced: true,
 			newObject: object[networkingv1.NetworkPolicy], newList: object[networkingv1.NetworkPolicyList],
 			table: printers.NetworkPolicies, name: apivalidation.NameIsDNSSubdomain, generation: true,
-			check: checked(validation.NetworkPolicy), warnings: networkPolicyWarnings,
+			check: checked(validation.NetworkPolicy),
 		},
 	}
 }
@@ -125,8 +125,6 @@ func ingressWarnings(obj runtime.Object) []string {
 	return out
 }
 
-func networkPolicyWarnings(runtime.Object) []string { return warn(field.NewPath("spec"), true) }
-
 // ingressReader answers the authorizer about Ingresses.
 type ingressReader struct{ server *Server }
 
@@ -149,4 +147,18 @@ func (r ingressReader) Served(ctx context.Context, namespace string) ([]networki
 	return slices.DeleteFunc(list.(*networkingv1.IngressList).Items, func(i networkingv1.Ingress) bool {
 		return !ours[ptr.Deref(i.Spec.IngressClassName, i.Annotations[validation.AnnotationIngressClass])]
 	}), nil
+}
+
+// policyReader answers the authorizer about NetworkPolicies.
+type policyReader struct{ server *Server }
+
+var _ authz.Policies = policyReader{}
+
+// Any implements authz.Policies.
+func (r policyReader) Any(ctx context.Context) (bool, error) {
+	list, err := r.server.stores[networkingv1.Resource("networkpolicies")].List(request.WithNamespace(ctx, metav1.NamespaceAll), &internalversion.ListOptions{Limit: 1})
+	if err != nil {
+		return false, err
+	}
+	return len(list.(*networkingv1.NetworkPolicyList).Items) > 0, nil
 }

@@ -85,7 +85,7 @@ func New(cfg Config) (*Server, error) {
 	if s.accountTokens, err = newAccountTokens(s); err != nil {
 		return nil, err
 	}
-	s.authz = authz.New(podReader{s}, volumeReader{s}, ingressReader{s})
+	s.authz = authz.New(podReader{s}, volumeReader{s}, ingressReader{s}, policyReader{s})
 	s.options, s.stopCompactor = newRESTOptions(cfg.Etcd, t)
 	if err := s.build(); err != nil {
 		s.stopCompactor()

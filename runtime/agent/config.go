@@ -14,6 +14,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/kubernetes"
 
@@ -29,6 +30,17 @@ type PodNetwork interface {
 	Setup(ctx context.Context, podUID, namespace, name string, ownUsers bool) (netnsPath string, ip netip.Addr, err error)
 	// Teardown removes it. Removing what is gone succeeds.
 	Teardown(ctx context.Context, podUID string) error
+}
+
+// PodPolicies holds pods with a network of their own to the NetworkPolicies.
+type PodPolicies interface {
+	// Starts is called when the pod's network has been made and before anything of it
+	// runs; on an error nothing does. It may be repeated.
+	Starts(pod *v1.Pod, ip netip.Addr) error
+	// Runs is called for a pod that an earlier agent has started.
+	Runs(pod *v1.Pod, ip netip.Addr)
+	// Ends is called when nothing of the pod runs any more, before its address is free.
+	Ends(podUID types.UID)
 }
 
 // Config of an Agent. Fields without "optional" must be set.
@@ -48,6 +60,8 @@ type Config struct {
 	// PodCIDRAssigned, optional, is called once with the node's podCIDRs before the
 	// first Setup. An error is retried.
 	PodCIDRAssigned func(ctx context.Context, cidrs []netip.Prefix) error
+	// Policies, optional.
+	Policies PodPolicies
 	// DataDir is the node's own directory; see docs/contracts.md for what is in it.
 	DataDir string
 

@@ -75,6 +75,9 @@ func (w *worker) makeNetworkAndSandbox(ctx context.Context, pod *v1.Pod) (netip.
 		if cfg.NetNS, ip, err = w.a.cfg.Network.Setup(ctx, w.uid, pod.Namespace, pod.Name, ownUsers(pod)); err != nil {
 			return ip, fmt.Errorf("set up pod network: %w", err)
 		}
+		if err := w.enforcePolicies(pod, ip); err != nil {
+			return ip, err
+		}
 		if ownUsers(pod) {
 			cfg.UserBase = network.UserBase(ip)
 		}
@@ -86,6 +89,20 @@ func (w *worker) makeNetworkAndSandbox(ctx context.Context, pod *v1.Pod) (netip.
 		return ip, fmt.Errorf("run sandbox: %w", err)
 	}
 	return ip, nil
+}
+
+// enforcePolicies holds the pod to the NetworkPolicies before anything of it runs. What
+// an earlier agent has started goes on as that one left it, also without the API.
+func (w *worker) enforcePolicies(pod *v1.Pod, ip netip.Addr) error {
+	policies := w.a.cfg.Policies
+	switch {
+	case policies == nil:
+		return nil
+	case w.adopted == ip:
+		policies.Runs(pod, ip)
+		return nil
+	}
+	return policies.Starts(pod, ip)
 }
 
 // sharedFiles writes /etc/hosts, /etc/hostname and /etc/resolv.conf of a pod and

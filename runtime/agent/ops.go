@@ -13,6 +13,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"gitk8s.dev/gitk8s/runtime/container"
 	"gitk8s.dev/gitk8s/runtime/probe"
@@ -84,6 +85,10 @@ func (w *worker) removeSandbox(ctx context.Context, again bool) func() {
 		}
 	}
 	if err == nil {
+		if w.a.cfg.Policies != nil {
+			w.a.cfg.Policies.Ends(types.UID(w.uid))
+		}
+		w.adopted = netip.Addr{}
 		err = w.a.cfg.Network.Teardown(ctx, w.uid)
 	}
 	if w.ctx.Err() != nil {

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -26,7 +27,10 @@ type worker struct {
 	static bool
 	// lastToEnd: when the machine goes down the pod ends with the critical ones.
 	lastToEnd bool
-	log       *slog.Logger
+	// adopted is the address of a pod that an earlier agent started, until its network
+	// is removed.
+	adopted netip.Addr
+	log     *slog.Logger
 	// lists says by container name which field of the spec the container is in.
 	lists sync.Map
 
@@ -78,6 +82,9 @@ func newWorker(a *Agent, pod *v1.Pod, found *container.SandboxStatus) *worker {
 		pod.Status = *meta.Status
 	}
 	adopt(w.s, found, meta, a.cfg.Now())
+	if found != nil {
+		w.adopted = w.s.ip
+	}
 	return w
 }
 

@@ -223,6 +223,13 @@ func (n *PodNetwork) connect(p Pod) error {
 	if err != nil {
 		return fmt.Errorf("find link: %w", err)
 	}
+	// What a pod sends must have its own address: policies go by it.
+	err = inNetNS(n.cfg.NetNS, func() error {
+		return setSysctls(map[string]string{"net.ipv4.conf." + linkName(p.UID) + ".rp_filter": "1"})
+	})
+	if err != nil {
+		return err
+	}
 	if err := n.h.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set link up: %w", err)
 	}

@@ -31,11 +31,19 @@ type Ingresses interface {
 	Served(ctx context.Context, namespace string) ([]networkingv1.Ingress, error)
 }
 
+// Policies answers what a worker's right to the pods of others depends on.
+type Policies interface {
+	// Any says whether there is a NetworkPolicy. It must know of every one that a watch
+	// has delivered to anybody.
+	Any(ctx context.Context) (bool, error)
+}
+
 // Authorizer is the whole decision.
 type Authorizer struct {
 	pods      Pods
 	volumes   Volumes
 	ingresses Ingresses
+	policies  Policies
 }
 
 var (
@@ -44,8 +52,8 @@ var (
 )
 
 // New returns an Authorizer that asks about what the rights of workers depend on.
-func New(pods Pods, volumes Volumes, ingresses Ingresses) *Authorizer {
-	return &Authorizer{pods: pods, volumes: volumes, ingresses: ingresses}
+func New(pods Pods, volumes Volumes, ingresses Ingresses, policies Policies) *Authorizer {
+	return &Authorizer{pods: pods, volumes: volumes, ingresses: ingresses, policies: policies}
 }
 
 // Authorize implements authorizer.Authorizer.

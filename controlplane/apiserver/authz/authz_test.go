@@ -69,12 +69,17 @@ func (ingresses) Served(_ context.Context, namespace string) ([]networkingv1.Ing
 	return []networkingv1.Ingress{{Spec: networkingv1.IngressSpec{TLS: []networkingv1.IngressTLS{{SecretName: "cert"}}}}}, nil
 }
 
+// policies says whether there are NetworkPolicies.
+type policies bool
+
+func (p policies) Any(context.Context) (bool, error) { return bool(p), nil }
+
 func person(name string, groups ...string) user.Info {
 	return &user.DefaultInfo{Name: name, Groups: append(groups, user.AllAuthenticated)}
 }
 
 func TestAuthorize(t *testing.T) {
-	a := New(cluster{testPod("a", "one"), testPod("b", "two")}, volumes{}, ingresses{})
+	a := New(cluster{testPod("a", "one"), testPod("b", "two")}, volumes{}, ingresses{}, policies(false))
 	node := person(pki.UserNodePrefix+"one", pki.GroupNodes)
 	impostor := person(pki.UserNodePrefix + "one")
 	controllers, scheduler, reconciler := person(pki.UserControllerManager), person(pki.UserScheduler), person(pki.UserReconciler)
@@ -167,7 +172,7 @@ func TestAuthorize(t *testing.T) {
 }
 
 func TestPaths(t *testing.T) {
-	a := New(cluster{}, volumes{}, ingresses{})
+	a := New(cluster{}, volumes{}, ingresses{}, policies(false))
 	anonymous := &user.DefaultInfo{Name: user.Anonymous, Groups: []string{user.AllUnauthenticated}}
 	for _, tt := range []struct {
 		who  user.Info
@@ -184,6 +189,53 @@ func TestPaths(t *testing.T) {
 		decision, _, err := a.Authorize(t.Context(), authorizer.AttributesRecord{User: tt.who, Verb: "get", Path: tt.path})
 		if err != nil || (decision == authorizer.DecisionAllow) != tt.want {
 			t.Errorf("%s %s: %v %v", tt.who.GetName(), tt.path, decision, err)
+		}
+	}
+}
+
+// TestPolicies: a worker follows the pods of all nodes while there are NetworkPolicies.
+func TestPolicies(t *testing.T) {
+	node, nobody := person(pki.UserNodePrefix+"one", pki.GroupNodes), person("nobody")
+	for _, tt := range []struct {
+		who                                   user.Info
+		verb, group, resource, name, selector string
+		without, with                         bool
+	}{
+		{node, "list", "", "pods", "", "", false, true},
+		{node, "watch", "", "pods", "", "", false, true},
+		{node, "watch", "", "pods", "", "spec.nodeName=two", false, true},
+		{node, "watch", "", "pods", "", "spec.nodeName=one", true, true},
+		{node, "get", "", "pods", "b", "", false, false},
+		{node, "watch", "", "pods", "b", "", false, false},
+		{node, "delete", "", "pods", "b", "", false, false},
+		{node, "deletecollection", "", "pods", "", "", false, false},
+		{node, "list", "networking.k8s.io", "networkpolicies", "", "", true, true},
+		{node, "watch", "networking.k8s.io", "networkpolicies", "", "", true, true},
+		{node, "update", "networking.k8s.io", "networkpolicies", "deny", "", false, false},
+		{node, "list", "", "namespaces", "", "", true, true},
+		{node, "delete", "", "namespaces", "ns", "", false, false},
+		{node, "list", "", "secrets", "", "", false, false},
+		{nobody, "list", "", "pods", "", "", false, false},
+		{nobody, "list", "networking.k8s.io", "networkpolicies", "", "", false, false},
+	} {
+		for _, exist := range []bool{false, true} {
+			attrs := authorizer.AttributesRecord{User: tt.who, Verb: tt.verb, APIGroup: tt.group, Resource: tt.resource, Name: tt.name, Namespace: "ns", ResourceRequest: true}
+			if tt.selector != "" {
+				selector, err := fields.ParseSelector(tt.selector)
+				if err != nil {
+					t.Fatal(err)
+				}
+				attrs.FieldSelectorRequirements = selector.Requirements()
+			}
+			want := tt.without
+			if exist {
+				want = tt.with
+			}
+			a := New(cluster{testPod("a", "one"), testPod("b", "two")}, volumes{}, ingresses{}, policies(exist))
+			decision, reason, err := a.Authorize(t.Context(), attrs)
+			if err != nil || (decision == authorizer.DecisionAllow) != want {
+				t.Errorf("%s %s %s %s %s, policies %v: %v %s %v", tt.who.GetName(), tt.verb, tt.resource, tt.name, tt.selector, exist, decision, reason, err)
+			}
 		}
 	}
 }

@@ -54,7 +54,7 @@ func Node(ctx context.Context, cfg Config) error {
 	changed := make(chan struct{}, 1)
 	routed := make(chan struct{}, 1)
 	for _, inf := range []cache.SharedIndexInformer{services.Informer(), slices.Informer()} {
-		if _, err := inf.AddEventHandler(signal(changed)); err != nil {
+		if _, err := inf.AddEventHandler(Signal(changed)); err != nil {
 			return err
 		}
 	}
@@ -76,8 +76,8 @@ func Node(ctx context.Context, cfg Config) error {
 		return ctx.Err()
 	}
 	defer cfg.Checks.Close()
-	go loop(ctx, "routes", routed, func() error { return syncRoutes(nodes.Lister(), cfg.NetNS) })
-	loop(ctx, "services", changed, func() error {
+	go Loop(ctx, "routes", routed, func() error { return syncRoutes(nodes.Lister(), cfg.NetNS) })
+	Loop(ctx, "services", changed, func() error {
 		svcs, err := services.Lister().List(labels.Everything())
 		if err != nil {
 			return err
@@ -125,7 +125,7 @@ func Machine(ctx context.Context, f informers.SharedInformerFactory, apply func(
 	services, slices, nodes := f.Core().V1().Services(), f.Discovery().V1().EndpointSlices(), f.Core().V1().Nodes()
 	changed := make(chan struct{}, 1)
 	for _, inf := range []cache.SharedIndexInformer{services.Informer(), slices.Informer()} {
-		if _, err := inf.AddEventHandler(signal(changed)); err != nil {
+		if _, err := inf.AddEventHandler(Signal(changed)); err != nil {
 			return err
 		}
 	}
@@ -136,7 +136,7 @@ func Machine(ctx context.Context, f informers.SharedInformerFactory, apply func(
 		if !cache.WaitForCacheSync(ctx.Done(), services.Informer().HasSynced, slices.Informer().HasSynced, nodes.Informer().HasSynced) {
 			return
 		}
-		loop(ctx, "ports of the machine", changed, func() error {
+		Loop(ctx, "ports of the machine", changed, func() error {
 			svcs, err := services.Lister().List(labels.Everything())
 			if err != nil {
 				return err
@@ -195,15 +195,15 @@ func Routes(ctx context.Context, f informers.SharedInformerFactory, netNS string
 	}
 	go func() {
 		if cache.WaitForCacheSync(ctx.Done(), nodes.Informer().HasSynced) {
-			loop(ctx, "routes", routed, func() error { return syncRoutes(nodes.Lister(), netNS) })
+			Loop(ctx, "routes", routed, func() error { return syncRoutes(nodes.Lister(), netNS) })
 		}
 	}()
 	return nil
 }
 
-// loop applies once at the start and then after every signal. A failure that goes on
-// is told once.
-func loop(ctx context.Context, what string, signal <-chan struct{}, apply func() error) {
+// Loop applies once at the start and then after every signal, until ctx ends. What fails
+// is tried again, and told once while it goes on; what names it in the log.
+func Loop(ctx context.Context, what string, signal <-chan struct{}, apply func() error) {
 	said := ""
 	for {
 		var retry <-chan time.Time
@@ -234,7 +234,8 @@ func loop(ctx context.Context, what string, signal <-chan struct{}, apply func()
 	}
 }
 
-func signal(ch chan<- struct{}) cache.ResourceEventHandler {
+// Signal tells of every change, without waiting for whoever listens: ch has room for one.
+func Signal(ch chan<- struct{}) cache.ResourceEventHandler {
 	f := func() {
 		select {
 		case ch <- struct{}{}:
@@ -275,7 +276,7 @@ func onZone(name string, ch chan<- struct{}) cache.ResourceEventHandler {
 
 // onNode signals when a node comes, goes, or changes what aspect says of it.
 func onNode(ch chan<- struct{}, aspect func(*corev1.Node) string) cache.ResourceEventHandler {
-	all := signal(ch)
+	all := Signal(ch)
 	return cache.ResourceEventHandlerFuncs{
 		AddFunc: func(obj any) { all.OnAdd(obj, false) },
 		UpdateFunc: func(old, obj any) {

@@ -40,9 +40,7 @@ func pod(namespace, name, ip string, local bool, l labels.Set, ports ...Port) *P
 // passes says whether a direction lets a connection of a pod and a peer through.
 func (d Direction) passes(pod, peer netip.Addr, proto Protocol, port uint16) bool {
 	group, held := d.Groups[pod]
-	return !held || slices.ContainsFunc(d.Allowed[group], func(b Box) bool {
-		return b.From.Compare(peer) <= 0 && peer.Compare(b.To) <= 0 && b.FirstProto <= proto && proto <= b.Proto && b.FirstPort <= port && port <= b.LastPort
-	})
+	return !held || slices.ContainsFunc(d.Allowed[group], func(b Box) bool { return b.has(peer, proto, port) })
 }
 
 // TestPolicies has the recipes of the page "Network Policies".

@@ -3,7 +3,7 @@
 // Compile turns policies, namespaces and pods into Rules, a pure function: for each
 // pod of this node that a policy selects, the group that it belongs to, and for each
 // group what may come in or go out. Enforcer lays them out as the elements of a few
-// nftables maps and sets, which are changed one by one; Follow keeps them equal to what
+// nftables maps and sets, which are changed one by one; Follower keeps them equal to what
 // the API says.
 //
 // What a node sends to its own pods, and they to it, is never held back, and neither

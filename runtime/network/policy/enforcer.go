@@ -20,6 +20,9 @@ const (
 	tableName = "gitk8s-policy"
 	// batchSize keeps a list of elements within the 64 KiB of a netlink attribute.
 	batchSize = 400
+	// rebuildAbove is how many elements are taken out one by one: in a set of ranges each
+	// costs the kernel as much as some twenty cost when they are put into a new one.
+	rebuildAbove = 20
 	// socketBuffer: a large batch is answered by more than a socket takes by default.
 	socketBuffer = 8 << 20
 )
@@ -111,7 +114,7 @@ func (e *Enforcer) Apply(r Rules) error {
 		e.conn.AddTable(table()) // so that deleting works when there is none
 		e.conn.DelTable(table())
 		want = layout{}
-	case len(before) == 0:
+	case len(before) == 0 || removed(before, want) > rebuildAbove:
 		if err := e.build(); err != nil {
 			return fmt.Errorf("network policies: %w", err)
 		}
@@ -128,6 +131,56 @@ func (e *Enforcer) Apply(r Rules) error {
 	e.installed = want
 	return nil
 }
+
+// Hold lets nothing come to or from an address but what its node sends and gets, until
+// the next Apply. All else that is enforced stays as it is, also what an earlier
+// Enforcer has left.
+func (e *Enforcer) Hold(ip netip.Addr) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.installed = nil
+	err := e.hold(ip)
+	if err == nil {
+		err = e.conn.Flush()
+	}
+	if err != nil {
+		return fmt.Errorf("network policies: hold back %s: %w", ip, err)
+	}
+	return nil
+}
+
+func (e *Enforcer) hold(ip netip.Addr) error {
+	tables, err := e.conn.ListTablesOfFamily(nftables.TableFamilyIPv4)
+	if err != nil {
+		return err
+	}
+	exists := slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == tableName })
+	held := kernelElement(element{key: text(ip), value: mark(heldGroup)})
+	var stale [len(directions)][]nftables.SetElement
+	if exists {
+		for i, d := range directions {
+			all, err := e.conn.GetSetElements(podsSet(d.pods))
+			if err != nil {
+				return err
+			}
+			stale[i] = slices.DeleteFunc(all, func(el nftables.SetElement) bool { return string(el.Key) != text(ip) })
+		}
+	} else if err := e.build(); err != nil {
+		return err
+	}
+	for i, d := range directions {
+		if err := e.conn.SetDeleteElements(podsSet(d.pods), stale[i]); err != nil {
+			return err
+		}
+		if err := e.conn.SetAddElements(podsSet(d.pods), []nftables.SetElement{held}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Remove deletes the table.
+func (e *Enforcer) Remove() error { return e.Apply(Rules{}) }
 
 // lay turns rules into elements. A group keeps its number for as long as it is there.
 func (e *Enforcer) lay(r Rules) layout {
@@ -167,6 +220,19 @@ func (e *Enforcer) lay(r Rules) layout {
 	return out
 }
 
+// removed is how many elements of before are not wanted any more.
+func removed(before, want layout) int {
+	n := 0
+	for set, elements := range before {
+		for el := range elements {
+			if !want[set][el] {
+				n++
+			}
+		}
+	}
+	return n
+}
+
 func text(a netip.Addr) string { b := a.As4(); return string(b[:]) }
 func mark(n uint32) string     { return string(binaryutil.NativeEndian.PutUint32(n)) }
 func port(n uint16) string     { return string(binary.BigEndian.AppendUint16(nil, n)) + "\x00\x00" }
@@ -178,6 +244,8 @@ func table() *nftables.Table {
 const (
 	selfSet = "self"
 	chain   = "forward"
+	// heldGroup has nothing allowed; those of rules are counted from 1.
+	heldGroup = 0
 )
 
 // sets are the table's, in the order in which they are made.
@@ -187,7 +255,7 @@ func sets() []*nftables.Set {
 	}}
 	for _, d := range directions {
 		out = append(out,
-			&nftables.Set{Table: table(), Name: d.pods, IsMap: true, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeMark},
+			podsSet(d.pods),
 			&nftables.Set{
 				Table: table(), Name: d.allowed, Concatenation: true, Interval: true,
 				KeyType: nftables.MustConcatSetType(nftables.TypeMark, nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService),
@@ -196,9 +264,13 @@ func sets() []*nftables.Set {
 	return out
 }
 
+func podsSet(name string) *nftables.Set {
+	return &nftables.Set{Table: table(), Name: name, IsMap: true, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeMark}
+}
+
 // build queues the table with its rules, which never change.
 func (e *Enforcer) build() error {
-	e.conn.AddTable(table())
+	e.conn.AddTable(table()) // so that deleting works when there is none
 	e.conn.DelTable(table())
 	e.conn.AddTable(table())
 	for _, s := range sets() {

@@ -140,7 +140,10 @@ func main() {
 	case "remove":
 		err = os.Remove(args[1])
 	case "fetch":
-		err = fetch(os.Stdout, args[1])
+		if args[2] != "" {
+			client.Timeout, err = time.ParseDuration(args[2])
+		}
+		err = errors.Join(err, fetch(os.Stdout, args[1]))
 	case "busy":
 		busy(args[1])
 	case "lookup":

@@ -1,0 +1,460 @@
+package policy
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+
+	"gitk8s.dev/gitk8s/runtime/network"
+)
+
+// Timeouts of a packet: one that is held back is only known by its not coming.
+const (
+	arrives = 3 * time.Second
+	missing = 150 * time.Millisecond
+)
+
+var nodes atomic.Int64
+
+// node is a node's network with pods that answer.
+type node struct {
+	t    *testing.T
+	ns   string
+	pods *network.PodNetwork
+	e    *Enforcer
+}
+
+func newNode(t *testing.T) *node {
+	t.Helper()
+	id, dir := fmt.Sprintf("p%d-%d", os.Getpid(), nodes.Add(1)), t.TempDir()
+	t.Cleanup(func() {
+		if err := network.DeletePods(dir); err != nil {
+			t.Error(err)
+		}
+		if err := network.DeleteTopology(id); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := network.EnsureHub(id); err != nil {
+		t.Fatal(err)
+	}
+	at, err := network.EnsureNode(id, "node", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{t: t, ns: at.NetNS}
+	n.pods, err = network.NewPodNetwork(network.PodConfig{Dir: filepath.Join(dir, "pods"), NetNS: at.NetNS, PodCIDR: netip.MustParsePrefix("10.42.1.0/24"), NodeIP: at.IP})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := network.DeletePods(filepath.Join(dir, "pods")); err != nil {
+			t.Error(err)
+		}
+		if err := n.pods.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	proxy, err := network.NewProxy(at.NetNS) // tracks connections, as on every node
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proxy.Close()
+	if err := proxy.Apply(network.State{}); err != nil {
+		t.Fatal(err)
+	}
+	n.e = n.enforcer()
+	return n
+}
+
+func (n *node) enforcer() *Enforcer {
+	n.t.Helper()
+	e, err := NewEnforcer(n.ns)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			n.t.Error(err)
+		}
+	})
+	return e
+}
+
+func (n *node) apply(r Rules) {
+	n.t.Helper()
+	if err := n.e.Apply(r); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// tables are the names of those in the node's namespace.
+func (n *node) tables() []string {
+	n.t.Helper()
+	all, err := n.e.conn.ListTablesOfFamily(nftables.TableFamilyIPv4)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	var names []string
+	for _, t := range all {
+		if t.Name != "gitk8s" { // the services'
+			names = append(names, t.Name)
+		}
+	}
+	return names
+}
+
+// place is a pod's, or the node's.
+type place struct {
+	t  *testing.T
+	ns string
+	ip netip.Addr
+}
+
+func (n *node) pod(name string) place {
+	n.t.Helper()
+	ns, ip, err := n.pods.Setup(context.Background(), "uid-"+name, "default/"+name, false)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return place{n.t, ns, ip}
+}
+
+// within runs fn on a thread in the place's namespace.
+func (p place) within(fn func() error) error {
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends here
+		ns, err := os.Open(p.ns)
+		if err == nil {
+			defer ns.Close()
+			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+		}
+		if err == nil {
+			err = fn()
+		}
+		result <- err
+	}()
+	return <-result
+}
+
+// echoes answers at ports with what is sent, by TCP and UDP.
+func (p place) echoes(ports ...uint16) place {
+	p.t.Helper()
+	for _, port := range ports {
+		at := netip.AddrPortFrom(p.ip, port).String()
+		l, err := network.ListenIn(p.ns, "tcp4", at)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		u, err := network.ListenPacketIn(p.ns, "udp4", at)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		p.t.Cleanup(func() { l.Close(); u.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() { defer c.Close(); _, _ = io.Copy(c, c) }()
+			}
+		}()
+		go func() {
+			buf := make([]byte, 100)
+			for {
+				k, from, err := u.ReadFrom(buf)
+				if err != nil {
+					return
+				}
+				_, _ = u.WriteTo(buf[:k], from)
+			}
+		}()
+	}
+	return p
+}
+
+func (p place) dial(proto string, to netip.AddrPort, wait time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(p.t.Context(), wait)
+	defer cancel()
+	return network.DialIn(p.ns)(ctx, proto, to.String())
+}
+
+// answers says whether a connection gives back what is sent over it.
+func answers(c net.Conn, wait time.Duration) bool {
+	_ = c.SetDeadline(time.Now().Add(wait))
+	if _, err := c.Write([]byte("hello")); err != nil {
+		return false
+	}
+	_, err := io.ReadFull(c, make([]byte, 5))
+	return err == nil
+}
+
+// reaches expects that to answers on a port, or that it does not.
+func (p place) reaches(want bool, proto string, to place, port uint16) {
+	p.t.Helper()
+	wait := missing
+	if want {
+		wait = arrives
+	}
+	c, err := p.dial(proto, netip.AddrPortFrom(to.ip, port), wait)
+	got := false
+	if err == nil {
+		got = answers(c, wait)
+		c.Close()
+	}
+	if got != want {
+		p.t.Errorf("%s from %s to %s port %d: answered: %v, want %v (%v)", proto, p.ip, to.ip, port, got, want, err)
+	}
+}
+
+// delivers expects that a packet of an IP protocol arrives, or that it does not.
+func (p place) delivers(want bool, proto string, to place, packet []byte) {
+	p.t.Helper()
+	var in net.PacketConn
+	var out net.Conn
+	err := to.within(func() (err error) { in, err = net.ListenPacket(proto, to.ip.String()); return err })
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer in.Close()
+	if err := p.within(func() (err error) { out, err = net.Dial(proto, to.ip.String()); return err }); err != nil {
+		p.t.Fatal(err)
+	}
+	defer out.Close()
+	if _, err := out.Write(packet); err != nil {
+		p.t.Fatal(err)
+	}
+	wait := missing
+	if want {
+		wait = arrives
+	}
+	_ = in.SetReadDeadline(time.Now().Add(wait))
+	_, from, err := in.ReadFrom(make([]byte, 100))
+	if got := err == nil && from.String() == p.ip.String(); got != want {
+		p.t.Errorf("%s from %s to %s: arrived: %v, want %v (%v)", proto, p.ip, to.ip, got, want, err)
+	}
+}
+
+// forges sends a packet of protocol 253 with the address of another pod.
+func (p place) forges(other, to place) {
+	p.t.Helper()
+	err := p.within(func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		header := []byte{0x45, 0, 0, 24, 0, 0, 0, 0, 64, 253, 0, 0}
+		packet := slices.Concat(header, other.ip.AsSlice(), to.ip.AsSlice(), []byte("fake"))
+		return unix.Sendto(fd, packet, 0, &unix.SockaddrInet4{Addr: to.ip.As4()})
+	})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+var pings atomic.Uint32
+
+// ping is an ICMP echo request, each of a flow of its own.
+func ping() []byte {
+	b := []byte{8, 0, 0, 0, 0, byte(pings.Add(1)), 0, 1}
+	var sum uint32
+	for i := 0; i < len(b); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	binary.BigEndian.PutUint16(b[2:], ^uint16(sum+sum>>16))
+	return b
+}
+
+func held(who place, allowed ...Box) Direction {
+	return Direction{Groups: map[netip.Addr]string{who.ip: "group"}, Allowed: map[string][]Box{"group": allowed}}
+}
+
+func from(who place, proto Protocol, first, last uint16) Box {
+	return Box{who.ip, who.ip, proto, proto, first, last}
+}
+
+func all(who place) Box { return Box{who.ip, who.ip, 0, 255, 0, 65535} }
+
+// TestEnforcer looks at what the kernel lets through.
+func TestEnforcer(t *testing.T) {
+	n := newNode(t)
+	a, b, c := n.pod("a").echoes(8080), n.pod("b").echoes(8080, 8081, 8090, 8091), n.pod("c")
+	host := place{t, n.ns, network.NodeIP(1)}.echoes(8080)
+	for _, proto := range []string{"tcp4", "udp4"} {
+		a.reaches(true, proto, b, 8080)
+	}
+	a.delivers(true, "ip4:icmp", b, ping())
+	if n.apply(Rules{}); len(n.tables()) != 0 {
+		t.Error("a table for no rules:", n.tables())
+	}
+	open, err := a.dial("tcp4", netip.AddrPortFrom(b.ip, 8080), arrives)
+	if err != nil || !answers(open, arrives) {
+		t.Fatal(err)
+	}
+	defer open.Close()
+
+	n.apply(Rules{Ingress: held(b)})
+	for _, from := range []place{a, c} {
+		from.reaches(false, "tcp4", b, 8080)
+		from.reaches(false, "udp4", b, 8080)
+	}
+	a.delivers(false, "ip4:icmp", b, ping())
+	a.delivers(false, "ip4:253", b, []byte("any"))
+	b.reaches(true, "tcp4", a, 8080) // its own connections, and their answers
+	host.reaches(true, "tcp4", b, 8080)
+	b.reaches(true, "tcp4", host, 8080)
+	if !answers(open, arrives) {
+		t.Error("an established connection has ended")
+	}
+
+	n.apply(Rules{Ingress: held(b, from(a, TCP, 8080, 8089), from(a, UDP, 8081, 8081))})
+	a.reaches(true, "tcp4", b, 8080)
+	a.reaches(true, "tcp4", b, 8081)
+	a.reaches(false, "tcp4", b, 8090)
+	a.reaches(false, "udp4", b, 8080)
+	a.reaches(true, "udp4", b, 8081)
+	c.reaches(false, "tcp4", b, 8080)
+	a.delivers(false, "ip4:icmp", b, ping())
+	a.delivers(false, "ip4:tcp", b, []byte{0}) // no whole header
+	a.delivers(false, "ip4:udp", b, []byte{0, 0, 0x1f})
+
+	// The range that was there is cut in three, whose parts overlap with it.
+	n.apply(Rules{Ingress: held(b, from(a, TCP, 8080, 8080), from(a, TCP, 8090, 65535), from(c, TCP, 0, 8085), from(a, UDP, 8081, 8081))})
+	a.reaches(true, "tcp4", b, 8080)
+	a.reaches(false, "tcp4", b, 8081)
+	a.reaches(true, "tcp4", b, 8091)
+	c.reaches(true, "tcp4", b, 8081)
+	c.reaches(false, "tcp4", b, 8090)
+
+	n.apply(Rules{Ingress: held(b, all(a))})
+	a.reaches(true, "tcp4", b, 8090)
+	a.reaches(true, "udp4", b, 8080)
+	a.delivers(true, "ip4:icmp", b, ping())
+	a.delivers(true, "ip4:253", b, []byte("any"))
+	c.reaches(false, "tcp4", b, 8090)
+
+	n.apply(Rules{Egress: held(a, from(b, TCP, 8080, 8080))})
+	a.reaches(true, "tcp4", b, 8080)
+	a.reaches(false, "tcp4", b, 8081)
+	a.delivers(false, "ip4:253", b, []byte("any"))
+	a.reaches(true, "tcp4", host, 8080)
+	host.reaches(true, "tcp4", a, 8080)
+	b.reaches(true, "tcp4", a, 8080)
+
+	// Both have to let it through.
+	n.apply(Rules{Egress: held(a, all(b)), Ingress: held(b, from(a, TCP, 8081, 8081))})
+	a.reaches(true, "tcp4", b, 8081)
+	a.reaches(false, "tcp4", b, 8080)
+
+	if n.apply(Rules{}); len(n.tables()) != 0 {
+		t.Error("the last policy left", n.tables())
+	}
+	a.reaches(true, "tcp4", b, 8090)
+}
+
+// TestEnforcerTakesOver puts a new enforcer in the place of one with other rules.
+func TestEnforcerTakesOver(t *testing.T) {
+	n := newNode(t)
+	a, b := n.pod("a"), n.pod("b").echoes(8080, 8081)
+	n.apply(Rules{Ingress: held(b, from(a, TCP, 8080, 8080))})
+	n.e = n.enforcer()
+	a.reaches(true, "tcp4", b, 8080)
+	n.apply(Rules{Ingress: held(b, from(a, TCP, 8081, 8081))})
+	a.reaches(false, "tcp4", b, 8080)
+	a.reaches(true, "tcp4", b, 8081)
+	n.e = n.enforcer()
+	if n.apply(Rules{}); len(n.tables()) != 0 {
+		t.Error("left:", n.tables())
+	}
+}
+
+// TestForgedAddress: a pod does not get around its policies with another one's address.
+func TestForgedAddress(t *testing.T) {
+	n := newNode(t)
+	a, b, c := n.pod("a"), n.pod("b"), n.pod("c")
+	n.apply(Rules{Egress: held(a)})
+	var in net.PacketConn
+	if err := b.within(func() (err error) { in, err = net.ListenPacket("ip4:253", b.ip.String()); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	for _, from := range []place{a, c} { // of c they would arrive
+		from.forges(c, b)
+		wait := missing
+		if from == c {
+			wait = arrives
+		}
+		_ = in.SetReadDeadline(time.Now().Add(wait))
+		if _, _, err := in.ReadFrom(make([]byte, 100)); (err == nil) != (from == c) {
+			t.Errorf("a packet of %s with the address of %s: %v", from.ip, c.ip, err)
+		}
+	}
+}
+
+// TestManyRules: more elements than a netlink message takes, and their replacement.
+func TestManyRules(t *testing.T) {
+	n := newNode(t)
+	a, b := n.pod("a"), n.pod("b").echoes(8080)
+	for _, shift := range []uint32{0, 7, 300} {
+		boxes := []Box{all(a)}
+		for i := range uint32(1000) {
+			at := number(netip.MustParseAddr("192.0.0.0")) + 1000*i + shift
+			boxes = append(boxes, Box{address(at), address(at + i), TCP, TCP, 80, uint16(80 + i%3)})
+		}
+		start := time.Now()
+		n.apply(Rules{Ingress: held(b, boxes...), Egress: held(b, boxes...)})
+		a.reaches(true, "tcp4", b, 8080)
+		if took := time.Since(start); took > 3*time.Second {
+			t.Errorf("2000 elements took %s", took)
+		}
+	}
+}
+
+// TestHold: a pod of which nothing is known yet, with and without an earlier process's
+// rules in the kernel.
+func TestHold(t *testing.T) {
+	n := newNode(t)
+	host := place{t, n.ns, network.NodeIP(1)}
+	a, b := n.pod("a").echoes(8080), n.pod("b").echoes(8080)
+	for _, earlier := range []Rules{{}, {Ingress: held(b, all(a)), Egress: held(a, all(b))}} {
+		n.e = n.enforcer()
+		n.apply(earlier)
+		n.e = n.enforcer()
+		a.reaches(true, "udp4", b, 8080)
+		for range 2 {
+			if err := n.e.Hold(b.ip); err != nil {
+				t.Fatal(err)
+			}
+			a.reaches(false, "tcp4", b, 8080)
+			b.reaches(false, "tcp4", a, 8080)
+			host.reaches(true, "tcp4", b, 8080)
+			host.reaches(true, "tcp4", a, 8080)
+		}
+		n.apply(Rules{Ingress: held(b, from(a, TCP, 8080, 8080))})
+		a.reaches(true, "tcp4", b, 8080)
+		b.reaches(true, "tcp4", a, 8080)
+		if err := n.e.Hold(b.ip); err != nil {
+			t.Fatal(err)
+		}
+		a.reaches(false, "tcp4", b, 8080)
+		if err := n.e.Remove(); err != nil || len(n.tables()) != 0 {
+			t.Error("left:", n.tables(), err)
+		}
+	}
+}
