@@ -20,8 +20,12 @@ import (
 
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/informers"
+	coreinformers "k8s.io/client-go/informers/core/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/yaml"
 
@@ -323,6 +327,10 @@ func (w *worker) run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	errs := make(chan error, 4)
 	f := informers.NewSharedInformerFactory(w.client, 0) // services and endpoints are followed once for all
+	pods := coreinformers.NewFilteredPodInformer(w.client, metav1.NamespaceAll, 0, cache.Indexers{}, func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", w.name).String()
+	})
+	wg.Go(func() { pods.RunWithContext(ctx) })
 	wg.Go(func() {
 		defer cancel()
 		errs <- w.agent.Run(ctx)
@@ -330,7 +338,7 @@ func (w *worker) run(ctx context.Context) error {
 	wg.Go(func() {
 		defer cancel()
 		errs <- follow.Node(ctx, follow.Config{
-			Informers: f, Node: w.name, IP: w.ip, Proxy: w.proxy, Zone: w.zone,
+			Informers: f, Pods: pods, Node: w.name, IP: w.ip, Proxy: w.proxy, Zone: w.zone,
 			Checks: healthcheck.New(""), Events: recorder(ctx, w.client, "gitk8s-agent", w.name),
 		})
 	})

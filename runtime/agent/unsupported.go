@@ -21,9 +21,6 @@ func unsupported(pod *v1.Pod) []string {
 	for _, list := range [][]v1.Container{spec.InitContainers, spec.Containers} {
 		for i := range list {
 			c, at := &list[i], list[i].Name+": "
-			for _, p := range c.Ports {
-				add(p.HostPort != 0 && !spec.HostNetwork, at+"hostPort without hostNetwork")
-			}
 			add(len(c.VolumeDevices) > 0, at+"volumeDevices")
 			if sc := c.SecurityContext; sc != nil {
 				add(sc.SELinuxOptions != nil, at+"securityContext.seLinuxOptions")

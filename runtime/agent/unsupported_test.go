@@ -16,7 +16,7 @@ func TestUnsupported(t *testing.T) {
 		want []string
 	}{
 		{"nothing", v1.PodSpec{Containers: []v1.Container{{Name: "c"}}}, nil},
-		{"host port", v1.PodSpec{Containers: []v1.Container{port}}, []string{"c: hostPort without hostNetwork"}},
+		{"host port", v1.PodSpec{Containers: []v1.Container{port}}, nil},
 		{"host port in the node's network", v1.PodSpec{HostNetwork: true, Containers: []v1.Container{port}}, nil},
 		{"users of its own", v1.PodSpec{HostUsers: &no}, nil},
 		{"shared namespaces", v1.PodSpec{HostPID: true, HostIPC: true}, nil},

@@ -113,7 +113,35 @@ func TestServices(t *testing.T) {
 	t.Run("NodePort", func(t *testing.T) { nodePorts(t, c, k, ns) })
 	t.Run("LoadBalancer", func(t *testing.T) { loadBalancers(t, c, k, ns) })
 	t.Run("Local", func(t *testing.T) { localTraffic(t, c, k, ns) })
+	t.Run("hostPort", func(t *testing.T) { podPorts(t, c, ns) })
 	t.Run("WithoutSelector", func(t *testing.T) { withoutSelector(t, c, k, ns) })
+}
+
+// podPorts: a pod has ports of its node, which see the client's own address.
+func podPorts(t *testing.T, c *cluster, ns string) {
+	c.apply(t, ns, `apiVersion: v1
+kind: Pod
+metadata: {name: ported}
+spec:
+  nodeSelector: {kubernetes.io/hostname: worker-1}
+  terminationGracePeriodSeconds: 0
+  containers: [{name: c, image: "gitk8s.local/test/web:v1", ports: [{containerPort: 8080, hostPort: 8090}, {containerPort: 8080, hostPort: 8091, hostIP: 127.0.0.1}]}]
+`)
+	c.awaitPod(t, ns, "ported", "it is ready", ready)
+	hub, one := network.HubNetNS(c.id()), network.NodeNetNS(c.id(), "worker-1")
+	c.asks(t, "from outside", hub, nodeOne+":8090", "ported asked by "+hubIP+"\n")
+	c.asks(t, "on the node", one, nodeOne+":8090", "ported asked by")
+	c.asks(t, "at the node's loopback", one, "127.0.0.1:8091", "ported asked by")
+	contains(t, c.inPod(t, ns, "only", "fetch", "http://"+nodeOne+":8090/client"), "ported asked by")
+	contains(t, c.inPod(t, ns, "ported", "fetch", "http://"+nodeOne+":8090/client"), "ported asked by")
+	c.kubectl(t, "delete", "pod", "-n", ns, "ported")
+	eventually(t, "the port is closed", func() error {
+		body, _, err := c.from(hub, nodeOne+":8090", "/client")
+		if err == nil {
+			return errors.New(body)
+		}
+		return nil
+	})
 }
 
 func nodePorts(t *testing.T, c *cluster, k tool, ns string) {

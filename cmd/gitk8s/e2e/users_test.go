@@ -107,7 +107,9 @@ spec:
 	}
 	c.apply(t, ns, "{apiVersion: v1, kind: Pod, metadata: {name: far}, spec: {hostUsers: false, containers: [{name: c, image: "+`"`+testImage+`"`+", securityContext: {runAsUser: 70000}}]}}")
 	c.awaitPod(t, ns, "far", "it says why it does not run", func(p *corev1.Pod) bool {
-		w := containerStatus(p, "c").State.Waiting
-		return w != nil && strings.Contains(w.Message, "with hostUsers: false there are those from 0 to 65535")
+		st := containerStatus(p, "c") // after a while it waits for the next try, and its last state says why
+		const why = "with hostUsers: false there are those from 0 to 65535"
+		return st.State.Waiting != nil && strings.Contains(st.State.Waiting.Message, why) ||
+			st.LastTerminationState.Terminated != nil && strings.Contains(st.LastTerminationState.Terminated.Message, why)
 	})
 }

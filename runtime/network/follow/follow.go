@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -34,6 +35,8 @@ const retryAfter = time.Second
 type Config struct {
 	// Informers are started by Node, and may be shared.
 	Informers informers.SharedInformerFactory
+	// Pods, of this node, have host ports; the caller starts it.
+	Pods cache.SharedIndexInformer
 	// Node is its name, IP its address, NetNS the path of its network namespace, empty
 	// for the caller's own.
 	Node  string
@@ -57,6 +60,9 @@ func Node(ctx context.Context, cfg Config) error {
 		if _, err := inf.AddEventHandler(Signal(changed)); err != nil {
 			return err
 		}
+	}
+	if _, err := cfg.Pods.AddEventHandler(onHostPorts(changed)); err != nil {
+		return err
 	}
 	if err := tell(cfg.Zone, services.Informer(), slices.Informer()); err != nil {
 		return err
@@ -90,8 +96,14 @@ func Node(ctx context.Context, cfg Config) error {
 		if n, err := nodes.Lister().Get(cfg.Node); err == nil {
 			at.Zone = n.Labels[corev1.LabelTopologyZone]
 		}
+		var pods []*corev1.Pod
+		for _, obj := range cfg.Pods.GetStore().List() {
+			if p, ok := obj.(*corev1.Pod); ok && hasHostPorts(p) {
+				pods = append(pods, p)
+			}
+		}
 		return errors.Join(
-			cfg.Proxy.Apply(network.Desired(at, svcs, eps)),
+			cfg.Proxy.Apply(network.Desired(at, svcs, eps).WithHostPorts(pods)),
 			network.SyncAddresses(cfg.NetNS, cfg.IP, network.Announced(cfg.Node, svcs)),
 			cfg.Checks.Apply(healthcheck.Desired(cfg.Node, svcs, eps)))
 	})
@@ -261,6 +273,30 @@ func onReady(ch chan<- struct{}) cache.ResourceEventHandler {
 		}
 		return address(n)
 	})
+}
+
+// hasHostPorts says whether a pod wants ports of its node.
+func hasHostPorts(p *corev1.Pod) bool {
+	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
+		if slices.ContainsFunc(c.Ports, func(port corev1.ContainerPort) bool { return port.HostPort > 0 }) {
+			return !p.Spec.HostNetwork
+		}
+	}
+	return false
+}
+
+// onHostPorts signals when a pod with host ports comes, goes, or gets its address.
+func onHostPorts(ch chan<- struct{}) cache.ResourceEventHandler {
+	return cache.FilteringResourceEventHandler{
+		FilterFunc: func(obj any) bool {
+			if t, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+				obj = t.Obj
+			}
+			p, ok := obj.(*corev1.Pod)
+			return ok && hasHostPorts(p)
+		},
+		Handler: Signal(ch),
+	}
 }
 
 // onZone signals when a node moves to another zone.
