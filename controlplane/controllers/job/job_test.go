@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/record"
 
 	"gitk8s.dev/gitk8s/controlplane/apiserver/apiservertest"
@@ -33,13 +34,16 @@ func TestController(t *testing.T) {
 		}
 		f.Shutdown()
 	})
-	w := world{client}
+	w := world{client, f.Core().V1().Pods().Lister()}
 	t.Run("adopts", w.adopts)
 	t.Run("lets go", w.letsGo)
 	t.Run("of another controller", w.managedByAnother)
 }
 
-type world struct{ client kubernetes.Interface }
+type world struct {
+	client kubernetes.Interface
+	seen   corelisters.PodLister // what the controller has heard of
+}
 
 func (w world) eventually(t *testing.T, what string, f func(ctx context.Context) (bool, error)) {
 	t.Helper()
@@ -77,6 +81,11 @@ func (w world) adopts(t *testing.T) {
 	if _, err := w.client.CoreV1().Pods("default").Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	// Else the Job may make a pod of its own, and then delete one of the two.
+	w.eventually(t, "the controller has heard of the pod", func(context.Context) (bool, error) {
+		_, err := w.seen.Pods("default").Get("orphan")
+		return err == nil, nil
+	})
 	manual := true
 	job := &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: "adopt"}}
 	job.Spec.ManualSelector, job.Spec.Selector = &manual, &metav1.LabelSelector{MatchLabels: pod.Labels}
