@@ -158,28 +158,19 @@ type endpoints struct {
 
 // candidate is an endpoint with what is known of it.
 type candidate struct {
-	to            netip.AddrPort
-	local         bool
-	ready, ending bool
-	hints         *discoveryv1.EndpointHints
+	to    netip.AddrPort
+	local bool
+	hints *discoveryv1.EndpointHints
 }
 
 // choose follows KEP-1669 (proxy terminating endpoints): the ready ones, or if
 // there are none those that still serve while they end. With
 // publishNotReadyAddresses all count as ready.
 func choose(at Place, svc *corev1.Service, port corev1.ServicePort, endpointSlices []*discoveryv1.EndpointSlice) endpoints {
-	var ready, ending, localReady, localEnding []candidate
-	for _, c := range candidates(at, svc, port, endpointSlices) {
-		switch {
-		case c.ready:
-			ready = append(ready, c)
-		case c.ending:
-			ending = append(ending, c)
-		}
-	}
+	ready, ending := candidates(at, svc, port, endpointSlices)
 	isRemote := func(c candidate) bool { return !c.local }
-	localReady = slices.DeleteFunc(slices.Clone(ready), isRemote)
-	localEnding = slices.DeleteFunc(slices.Clone(ending), isRemote)
+	localReady := slices.DeleteFunc(slices.Clone(ready), isRemote)
+	localEnding := slices.DeleteFunc(slices.Clone(ending), isRemote)
 	return endpoints{cluster: addresses(nearest(at, ready), ending), local: addresses(localReady, localEnding)}
 }
 
@@ -234,8 +225,8 @@ func nearest(at Place, ready []candidate) []candidate {
 	return ready
 }
 
-func candidates(at Place, svc *corev1.Service, port corev1.ServicePort, endpointSlices []*discoveryv1.EndpointSlice) []candidate {
-	var out []candidate
+// candidates are the endpoints that are ready, and those that still serve while they end.
+func candidates(at Place, svc *corev1.Service, port corev1.ServicePort, endpointSlices []*discoveryv1.EndpointSlice) (ready, ending []candidate) {
 	for _, s := range endpointSlices {
 		number, ok := targetPort(s, port)
 		if !ok {
@@ -246,19 +237,33 @@ func candidates(at Place, svc *corev1.Service, port corev1.ServicePort, endpoint
 				continue
 			}
 			ip, err := netip.ParseAddr(e.Addresses[0]) // one address an endpoint, says the API
-			if err != nil || !ip.Is4() {
+			if err != nil || !ip.Is4() || toItself(ip) {
 				continue
 			}
-			c := e.Conditions
-			out = append(out, candidate{
-				to: netip.AddrPortFrom(ip, number), hints: e.Hints,
-				local:  e.NodeName != nil && *e.NodeName == at.Node,
-				ready:  isTrue(c.Ready, true) || svc.Spec.PublishNotReadyAddresses,
-				ending: isTrue(c.Serving, false) && isTrue(c.Terminating, false),
-			})
+			found := candidate{to: netip.AddrPortFrom(ip, number), hints: e.Hints, local: e.NodeName != nil && *e.NodeName == at.Node}
+			switch c := e.Conditions; {
+			case isTrue(c.Ready, true) || svc.Spec.PublishNotReadyAddresses:
+				ready = append(ready, found)
+			case isTrue(c.Serving, false) && isTrue(c.Terminating, false):
+				ending = append(ending, found)
+			}
 		}
 	}
-	return out
+	return ready, ending
+}
+
+// toItself says that an address leads a node to itself, or to whoever is on its link.
+// The API refuses such endpoints; who may write them all the same must not get at what
+// listens there.
+func toItself(ip netip.Addr) bool {
+	return ip.IsLoopback() || ip.IsLinkLocalUnicast() || ip.IsUnspecified() || ip.IsMulticast()
+}
+
+// Serving are the endpoints behind one port of a service, wherever they are: what
+// choose finds for traffic policy Cluster, without hints.
+func Serving(svc *corev1.Service, port corev1.ServicePort, endpointSlices []*discoveryv1.EndpointSlice) []netip.AddrPort {
+	ready, ending := candidates(Place{}, svc, port, endpointSlices)
+	return addresses(ready, ending)
 }
 
 func isTrue(b *bool, unset bool) bool {

@@ -5,12 +5,10 @@ package endpointslice
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -18,7 +16,6 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
-	discoverylisters "k8s.io/client-go/listers/discovery/v1"
 	"k8s.io/client-go/tools/cache"
 
 	"gitk8s.dev/gitk8s/controlplane/controller"
@@ -32,9 +29,8 @@ type Controller struct {
 	services  corelisters.ServiceLister
 	pods      corelisters.PodLister
 	nodes     corelisters.NodeLister
-	slices    discoverylisters.EndpointSliceLister
+	slices    controller.EndpointSlices
 	endpoints corelisters.EndpointsLister
-	expected  *controller.Expectations
 	synced    []cache.InformerSynced
 	loop      *controller.Loop
 }
@@ -44,9 +40,9 @@ func New(client kubernetes.Interface, f informers.SharedInformerFactory) *Contro
 	core := f.Core().V1()
 	svc, pods, nodes, eps, sl := core.Services(), core.Pods(), core.Nodes(), core.Endpoints(), f.Discovery().V1().EndpointSlices()
 	c := &Controller{
-		client: client, services: svc.Lister(), pods: pods.Lister(), nodes: nodes.Lister(), slices: sl.Lister(), endpoints: eps.Lister(),
-		expected: controller.NewExpectations(),
-		synced:   []cache.InformerSynced{svc.Informer().HasSynced, pods.Informer().HasSynced, nodes.Informer().HasSynced, sl.Informer().HasSynced, eps.Informer().HasSynced},
+		client: client, services: svc.Lister(), pods: pods.Lister(), nodes: nodes.Lister(), endpoints: eps.Lister(),
+		slices: controller.EndpointSlices{Client: client, Lister: sl.Lister(), ManagedBy: managedBy, Expected: controller.NewExpectations()},
+		synced: []cache.InformerSynced{svc.Informer().HasSynced, pods.Informer().HasSynced, nodes.Informer().HasSynced, sl.Informer().HasSynced, eps.Informer().HasSynced},
 	}
 	c.loop = controller.NewLoop("endpointslice", 3, c.sync)
 	svc.Informer().AddEventHandler(controller.Handler(func(old, svc *corev1.Service) {
@@ -57,7 +53,7 @@ func New(client kubernetes.Interface, f informers.SharedInformerFactory) *Contro
 	}))
 	pods.Informer().AddEventHandler(controller.Handler(c.onPod))
 	nodes.Informer().AddEventHandler(controller.Handler(c.onNode))
-	sl.Informer().AddEventHandler(controller.Handler(c.onSlice))
+	sl.Informer().AddEventHandler(controller.Handler(c.slices.Handler(c.loop)))
 	return c
 }
 
@@ -110,32 +106,14 @@ func published(a, b *corev1.Pod) bool {
 		belongs(a) != belongs(b) || !maps.Equal(a.Labels, b.Labels)
 }
 
-func (c *Controller) onSlice(old, s *discoveryv1.EndpointSlice) {
-	obj := s
-	if obj == nil {
-		obj = old
-	}
-	if obj.Labels[discoveryv1.LabelManagedBy] != managedBy {
-		return
-	}
-	key := obj.Namespace + "/" + obj.Labels[discoveryv1.LabelServiceName]
-	if old == nil {
-		c.expected.Created(key)
-	}
-	if s == nil {
-		c.expected.Deleted(key, old.UID)
-	}
-	c.loop.Add(key)
-}
-
 func (c *Controller) sync(ctx context.Context, key string) error {
-	if !c.expected.Satisfied(key) {
+	if !c.slices.Expected.Satisfied(key) {
 		return nil // the event that is waited for queues the key again
 	}
 	namespace, name := controller.SplitKey(key)
 	svc, err := c.services.Services(namespace).Get(name)
 	if apierrors.IsNotFound(err) {
-		c.expected.Forget(key)
+		c.slices.Expected.Forget(key)
 		return nil // the garbage collector removes what the Service owned
 	}
 	if err != nil {
@@ -148,53 +126,21 @@ func (c *Controller) sync(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
-	existing, err := c.slices.EndpointSlices(namespace).List(labels.SelectorFromSet(labels.Set{
-		discoveryv1.LabelServiceName: name, discoveryv1.LabelManagedBy: managedBy,
-	}))
+	existing, err := c.slices.Of(namespace, name)
 	if err != nil {
 		return err
 	}
-	nodes, err := c.nodes.List(labels.Everything())
-	if err != nil {
-		return err
-	}
-	zones := make(map[string]string, len(nodes))
-	for _, n := range nodes {
-		zones[n.Name] = n.Labels[corev1.LabelTopologyZone]
+	zones := map[string]string{}
+	for _, p := range pods {
+		if n, err := c.nodes.Get(p.Spec.NodeName); err == nil {
+			zones[n.Name] = n.Labels[corev1.LabelTopologyZone]
+		}
 	}
 	d := Decide(svc, pods, zones, existing)
-	if err := c.do(ctx, key, d); err != nil {
+	if err := c.slices.Write(ctx, key, d.Update, d.Create, d.Delete); err != nil {
 		return fmt.Errorf("endpoint slices of %s: %w", key, err)
 	}
 	return c.syncEndpoints(ctx, d.Endpoints)
-}
-
-func (c *Controller) do(ctx context.Context, key string, d Decision) error {
-	namespace, _ := controller.SplitKey(key)
-	api := c.client.DiscoveryV1().EndpointSlices(namespace)
-	var errs []error
-	for _, s := range d.Update {
-		if _, err := api.Update(ctx, s, metav1.UpdateOptions{}); err != nil {
-			errs = append(errs, err)
-		}
-	}
-	for _, s := range d.Create {
-		c.expected.ExpectCreate(key, 1)
-		if _, err := api.Create(ctx, s, metav1.CreateOptions{}); err != nil {
-			c.expected.Created(key)
-			errs = append(errs, err)
-		}
-	}
-	for _, s := range d.Delete {
-		c.expected.ExpectDelete(key, s.UID)
-		if err := api.Delete(ctx, s.Name, metav1.DeleteOptions{}); err != nil {
-			c.expected.Deleted(key, s.UID)
-			if !apierrors.IsNotFound(err) {
-				errs = append(errs, err)
-			}
-		}
-	}
-	return errors.Join(errs...)
 }
 
 func (c *Controller) syncEndpoints(ctx context.Context, want *corev1.Endpoints) error { //nolint:staticcheck // served for old clients

@@ -12,6 +12,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"gitk8s.dev/gitk8s/runtime/network"
 )
 
 // avoid is how long an endpoint that could not be reached is the last to be tried.
@@ -100,51 +102,17 @@ func (o *options) before(r *http.Request) string {
 	return c.Value
 }
 
-// resolve finds the addresses behind a backend and how they are spoken to. As with
-// the service proxy, those that are ready count, or if there are none those that
-// still serve while they end (KEP-1669). Addresses at which a node would reach itself
-// are left out: who may write endpoints must not get at what listens there.
+// resolve finds the addresses behind a backend and how they are spoken to.
 func resolve(b backend, svc *corev1.Service, slices []*discoveryv1.EndpointSlice) ([]netip.AddrPort, protocol, error) {
 	if svc == nil {
 		return nil, plain, fmt.Errorf("service %s does not exist", b.service)
 	}
-	var port *corev1.ServicePort
-	for i := range svc.Spec.Ports {
-		if p := &svc.Spec.Ports[i]; b.port.Name != "" && p.Name == b.port.Name || b.port.Name == "" && p.Port == b.port.Number {
-			port = p
-			break
+	for _, p := range svc.Spec.Ports {
+		if b.port.Name != "" && p.Name == b.port.Name || b.port.Name == "" && p.Port == b.port.Number {
+			return network.Serving(svc, p, slices), protocolOf(p.AppProtocol), nil
 		}
 	}
-	if port == nil {
-		return nil, plain, fmt.Errorf("service %s has no port %s", b.service, portText(b))
-	}
-	var ready, ending []netip.AddrPort
-	for _, s := range slices {
-		number := numberOf(s, port.Name)
-		if number == 0 {
-			continue
-		}
-		for _, e := range s.Endpoints {
-			if len(e.Addresses) == 0 {
-				continue
-			}
-			ip, err := netip.ParseAddr(e.Addresses[0])
-			if err != nil || ip.IsLoopback() || ip.IsLinkLocalUnicast() || ip.IsUnspecified() || ip.IsMulticast() {
-				continue
-			}
-			addr := netip.AddrPortFrom(ip, number)
-			switch c := e.Conditions; {
-			case c.Ready == nil || *c.Ready || svc.Spec.PublishNotReadyAddresses:
-				ready = append(ready, addr)
-			case c.Serving != nil && *c.Serving && c.Terminating != nil && *c.Terminating:
-				ending = append(ending, addr)
-			}
-		}
-	}
-	if len(ready) == 0 {
-		ready = ending
-	}
-	return ready, protocolOf(port.AppProtocol), nil
+	return nil, plain, fmt.Errorf("service %s has no port %s", b.service, portText(b))
 }
 
 func portText(b backend) string {
@@ -152,15 +120,6 @@ func portText(b backend) string {
 		return b.port.Name
 	}
 	return fmt.Sprint(b.port.Number)
-}
-
-func numberOf(s *discoveryv1.EndpointSlice, name string) uint16 {
-	for _, p := range s.Ports {
-		if p.Port != nil && (p.Name == nil && name == "" || p.Name != nil && *p.Name == name) {
-			return uint16(*p.Port)
-		}
-	}
-	return 0
 }
 
 // protocolOf reads a port's appProtocol (KEP-3726).
