@@ -5,9 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
-	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -108,9 +106,7 @@ func (c *cluster) nginx(podIP string, cert, key []byte) (end func(), err error) 
 			return nil, errors.Join(err, os.RemoveAll(dir))
 		}
 	}
-	sum := sha256.Sum256([]byte(c.dir)) // as docs/contracts.md has it
-	ns := network.NodeNetNS(hex.EncodeToString(sum[:4]), "worker-1")
-	cmd := exec.Command("nsenter", "--net="+ns, "nginx", "-c", filepath.Join(dir, "conf"))
+	cmd := exec.Command("nsenter", "--net="+c.workerNetNS(), "nginx", "-c", filepath.Join(dir, "conf"))
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))

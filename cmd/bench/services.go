@@ -265,10 +265,15 @@ func answers(ctx context.Context, address string, want bool) error {
 	return errors.Join(fmt.Errorf("%s does not become what it should", address), ctx.Err())
 }
 
+// workerNetNS is the network namespace of the first worker, as docs/contracts.md has it.
+func (c *cluster) workerNetNS() string {
+	sum := sha256.Sum256([]byte(c.dir))
+	return network.NodeNetNS(hex.EncodeToString(sum[:4]), "worker-1")
+}
+
 // onWorker calls f on a thread in the first worker's network namespace.
 func (c *cluster) onWorker(f func() (sample, error)) (out sample, err error) {
-	sum := sha256.Sum256([]byte(c.dir)) // as docs/contracts.md has it
-	path := network.NodeNetNS(hex.EncodeToString(sum[:4]), "worker-1")
+	path := c.workerNetNS()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

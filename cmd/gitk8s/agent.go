@@ -94,7 +94,7 @@ within --shutdown-grace-period, the critical ones last, and then the worker does
 	f.Int("container-log-max-files", 5, "how many files of a container's log are kept, at least 2")
 	f.Int("image-gc-high-threshold", 85, "percent of disk usage from which unused images are removed; 100 is never")
 	f.Int("image-gc-low-threshold", 80, "percent of disk usage at which that ends")
-	f.Duration("image-gc-minimum-age", 2*time.Minute, "how long an image stays that nothing uses")
+	f.Duration("minimum-image-ttl-duration", 2*time.Minute, "how long an image stays that nothing uses")
 	f.String("eviction-hard", agent.DefaultEvictionHard, "below which memory and disk left the node evicts pods and takes no more, in kubelet's syntax; empty is never")
 	f.String("pod-manifest-path", "", "directory with a file for each static pod, which the worker runs without the API")
 	f.Duration("shutdown-grace-period", 0, "time that pods have to end when SIGPWR says that the machine goes down; 0 leaves them running")
@@ -265,7 +265,7 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 		ImageStore: w.images,
 		ImageGC: agent.ImageGCPolicy{
 			HighThresholdPercent: e.v.GetInt("image-gc-high-threshold"), LowThresholdPercent: e.v.GetInt("image-gc-low-threshold"),
-			MinimumAge: e.v.GetDuration("image-gc-minimum-age"),
+			MinimumAge: e.v.GetDuration("minimum-image-ttl-duration"),
 		},
 		Logger:       slog.Default(),
 		EvictionHard: eviction, MoreMetrics: w.ingress.WriteMetrics,
@@ -330,6 +330,9 @@ func (w *worker) run(ctx context.Context) error {
 	pods := coreinformers.NewFilteredPodInformer(w.client, metav1.NamespaceAll, 0, cache.Indexers{}, func(o *metav1.ListOptions) {
 		o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", w.name).String()
 	})
+	if err := pods.SetTransform(policy.Reduce); err != nil {
+		return err
+	}
 	wg.Go(func() { pods.RunWithContext(ctx) })
 	wg.Go(func() {
 		defer cancel()

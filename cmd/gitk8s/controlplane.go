@@ -62,6 +62,10 @@ type controlPlane struct {
 	repos  *gitsource.Repositories
 	images *registry.Remote
 	git    gate // Git server and webhooks
+	// watched is what this process follows whoever runs the loops: nodes, and with `up`
+	// what is served on the machine. watcher is the client that it uses.
+	watcher kubernetes.Interface
+	watched informers.SharedInformerFactory
 	// ingress serves Ingresses on this machine; nil where the nodes alone do.
 	ingress *ingress.Proxy
 	// stepDown ends the loops, if they run here and could run elsewhere.
@@ -204,12 +208,22 @@ func (c *controlPlane) serve(ctx context.Context, listeners []net.Listener) erro
 		return err
 	}
 	c.run("API server", func() error { return c.api.Run(ctx) })
+	if c.watcher, _, err = client(c.api.ClientConfig(pki.UserControllerManager)); err != nil {
+		return err
+	}
+	c.watched = informers.NewSharedInformerFactory(c.watcher, 0)
 	if err := c.openServers(ctx); err != nil {
 		return err
 	}
 	if err := c.followRoutes(ctx); err != nil {
 		return err
 	}
+	c.run("watches", func() error {
+		c.watched.StartWithContext(ctx)
+		<-ctx.Done()
+		c.watched.Shutdown()
+		return nil
+	})
 	start := func() error { return c.startLoops(ctx, &c.parts) }
 	if c.replicated() {
 		start = func() error { return c.startCampaign(ctx) }
@@ -288,25 +302,11 @@ func (c *controlPlane) reach(l net.Listener) string {
 // followRoutes keeps the routes to the pods of all nodes: the API server's proxy
 // dials pods, in the hub's network namespace or else in its own.
 func (c *controlPlane) followRoutes(ctx context.Context) error {
-	k, _, err := client(c.api.ClientConfig(pki.UserControllerManager))
-	if err != nil {
-		return err
-	}
 	netNS := ""
 	if c.hub != "" {
 		netNS = network.HubNetNS(c.hub)
 	}
-	f := informers.NewSharedInformerFactory(k, 0)
-	if err := follow.Routes(ctx, f, netNS); err != nil {
-		return err
-	}
-	c.run("routes", func() error {
-		f.StartWithContext(ctx)
-		<-ctx.Done()
-		f.Shutdown()
-		return nil
-	})
-	return nil
+	return follow.Routes(ctx, c.watched, netNS)
 }
 
 // gitUser is the name that goes with the token on the Git server and registry.

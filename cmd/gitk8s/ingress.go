@@ -19,7 +19,6 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
-	"gitk8s.dev/gitk8s/controlplane/pki"
 	"gitk8s.dev/gitk8s/runtime/network"
 	"gitk8s.dev/gitk8s/runtime/network/ingress"
 )
@@ -70,12 +69,7 @@ func (c *controlPlane) openIngress(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	k, _, err := client(c.api.ClientConfig(pki.UserControllerManager))
-	if err != nil {
-		return err
-	}
-	f := informers.NewSharedInformerFactory(k, 0)
-	w, err := ingress.NewFollower(k, f)
+	w, err := ingress.NewFollower(c.watcher, c.watched)
 	if err != nil {
 		return err
 	}
@@ -83,8 +77,6 @@ func (c *controlPlane) openIngress(ctx context.Context) error {
 	c.info.IngressHTTP, c.info.IngressHTTPS = "http://"+c.reach(plain), "https://"+c.reach(withTLS)
 	c.run("ingress", func() error { return c.ingress.Serve(ctx, plain, withTLS) })
 	c.run("ingress tables", func() error {
-		f.StartWithContext(ctx)
-		defer f.Shutdown()
 		return w.Run(ctx, func(t *ingress.Table) { c.ingress.Update(t, w.Service, w.Slices) })
 	})
 	return nil

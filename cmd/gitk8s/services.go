@@ -7,10 +7,8 @@ import (
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/client-go/informers"
 
 	"gitk8s.dev/gitk8s/controlplane/controllers/serviceloadbalancer"
-	"gitk8s.dev/gitk8s/controlplane/pki"
 	"gitk8s.dev/gitk8s/runtime/network"
 	"gitk8s.dev/gitk8s/runtime/network/expose"
 	"gitk8s.dev/gitk8s/runtime/network/follow"
@@ -36,22 +34,16 @@ func (c *controlPlane) exposeServices(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	k, _, err := client(c.api.ClientConfig(pki.UserControllerManager))
-	if err != nil {
-		return err
-	}
-	ports := expose.New(address, network.DialIn(network.HubNetNS(c.hub)), c.events(ctx, k, "gitk8s"))
-	f := informers.NewSharedInformerFactory(k, 0)
-	err = follow.Machine(ctx, f, func(services []*corev1.Service, slices []*discoveryv1.EndpointSlice, nodes []*corev1.Node) error {
+	ports := expose.New(address, network.DialIn(network.HubNetNS(c.hub)), c.events(ctx, c.watcher, "gitk8s"))
+	err = follow.Machine(ctx, c.watched, func(services []*corev1.Service, slices []*discoveryv1.EndpointSlice, nodes []*corev1.Node) error {
 		return ports.Apply(ctx, expose.Decide(services, slices, nodes))
 	})
 	if err != nil {
 		return err
 	}
+	c.watched.StartWithContext(ctx) // what follow.Machine has added
 	c.run("ports of services", func() error {
-		f.StartWithContext(ctx)
 		<-ctx.Done()
-		f.Shutdown()
 		ports.Close()
 		return nil
 	})

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -55,7 +56,7 @@ func (s *staticPods) complain(file string, err error) {
 	s.a.log.Error("not run: "+what, "error", err)
 	const most = 900 // of the 1024 that an event may have
 	text := fmt.Sprintf("%s: %v", what, err)
-	s.a.nodeEvent(v1.EventTypeWarning, reasonInvalidStatic, text[:min(len(text), most)])
+	s.a.nodeEvent(v1.EventTypeWarning, reasonInvalidStatic, strings.ToValidUTF8(text[:min(len(text), most)], ""))
 }
 
 // scan reads the directory, starts what is new and ends what is gone or changed.

@@ -67,10 +67,8 @@ func SyncAddresses(ns string, nodeIP netip.Addr, want []netip.Addr) error {
 		}
 	}
 	for ip := range missing {
-		// For the host alone: no packet of the node's gets it as its source by itself.
-		a := &netlink.Addr{IPNet: ipNet(host(ip)), Label: balancerLabel, Scope: int(netlink.SCOPE_HOST)}
-		if err := h.AddrReplace(lo, a); err != nil {
-			return fmt.Errorf("add address %s: %w", ip, err)
+		if err := addHostAddress(h, lo, ip, balancerLabel); err != nil {
+			return err
 		}
 		if err := announce(h, ns, nodeIP, ip); err != nil {
 			return err

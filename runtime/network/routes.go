@@ -77,9 +77,14 @@ func EnsureDNSAddress(ns string) error {
 		return err
 	}
 	defer h.Close()
-	// For the host alone: no packet of the node's gets it as its source by itself.
-	if err := h.AddrReplace(lo, &netlink.Addr{IPNet: ipNet(host(DNSIP)), Scope: int(netlink.SCOPE_HOST)}); err != nil {
-		return fmt.Errorf("add address %s: %w", DNSIP, err)
+	return addHostAddress(h, lo, DNSIP, "")
+}
+
+// addHostAddress gives the loopback interface an address that is for the host alone: no
+// packet of the node's gets it as its source by itself.
+func addHostAddress(h *netlink.Handle, lo netlink.Link, ip netip.Addr, label string) error {
+	if err := h.AddrReplace(lo, &netlink.Addr{IPNet: ipNet(host(ip)), Label: label, Scope: int(netlink.SCOPE_HOST)}); err != nil {
+		return fmt.Errorf("add address %s: %w", ip, err)
 	}
 	return nil
 }

@@ -78,7 +78,7 @@ func TestPressure(t *testing.T) {
 		t.Fatal(err)
 	}
 	all[1].dataDir = filepath.Join(disk, "data")
-	all[1].enroll(t, c, "one", "eviction-hard: nodefs.available<30%\nimage-gc-minimum-age: 1ms\n"+
+	all[1].enroll(t, c, "one", "eviction-hard: nodefs.available<30%\nminimum-image-ttl-duration: 1ms\n"+
 		"shutdown-grace-period: 40s\nshutdown-grace-period-critical-pods: 20s\n")
 	// Other processes of the machine take and free memory, too.
 	threshold := available(t) - 2<<30

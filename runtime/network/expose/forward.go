@@ -15,6 +15,8 @@ import (
 const (
 	// dialTimeout is for one address; there may be others to try.
 	dialTimeout = 3 * time.Second
+	// acceptPause is when to look again if no descriptors are left for a connection.
+	acceptPause = 50 * time.Millisecond
 	// udpIdle ends a client's flow; the kernel forgets a flow with answers after 120 s.
 	udpIdle = 2 * time.Minute
 	// udpClients bounds what one port keeps: any datagram makes a flow.
@@ -60,9 +62,11 @@ func (l *tcpListener) serve() {
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err == nil {
-			go l.carry(c)
+		if err != nil {
+			time.Sleep(acceptPause)
+			continue
 		}
+		go l.carry(c)
 	}
 }
 

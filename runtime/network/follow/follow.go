@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
 	corelisters "k8s.io/client-go/listers/core/v1"
+	discoverylisters "k8s.io/client-go/listers/discovery/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
@@ -78,17 +79,13 @@ func Node(ctx context.Context, cfg Config) error {
 	}
 	f.Start(ctx.Done())
 	defer f.Shutdown()
-	if !cache.WaitForCacheSync(ctx.Done(), services.Informer().HasSynced, slices.Informer().HasSynced, nodes.Informer().HasSynced) {
+	if !cache.WaitForCacheSync(ctx.Done(), services.Informer().HasSynced, slices.Informer().HasSynced, nodes.Informer().HasSynced, cfg.Pods.HasSynced) {
 		return ctx.Err()
 	}
 	defer cfg.Checks.Close()
 	go Loop(ctx, "routes", routed, func() error { return syncRoutes(nodes.Lister(), cfg.NetNS) })
 	Loop(ctx, "services", changed, func() error {
-		svcs, err := services.Lister().List(labels.Everything())
-		if err != nil {
-			return err
-		}
-		eps, err := slices.Lister().List(labels.Everything())
+		svcs, eps, err := listed(services.Lister(), slices.Lister())
 		if err != nil {
 			return err
 		}
@@ -149,11 +146,7 @@ func Machine(ctx context.Context, f informers.SharedInformerFactory, apply func(
 			return
 		}
 		Loop(ctx, "ports of the machine", changed, func() error {
-			svcs, err := services.Lister().List(labels.Everything())
-			if err != nil {
-				return err
-			}
-			eps, err := slices.Lister().List(labels.Everything())
+			svcs, eps, err := listed(services.Lister(), slices.Lister())
 			if err != nil {
 				return err
 			}
@@ -165,6 +158,16 @@ func Machine(ctx context.Context, f informers.SharedInformerFactory, apply func(
 		})
 	}()
 	return nil
+}
+
+// listed are all services, and all of their endpoints.
+func listed(services corelisters.ServiceLister, slices discoverylisters.EndpointSliceLister) ([]*corev1.Service, []*discoveryv1.EndpointSlice, error) {
+	svcs, err := services.List(labels.Everything())
+	if err != nil {
+		return nil, nil, err
+	}
+	eps, err := slices.List(labels.Everything())
+	return svcs, eps, err
 }
 
 // tell brings services and their endpoints to the zone.

@@ -9,54 +9,52 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// counter is of the requests of an Ingress with one class of answers, 2xx or so.
-type counter struct {
-	requests int64
-	seconds  float64
+// counts are of the requests of an Ingress, by class of answer: 2xx and so on.
+type counts [6]struct{ requests, nanoseconds atomic.Int64 }
+
+func (c *counts) add(status int, took time.Duration) {
+	class := &c[min(max(status/100, 0), len(c)-1)]
+	class.requests.Add(1)
+	class.nanoseconds.Add(int64(took))
 }
 
-// metrics count requests by Ingress and class of answer.
+// metrics are the counts of all Ingresses.
 type metrics struct {
-	mu     sync.Mutex
-	counts map[types.NamespacedName]*[6]counter
+	lost counts // requests that no Ingress is for
+
+	mu sync.Mutex
+	by map[types.NamespacedName]*counts
 }
 
-// count adds one; requests of no Ingress count under an empty name.
-func (m *metrics) count(r *route, status int, took time.Duration) {
-	var name types.NamespacedName
-	if r != nil {
-		name = r.ingress
-	}
+// of returns the counts of an Ingress.
+func (m *metrics) of(ingress types.NamespacedName) *counts {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.counts == nil {
-		m.counts = map[types.NamespacedName]*[6]counter{}
+	if m.by == nil {
+		m.by = map[types.NamespacedName]*counts{}
 	}
-	c := m.counts[name]
-	if c == nil {
-		c = &[6]counter{}
-		m.counts[name] = c
+	if m.by[ingress] == nil {
+		m.by[ingress] = &counts{}
 	}
-	i := min(max(status/100, 0), 5)
-	c[i].requests++
-	c[i].seconds += took.Seconds()
+	return m.by[ingress]
 }
 
 // keep forgets the Ingresses that are not there any more.
 func (m *metrics) keep(ingresses []*networkingv1.Ingress) {
-	there := map[types.NamespacedName]bool{{}: true}
+	there := map[types.NamespacedName]bool{}
 	for _, i := range ingresses {
 		there[nameOf(i)] = true
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	maps.DeleteFunc(m.counts, func(n types.NamespacedName, _ *[6]counter) bool { return !there[n] })
+	maps.DeleteFunc(m.by, func(n types.NamespacedName, _ *counts) bool { return !there[n] })
 }
 
 // WriteMetrics writes the counters in the text format of Prometheus.
@@ -65,16 +63,19 @@ func (p *Proxy) WriteMetrics(w io.Writer) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var requests, seconds strings.Builder
-	names := slices.SortedFunc(maps.Keys(m.counts), func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) })
-	for _, n := range names {
-		for i, c := range m.counts[n] {
-			if c.requests == 0 {
+	write := func(n types.NamespacedName, c *counts) {
+		for i := range c {
+			if c[i].requests.Load() == 0 {
 				continue
 			}
 			labels := fmt.Sprintf(`{namespace=%q,ingress=%q,code="%dxx"}`, n.Namespace, n.Name, i)
-			fmt.Fprintf(&requests, "gitk8s_ingress_requests_total%s %d\n", labels, c.requests)
-			fmt.Fprintf(&seconds, "gitk8s_ingress_request_seconds_total%s %g\n", labels, c.seconds)
+			fmt.Fprintf(&requests, "gitk8s_ingress_requests_total%s %d\n", labels, c[i].requests.Load())
+			fmt.Fprintf(&seconds, "gitk8s_ingress_request_seconds_total%s %g\n", labels, time.Duration(c[i].nanoseconds.Load()).Seconds())
 		}
+	}
+	write(types.NamespacedName{}, &m.lost)
+	for _, n := range slices.SortedFunc(maps.Keys(m.by), func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) }) {
+		write(n, m.by[n])
 	}
 	_, err := fmt.Fprintf(w, "# HELP gitk8s_ingress_requests_total Requests by Ingress and class of answer.\n# TYPE gitk8s_ingress_requests_total counter\n%s"+
 		"# HELP gitk8s_ingress_request_seconds_total Time from the first to the last byte of requests.\n# TYPE gitk8s_ingress_request_seconds_total counter\n%s",

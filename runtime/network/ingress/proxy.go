@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
-	"net/netip"
 	"path"
 	"strconv"
 	"strings"
@@ -39,7 +38,7 @@ type Proxy struct {
 	own       func() (*tls.Certificate, error)
 	httpsPort atomic.Int32 // where requests are sent that should have TLS
 
-	mu    sync.RWMutex
+	mu    sync.Mutex // of Update
 	pools map[backend]*pool
 }
 
@@ -59,39 +58,32 @@ func NewProxy(c Config) *Proxy {
 // go on as they began.
 func (p *Proxy) Update(t *Table, service func(namespace, name string) *corev1.Service, slices func(namespace, service string) []*discoveryv1.EndpointSlice) {
 	p.mu.Lock()
-	for b := range p.pools {
-		if !t.backends[b] {
-			delete(p.pools, b)
+	defer p.mu.Unlock()
+	pools := make(map[backend]*pool, len(p.pools))
+	for _, r := range t.routes {
+		b := r.backend
+		if pools[b] == nil {
+			addrs, proto, err := resolve(b, service(b.service.Namespace, b.service.Name), slices(b.service.Namespace, b.service.Name))
+			if err != nil {
+				slog.Debug("ingress backend", "error", err) // a request to it is answered with 503
+			}
+			if pools[b] = p.pools[b]; pools[b] == nil {
+				pools[b] = &pool{}
+			}
+			pools[b].set(addrs, proto)
 		}
+		r.pool, r.counts = pools[b], p.metrics.of(r.ingress)
 	}
-	for b := range t.backends {
-		if p.pools[b] == nil {
-			p.pools[b] = &pool{}
-		}
-		addrs, proto, err := resolve(b, service(b.service.Namespace, b.service.Name), slices(b.service.Namespace, b.service.Name))
-		if err != nil {
-			slog.Debug("ingress backend", "error", err) // a request to it is answered with 503
-		}
-		p.pools[b].set(addrs, proto)
-	}
-	p.mu.Unlock()
+	p.pools = pools
 	p.metrics.keep(t.ingresses)
 	p.table.Store(t)
-}
-
-func (p *Proxy) pool(b backend) *pool {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	return p.pools[b]
 }
 
 // exchange is one request on its way.
 type exchange struct {
 	route  *route
-	pool   *pool
 	before string // the endpoint that the client's cookie names
 	sentTo *endpoint
-	client netip.Addr
 	// answer ends the request if the pod does not begin to answer in time.
 	answer  *time.Timer
 	expired atomic.Bool
@@ -111,7 +103,11 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{route: p.table.Load().find(hostOf(r.Host), cleanPath(r.URL.Path))}
 	rec := &recorder{ResponseWriter: w}
 	defer func() { // also when an answer is broken off, which is told by a panic
-		p.metrics.count(x.route, rec.status(), time.Since(began))
+		counted := &p.metrics.lost
+		if x.route != nil {
+			counted = x.route.counts
+		}
+		counted.add(rec.status(), time.Since(began))
 		if p.access != nil {
 			p.logAccess(r, rec, x, began)
 		}
@@ -142,11 +138,7 @@ func (p *Proxy) serve(w *recorder, r *http.Request, x *exchange) {
 	case o.maxBody > 0:
 		r.Body = http.MaxBytesReader(w, r.Body, o.maxBody)
 	}
-	x.pool, x.before = p.pool(x.route.backend), o.before(r)
-	if x.pool == nil { // a table that has just been replaced
-		http.Error(w, "the service is not there any more", http.StatusServiceUnavailable)
-		return
-	}
+	x.before = o.before(r)
 	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), exchangeKey{}, x))
 	defer cancel()
 	if o.timeout > 0 && !isGRPC(r) {

@@ -50,9 +50,12 @@ func (p *Publisher) SetTable(t *Table) {
 // SetAddresses says where Ingresses are reached.
 func (p *Publisher) SetAddresses(all []string) {
 	p.mu.Lock()
+	same := slices.Equal(p.addresses, all)
 	p.addresses = slices.Clone(all)
 	p.mu.Unlock()
-	p.poke()
+	if !same {
+		p.poke()
+	}
 }
 
 func (p *Publisher) poke() {

@@ -49,6 +49,9 @@ type route struct {
 	options *options
 	// tls says that the host is served with a certificate of its own.
 	tls bool
+	// pool and counts are the proxy's, which puts them in before it serves the table.
+	pool   *pool
+	counts *counts
 }
 
 // paths are the routes of a host.
@@ -58,12 +61,12 @@ type paths struct {
 	other    *route   // the default backend of the host's Ingress
 }
 
-// Table says which service a request means. It is not changed once it is made.
+// Table says which service a request means. It is not changed once it is served.
 type Table struct {
 	hosts     map[string]*paths // by name, by "*.example.com", and "" for all names
 	certs     map[string]*tls.Certificate
 	other     *route
-	backends  map[backend]bool
+	routes    []*route
 	ingresses []*networkingv1.Ingress
 	// Problems are in the order of the Ingresses, the oldest first.
 	Problems []Problem
@@ -95,7 +98,7 @@ func Ours(classes []*networkingv1.IngressClass, all []*networkingv1.Ingress) []*
 // Compile makes the table of a snapshot ("Ingress": Ingress rules, path types and
 // hostname wildcards).
 func Compile(s Snapshot) *Table {
-	t := &Table{hosts: map[string]*paths{}, certs: map[string]*tls.Certificate{}, backends: map[backend]bool{}}
+	t := &Table{hosts: map[string]*paths{}, certs: map[string]*tls.Certificate{}}
 	t.ingresses = Ours(s.Classes, s.Ingresses)
 	for _, ing := range t.ingresses {
 		t.certificates(ing, s.Certificate)
@@ -179,7 +182,7 @@ func (t *Table) add(ing *networkingv1.Ingress) {
 	newRoute := func(host, path string, b *networkingv1.IngressBackend) *route {
 		r := &route{ingress: nameOf(ing), path: path, options: &opts, tls: secured[host]}
 		r.backend = backend{types.NamespacedName{Namespace: ing.Namespace, Name: b.Service.Name}, b.Service.Port}
-		t.backends[r.backend] = true
+		t.routes = append(t.routes, r)
 		return r
 	}
 	for _, rule := range ing.Spec.Rules {

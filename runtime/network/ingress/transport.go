@@ -27,11 +27,11 @@ type transport struct {
 	by [encrypted + 1]*http.Transport
 }
 
-// errDial marks that a connection could not be made.
-type errDial struct{ error }
+// dialError marks that a connection could not be made.
+type dialError struct{ error }
 
 // Unwrap returns what went wrong.
-func (e errDial) Unwrap() error { return e.error }
+func (e dialError) Unwrap() error { return e.error }
 
 func newTransport(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *transport {
 	marked := func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -39,7 +39,7 @@ func newTransport(dial func(ctx context.Context, network, addr string) (net.Conn
 		defer cancel()
 		c, err := dial(ctx, network, addr)
 		if err != nil {
-			return nil, errDial{err}
+			return nil, dialError{err}
 		}
 		return c, nil
 	}
@@ -65,7 +65,7 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	x := exchangeOf(r.Context())
 	var tried []*endpoint
 	for {
-		e, proto := x.pool.pick(x.route.options, x.before, tried, time.Now())
+		e, proto := x.route.pool.pick(x.route.options, x.before, tried, time.Now())
 		if e == nil && len(tried) == 0 {
 			return nil, errNoEndpoints
 		}
@@ -78,11 +78,11 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 			return resp, nil
 		}
 		tried = append(tried, e)
-		if !errors.As(err, new(errDial)) || r.Context().Err() != nil {
+		if !errors.As(err, new(dialError)) || r.Context().Err() != nil {
 			return nil, err
 		}
 		e.failed.Store(time.Now().UnixNano())
-		if next, _ := x.pool.pick(x.route.options, "", tried, time.Now()); next == nil || len(tried) == maxTries {
+		if next, _ := x.route.pool.pick(x.route.options, "", tried, time.Now()); next == nil || len(tried) == maxTries {
 			return nil, err
 		}
 	}

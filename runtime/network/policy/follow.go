@@ -161,7 +161,7 @@ type peers struct {
 }
 
 func (f *Follower) followPeers() (*peers, error) {
-	factory := informers.NewSharedInformerFactoryWithOptions(f.client, 0, informers.WithTransform(reduce))
+	factory := informers.NewSharedInformerFactoryWithOptions(f.client, 0, informers.WithTransform(Reduce))
 	pods, namespaces := factory.Core().V1().Pods(), factory.Core().V1().Namespaces()
 	for _, inf := range []cache.SharedIndexInformer{pods.Informer(), namespaces.Informer()} {
 		if _, err := inf.AddEventHandler(f.onDifference()); err != nil {
@@ -215,8 +215,9 @@ func withoutVersion(obj any) any {
 	return obj
 }
 
-// reduce keeps of pods and namespaces what policies look at.
-func reduce(obj any) (any, error) {
+// Reduce, a transform of an informer, keeps of pods and namespaces what the network looks
+// at: names, labels, addresses and ports.
+func Reduce(obj any) (any, error) {
 	switch o := obj.(type) {
 	case *corev1.Pod:
 		return &corev1.Pod{

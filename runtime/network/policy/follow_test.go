@@ -73,7 +73,7 @@ func TestReduce(t *testing.T) {
 			{RestartPolicy: &always, Ports: []corev1.ContainerPort{{Name: "proxy", ContainerPort: 15001}}}, {Ports: []corev1.ContainerPort{{Name: "init", ContainerPort: 1}}},
 		}
 	})
-	obj, err := reduce(full)
+	obj, err := Reduce(full)
 	if err != nil {
 		t.Fatal(err)
 	}
