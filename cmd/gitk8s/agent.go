@@ -268,7 +268,7 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 			MinimumAge: e.v.GetDuration("minimum-image-ttl-duration"),
 		},
 		Logger:       slog.Default(),
-		EvictionHard: eviction, MoreMetrics: w.ingress.WriteMetrics,
+		EvictionHard: eviction, MoreMetrics: w.ingress.WriteMetrics, NetworkState: w.networkState,
 		StaticPods: agent.StaticPodPolicy{Dir: e.v.GetString("pod-manifest-path"), Complete: apiserver.CompleteStaticPod},
 		Shutdown: agent.ShutdownPolicy{
 			GracePeriod: e.v.GetDuration("shutdown-grace-period"), CriticalPods: e.v.GetDuration("shutdown-grace-period-critical-pods"),

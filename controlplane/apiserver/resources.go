@@ -45,6 +45,7 @@ func coreResources() []*resource {
 			newObject: object[corev1.Node], newList: object[corev1.NodeList],
 			table: printers.Nodes, name: apivalidation.NameIsDNSSubdomain,
 			status: true, statusWritesLabels: true, statusOnCreate: true, check: checked(validation.Node), fields: nodeFields,
+			subresources: nodeSubresources,
 		},
 		{
 			gv: core, kind: "Pod", plural: "pods", singular: "pod", shortNames: []string{"po"}, categories: []string{"all"},

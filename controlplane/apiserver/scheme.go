@@ -143,7 +143,7 @@ func addConnectOptions(s *runtime.Scheme) error {
 	from := (*url.Values)(nil)
 	for _, to := range []runtime.Object{
 		&corev1.PodLogOptions{}, &corev1.PodExecOptions{}, &corev1.PodAttachOptions{},
-		&corev1.PodPortForwardOptions{}, &corev1.PodProxyOptions{}, &corev1.ServiceProxyOptions{},
+		&corev1.PodPortForwardOptions{}, &corev1.PodProxyOptions{}, &corev1.ServiceProxyOptions{}, &corev1.NodeProxyOptions{},
 	} {
 		if err := s.AddConversionFunc(from, to, decodeQuery); err != nil {
 			return fmt.Errorf("apiserver: register the parameters of %T: %w", to, err)

@@ -346,8 +346,7 @@ func testInProcess(t *testing.T, cp *apiservertest.ControlPlane) {
 	}
 }
 
-// testNodeRights checks what DESIGN asks: a node reads and writes only what
-// concerns its own pods.
+// testNodeRights: a node reads and writes only what concerns its own pods.
 func testNodeRights(t *testing.T, cp *apiservertest.ControlPlane, admin kubernetes.Interface) {
 	pair, err := cp.CA.Issue(pki.NodeClient("na"))
 	if err != nil {

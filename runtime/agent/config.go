@@ -102,6 +102,9 @@ type Config struct {
 	// ImageGC; without it none are.
 	ImageStore ImageStore
 	ImageGC    ImageGCPolicy
+	// NetworkState, optional, is what GET /network answers, as JSON: what the node's
+	// kernel does for services and policies.
+	NetworkState func() (any, error)
 	// MoreMetrics, optional, writes metrics of others that are served with the worker's.
 	MoreMetrics func(io.Writer) error
 	// EvictionHard, optional, is how little memory and disk may be left before the node

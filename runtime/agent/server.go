@@ -102,6 +102,7 @@ func (a *Agent) routes() http.Handler {
 	handle("GET /stats/summary", a.serveStats)
 	handle("GET /usage", a.serveUsage)
 	handle("GET /metrics", a.serveMetrics)
+	handle("GET /network", a.serveNetwork)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
 			http.Error(w, "a client certificate is required", http.StatusUnauthorized)

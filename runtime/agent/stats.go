@@ -112,3 +112,15 @@ func (a *Agent) serveMetrics(rw http.ResponseWriter, _ *http.Request) error {
 	_, err := rw.Write([]byte(b.String()))
 	return err
 }
+
+// serveNetwork says what the node's kernel does for services and policies.
+func (a *Agent) serveNetwork(rw http.ResponseWriter, _ *http.Request) error {
+	if a.cfg.NetworkState == nil {
+		return notFound("this worker does not look after a network")
+	}
+	state, err := a.cfg.NetworkState()
+	if err != nil {
+		return err
+	}
+	return writeJSON(rw, state)
+}

@@ -103,10 +103,13 @@ type group struct {
 	inside  bool
 }
 
+// insideKind is the bit of a kind that says inside.
+const insideKind = 1 << 31
+
 // kind is what tells groups of the same number apart.
 func (g group) kind() uint32 {
 	if g.inside {
-		return g.seconds | 1<<31
+		return g.seconds | insideKind
 	}
 	return g.seconds
 }

@@ -36,27 +36,29 @@ func TestCompileRefuses(t *testing.T) {
 	}
 }
 
+// states are those with a few services and endpoints.
+var states = rapid.Custom(func(t *rapid.T) State {
+	var s State
+	for i := range rapid.IntRange(0, 4).Draw(t, "services") {
+		svc := Service{IP: netip.AddrFrom4([4]byte{10, 43, 0, byte(i)}), Port: 80, Proto: rapid.SampledFrom([]Protocol{TCP, UDP}).Draw(t, "proto"), Affinity: rapid.SampledFrom([]time.Duration{0, time.Minute, time.Hour}).Draw(t, "affinity"), NodeLocal: rapid.Bool().Draw(t, "local")}
+		for _, e := range rapid.SliceOfNDistinct(rapid.ByteRange(1, 6), 0, 4, rapid.ID[byte]).Draw(t, "endpoints") {
+			at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 42, 0, e}), 8080)
+			svc.Inside = append(svc.Inside, at)
+			if !svc.NodeLocal || e < 4 {
+				svc.Endpoints = append(svc.Endpoints, at)
+			}
+		}
+		if i == 3 {
+			svc.IP, svc.Masquerade, svc.Sources = AnyNodeAddress, true, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+		}
+		s.Services = append(s.Services, svc)
+	}
+	return s
+})
+
 // TestDiff: what the differences lead to is the same as what is built anew; nothing is
 // deleted that is not there, or added that is.
 func TestDiff(t *testing.T) {
-	draw := rapid.Custom(func(t *rapid.T) State {
-		var s State
-		for i := range rapid.IntRange(0, 4).Draw(t, "services") {
-			svc := Service{IP: netip.AddrFrom4([4]byte{10, 43, 0, byte(i)}), Port: 80, Proto: rapid.SampledFrom([]Protocol{TCP, UDP}).Draw(t, "proto"), Affinity: rapid.SampledFrom([]time.Duration{0, time.Minute, time.Hour}).Draw(t, "affinity"), NodeLocal: rapid.Bool().Draw(t, "local")}
-			for _, e := range rapid.SliceOfNDistinct(rapid.ByteRange(1, 6), 0, 4, rapid.ID[byte]).Draw(t, "endpoints") {
-				at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 42, 0, e}), 8080)
-				svc.Inside = append(svc.Inside, at)
-				if !svc.NodeLocal || e < 4 {
-					svc.Endpoints = append(svc.Endpoints, at)
-				}
-			}
-			if i == 3 {
-				svc.IP, svc.Masquerade, svc.Sources = AnyNodeAddress, true, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
-			}
-			s.Services = append(s.Services, svc)
-		}
-		return s
-	})
 	compiled := func(t *rapid.T, s State, before *table) *table {
 		out, err := compile(s, before)
 		if err != nil {
@@ -65,7 +67,7 @@ func TestDiff(t *testing.T) {
 		return out
 	}
 	rapid.Check(t, func(t *rapid.T) {
-		then, next := draw.Draw(t, "old"), draw.Draw(t, "now")
+		then, next := states.Draw(t, "old"), states.Draw(t, "now")
 		old := compiled(t, then, newTable())
 		now := compiled(t, next, old)
 		kernel := apply(t, apply(t, map[set]map[string]string{}, old.diff(newTable())), now.diff(old))

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"slices"
 	"sync/atomic"
@@ -428,6 +429,14 @@ func TestManyRules(t *testing.T) {
 
 // TestHold: a pod of which nothing is known yet, with and without an earlier process's
 // rules in the kernel.
+// holds expects what is read back from the kernel.
+func (n *node) holds(want Installed) {
+	n.t.Helper()
+	if got, err := n.e.Installed(); err != nil || !reflect.DeepEqual(got, want) {
+		n.t.Errorf("in the kernel: %+v %v, want %+v", got, err, want)
+	}
+}
+
 func TestHold(t *testing.T) {
 	n := newNode(t)
 	host := place{t, n.ns, network.NodeIP(1)}
@@ -449,12 +458,15 @@ func TestHold(t *testing.T) {
 		n.apply(Rules{Ingress: held(b, from(a, TCP, 8080, 8080))})
 		a.reaches(true, "tcp4", b, 8080)
 		b.reaches(true, "tcp4", a, 8080)
+		n.holds(Installed{Ingress: []netip.Addr{b.ip}})
 		if err := n.e.Hold(b.ip); err != nil {
 			t.Fatal(err)
 		}
 		a.reaches(false, "tcp4", b, 8080)
+		n.holds(Installed{Ingress: []netip.Addr{b.ip}, Egress: []netip.Addr{b.ip}})
 		if err := n.e.Remove(); err != nil || len(n.tables()) != 0 {
 			t.Error("left:", n.tables(), err)
 		}
+		n.holds(Installed{})
 	}
 }

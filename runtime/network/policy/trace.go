@@ -3,6 +3,7 @@ package policy
 import (
 	"context"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 
@@ -18,7 +19,8 @@ type Step struct {
 	Direction networkingv1.PolicyType `json:"direction"`
 	// SelectedBy are the policies that hold the pod back; without any, all is allowed.
 	SelectedBy []string `json:"selectedBy,omitempty"`
-	// AllowedBy are those of them that let the connection through.
+	// AllowedBy are the rules of them that let the connection through, as
+	// "namespace/name spec.ingress[0]".
 	AllowedBy []string `json:"allowedBy,omitempty"`
 	Allowed   bool     `json:"allowed"`
 }
@@ -41,13 +43,70 @@ func Trace(s Snapshot, from, to netip.Addr, proto Protocol, port uint16) []Step 
 		step := Step{Pod: p.Namespace + "/" + p.Name, Direction: end.t}
 		for _, pol := range c.selecting(p, end.t) {
 			step.SelectedBy = append(step.SelectedBy, pol.name)
-			if slices.ContainsFunc(boxes(c.rules(pol, p, end.t)), func(b Box) bool { return b.has(end.peer, proto, port) }) {
-				step.AllowedBy = append(step.AllowedBy, pol.name)
+			for path, one := range pol.single(end.t) {
+				if slices.ContainsFunc(boxes(c.rules(one, p, end.t)), func(b Box) bool { return b.has(end.peer, proto, port) }) {
+					step.AllowedBy = append(step.AllowedBy, pol.name+" "+path)
+				}
 			}
 		}
 		// A pod reaches itself whatever its policies say.
 		step.Allowed = from == to || len(step.SelectedBy) == 0 || len(step.AllowedBy) > 0
 		out = append(out, step)
+	}
+	return out
+}
+
+// single are the rules of a policy in one direction, each as a policy that has only it,
+// by the path of the rule.
+func (p policy) single(t networkingv1.PolicyType) iter.Seq2[string, policy] {
+	return func(yield func(string, policy) bool) {
+		spec := &p.obj.Spec
+		n, field := len(spec.Ingress), "ingress"
+		if t == networkingv1.PolicyTypeEgress {
+			n, field = len(spec.Egress), "egress"
+		}
+		for i := range n {
+			one := p
+			one.obj = &networkingv1.NetworkPolicy{ObjectMeta: p.obj.ObjectMeta}
+			if t == networkingv1.PolicyTypeEgress {
+				one.obj.Spec.Egress = spec.Egress[i : i+1]
+			} else {
+				one.obj.Spec.Ingress = spec.Ingress[i : i+1]
+			}
+			if !yield(fmt.Sprintf("spec.%s[%d]", field, i), one) {
+				return
+			}
+		}
+	}
+}
+
+// Holding is what the policies of a pod come to in one direction.
+type Holding struct {
+	Pod       *Pod
+	Direction networkingv1.PolicyType
+	// SelectedBy are the policies; there is at least one.
+	SelectedBy []string
+	// Allowed are the boxes that they allow between them.
+	Allowed []Box
+}
+
+// Holdings are those of all pods that policies hold back, in the order of the pods.
+func Holdings(s Snapshot) []Holding {
+	c := newCompiler(s)
+	var out []Holding
+	for _, p := range s.Pods {
+		for _, t := range []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress} {
+			h := Holding{Pod: p, Direction: t}
+			var rules []rule
+			for _, pol := range c.selecting(p, t) {
+				h.SelectedBy = append(h.SelectedBy, pol.name)
+				rules = append(rules, c.rules(pol, p, t)...)
+			}
+			if len(h.SelectedBy) > 0 {
+				h.Allowed = boxes(rules)
+				out = append(out, h)
+			}
+		}
 	}
 	return out
 }
