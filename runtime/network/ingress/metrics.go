@@ -88,6 +88,10 @@ type recorder struct {
 	http.ResponseWriter
 	code  int
 	bytes int64
+
+	// One of these bounds how long a write may take; see watchClient.
+	deadline func()
+	patience *patience
 }
 
 // WriteHeader implements http.ResponseWriter.
@@ -96,6 +100,8 @@ func (r *recorder) WriteHeader(code int) {
 		r.code = code
 	}
 	if code != statusClientClosed {
+		r.begin()
+		defer r.end()
 		r.ResponseWriter.WriteHeader(code)
 	}
 }
@@ -105,12 +111,14 @@ func (r *recorder) Write(b []byte) (int, error) {
 	if r.code == 0 {
 		r.code = http.StatusOK
 	}
+	r.begin()
+	defer r.end()
 	n, err := r.ResponseWriter.Write(b)
 	r.bytes += int64(n)
 	return n, err
 }
 
-// Unwrap lets http.ResponseController flush and take over the connection.
+// Unwrap lets http.ResponseController take over the connection.
 func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
 func (r *recorder) status() int {

@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -25,6 +26,8 @@ type Config struct {
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	// AccessLog is told every request; nil for none.
 	AccessLog *slog.Logger
+	// Stall is how long a client may stand still; 0 is a minute.
+	Stall time.Duration
 }
 
 // Proxy answers requests by the newest table. All of its methods may be called at the
@@ -34,6 +37,7 @@ type Proxy struct {
 	transport *transport
 	reverse   *httputil.ReverseProxy
 	access    *slog.Logger
+	stall     time.Duration
 	metrics   metrics
 	own       func() (*tls.Certificate, error)
 	httpsPort atomic.Int32 // where requests are sent that should have TLS
@@ -44,7 +48,7 @@ type Proxy struct {
 
 // NewProxy returns a Proxy that answers 404 to everything until it has a table.
 func NewProxy(c Config) *Proxy {
-	p := &Proxy{transport: newTransport(c.Dial), access: c.AccessLog, pools: map[backend]*pool{}, own: sync.OnceValues(ownCertificate)}
+	p := &Proxy{transport: newTransport(c.Dial), access: c.AccessLog, stall: cmp.Or(c.Stall, clientStall), pools: map[backend]*pool{}, own: sync.OnceValues(ownCertificate)}
 	p.table.Store(&Table{})
 	p.httpsPort.Store(443)
 	p.reverse = &httputil.ReverseProxy{
@@ -87,6 +91,7 @@ type exchange struct {
 	// answer ends the request if the pod does not begin to answer in time.
 	answer  *time.Timer
 	expired atomic.Bool
+	stalled atomic.Bool // the client stood still in the middle of its body
 	err     error
 }
 
@@ -102,7 +107,10 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	x := &exchange{route: p.table.Load().find(hostOf(r.Host), cleanPath(r.URL.Path))}
 	rec := &recorder{ResponseWriter: w}
+	p.watchClient(rec, r, x)
 	defer func() { // also when an answer is broken off, which is told by a panic
+		rec.begin() // of what the server has left to write
+		rec.end()
 		counted := &p.metrics.lost
 		if x.route != nil {
 			counted = x.route.counts
@@ -247,6 +255,8 @@ func failed(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case errors.As(err, &tooLarge):
 		http.Error(w, "the request is too large", http.StatusRequestEntityTooLarge)
+	case x.stalled.Load():
+		http.Error(w, "the request stopped in the middle", http.StatusRequestTimeout)
 	case errors.Is(err, errNoEndpoints):
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 	case x.expired.Load():

@@ -39,11 +39,15 @@ type bed struct {
 	certs   map[string]*tls.Certificate
 }
 
-func newBed(t *testing.T) *bed {
+func newBed(t *testing.T) *bed { return newBedWith(t, 0) }
+
+// newBedWith has a limit on how long clients may stand still.
+func newBedWith(t *testing.T, stall time.Duration) *bed {
 	b := &bed{t: t, access: &bytes.Buffer{}, pods: map[string]string{}, certs: map[string]*tls.Certificate{}}
 	b.service.Spec.Ports = []corev1.ServicePort{{Name: "http", Port: 80}}
 	b.slice.Ports = []discoveryv1.EndpointPort{{Name: ptr.To("http"), Port: ptr.To[int32](8080)}}
 	b.proxy = NewProxy(Config{
+		Stall: stall,
 		Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			to, ok := b.pods[addr]
 			if !ok {

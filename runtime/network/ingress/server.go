@@ -17,7 +17,7 @@ import (
 )
 
 // Bounds on what a stranger may cost: a client that sends its headers slowly is let
-// go, and so is a connection with nothing to say.
+// go, and so is a connection with nothing to say. See also stall.go.
 const (
 	headerTimeout  = 10 * time.Second
 	maxHeaderBytes = 64 << 10
@@ -36,8 +36,8 @@ func (p *Proxy) Serve(ctx context.Context, plainText, withTLS net.Listener) erro
 	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(true) // gRPC without TLS
 	srv := &http.Server{
-		Handler: p, ReadHeaderTimeout: headerTimeout, IdleTimeout: clientIdle, MaxHeaderBytes: maxHeaderBytes, Protocols: protocols,
-		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
+		Handler: p, ReadHeaderTimeout: min(headerTimeout, p.stall), IdleTimeout: clientIdle, MaxHeaderBytes: maxHeaderBytes, Protocols: protocols,
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams, WriteByteTimeout: p.stall},
 		// What clients do wrong is not this server's error.
 		ErrorLog:  slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
 		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: p.certificate},
