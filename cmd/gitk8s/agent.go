@@ -99,6 +99,7 @@ within --shutdown-grace-period, the critical ones last, and then the worker does
 	f.String("pod-manifest-path", "", "directory with a file for each static pod, which the worker runs without the API")
 	f.Duration("shutdown-grace-period", 0, "time that pods have to end when SIGPWR says that the machine goes down; 0 leaves them running")
 	f.Duration("shutdown-grace-period-critical-pods", 0, "part of it that is kept for critical pods, which end last")
+	f.String("proxy-mode", "", "what carries connections to services: nftables or userspace (default: nftables where the kernel has it)")
 	f.Int("ingress-http-port", 80, "port at which the node serves Ingresses, once there are some; 0 for none")
 	f.Int("ingress-https-port", 443, "the same with TLS")
 	ingressLogFlag(f)
@@ -173,7 +174,7 @@ type worker struct {
 	client kubernetes.Interface
 	images *registry.Store
 	driver *driver.Driver
-	proxy  *network.Proxy
+	proxy  serviceProxy
 	zone   *dns.Zone
 	names  *dns.Server
 	agent  *agent.Agent
@@ -227,7 +228,8 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 	if err := network.CheckOverlap(""); err != nil {
 		return nil, err
 	}
-	if w.proxy, err = network.NewProxy(""); err != nil {
+	if w.proxy, err = e.openServiceProxy(); err != nil {
+		w.proxy = nil // not an interface with nothing in it
 		return nil, err
 	}
 	if err := w.openPolicies(); err != nil {

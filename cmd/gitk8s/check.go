@@ -28,7 +28,8 @@ func newCheck(e *env) *cobra.Command {
 			if os.Geteuid() != 0 {
 				return e.checkAsUser()
 			}
-			lacks := checkMachine(e.v.GetString("data-dir"))
+			f := lookAround(e.v.GetString("data-dir"))
+			lacks := missing(f)
 			for _, m := range lacks {
 				fmt.Fprintln(e.io.out, "missing:", m)
 			}
@@ -36,6 +37,9 @@ func newCheck(e *env) *cobra.Command {
 				return &exitError{1, nil}
 			}
 			fmt.Fprintln(e.io.out, "this machine can run workers")
+			for _, l := range limits(f) {
+				fmt.Fprintln(e.io.out, "but:", l)
+			}
 			e.sayLimits()
 			return nil
 		},
@@ -66,8 +70,13 @@ type disk struct {
 	overlay  bool
 }
 
-// checkMachine names what this machine lacks to run workers.
-func checkMachine(dataDir string) []string { return missing(lookAround(dataDir)) }
+// limits names what goes less well on a machine that can run workers.
+func limits(f facts) (out []string) {
+	if f.nftables != nil {
+		out = append(out, fmt.Sprintf("nftables: %v: services are carried in user space, which is slower and hides clients' addresses, and pods that a NetworkPolicy selects do not start; `modprobe nf_tables`, or a kernel with CONFIG_NF_TABLES", f.nftables))
+	}
+	return out
+}
 
 // missing names what is missing, each in words that say what to do.
 func missing(f facts) (out []string) {
@@ -87,8 +96,6 @@ func missing(f facts) (out []string) {
 		add("user namespaces: %s", userNamespaces(f.sysctls))
 	case errors.Is(f.nftables, unix.EPERM):
 		add("nftables: not permitted; in a container, give it the capability NET_ADMIN")
-	case f.nftables != nil:
-		add("nftables: %v; `modprobe nf_tables`, or a kernel with CONFIG_NF_TABLES: services need it", f.nftables)
 	}
 	for _, ns := range []string{"net", "pid", "mnt", "uts", "ipc"} {
 		if !slices.Contains(f.namespaces, ns) {

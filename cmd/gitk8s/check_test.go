@@ -33,7 +33,7 @@ func TestMissing(t *testing.T) {
 		{"v1 without freezer", func(f *facts) {
 			f.unified, f.hierarchies = false, []string{"cpu", "memory", "pids", "devices"}
 		}, []string{`"freezer"`, "/sys/fs/cgroup/freezer"}},
-		{"nftables not in the kernel", func(f *facts) { f.nftables = errors.New("protocol not supported") }, []string{"nftables", "modprobe nf_tables"}},
+		{"nftables not in the kernel", func(f *facts) { f.nftables = errors.New("protocol not supported") }, nil},
 		{"nftables not permitted", func(f *facts) { f.nftables = unix.EPERM }, []string{"nftables", "NET_ADMIN"}},
 		{"no PID namespaces", func(f *facts) { f.namespaces = []string{"net", "mnt", "uts", "ipc"} }, []string{"pid namespaces", "CONFIG_NAMESPACES"}},
 		{"ordinary user, without cgroups", func(f *facts) { f.asUser, f.controllers = true, nil }, nil},
@@ -68,5 +68,17 @@ func TestMissing(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestLimits(t *testing.T) {
+	if got := limits(facts{}); len(got) > 0 {
+		t.Errorf("%q", got)
+	}
+	got := strings.Join(limits(facts{nftables: errors.New("protocol not supported")}), "")
+	for _, part := range []string{"protocol not supported", "user space", "modprobe nf_tables"} {
+		if !strings.Contains(got, part) {
+			t.Errorf("%q lacks %q", got, part)
+		}
 	}
 }

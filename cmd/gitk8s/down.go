@@ -16,6 +16,7 @@ import (
 
 	"gitk8s.dev/gitk8s/runtime/container/driver"
 	"gitk8s.dev/gitk8s/runtime/network"
+	"gitk8s.dev/gitk8s/runtime/network/userspace"
 	"gitk8s.dev/gitk8s/runtime/volume"
 )
 
@@ -148,7 +149,7 @@ func leaveMachine(dir string) error {
 	if _, err := os.Stat(filepath.Join(dir, workerConfig)); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	return errors.Join(removePolicies(), network.Leave(""))
+	return errors.Join(userspace.Remove(""), removePolicies(), network.Leave(""))
 }
 
 func cleanNode(dir string) error {

@@ -164,7 +164,7 @@ func (w *worker) listenIngress() (plain, withTLS net.Listener, err error) {
 		if port == 0 {
 			return nil, nil
 		}
-		return net.Listen("tcp", ":"+strconv.Itoa(port))
+		return w.listenNode(":" + strconv.Itoa(port))
 	}
 	if plain, err = open(w.httpPort); err != nil {
 		return nil, nil, err

@@ -142,11 +142,15 @@ func (e *env) up(ctx context.Context, source string) error {
 		return err
 	}
 	e.sayLimits()
-	if missing := checkMachine(cfg.DataDir); len(missing) > 0 {
+	machine := lookAround(cfg.DataDir)
+	if missing := missing(machine); len(missing) > 0 {
 		for _, m := range missing {
 			e.say("missing: %s", m)
 		}
 		return fmt.Errorf("this machine cannot run workers; `gitk8s check` tells more")
+	}
+	for _, l := range limits(machine) {
+		e.say("%s", l)
 	}
 	lock, err := lockDataDir(cfg.DataDir)
 	if err != nil {

@@ -126,6 +126,10 @@ func inNetNS(path string, fn func() error) error {
 	return <-result
 }
 
+// InNetNS calls fn on a thread inside a network namespace; the empty path is the
+// caller's own.
+func InNetNS(path string, fn func() error) error { return inNetNS(path, fn) }
+
 // handle opens netlink sockets in the namespace; the empty path is the caller's own.
 func handle(path string, families ...int) (*netlink.Handle, error) {
 	if path == "" {

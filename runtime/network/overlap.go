@@ -47,7 +47,7 @@ func CheckOverlap(netNS string) error {
 
 func overlap(routes []route) error {
 	for _, r := range routes {
-		if r.protocol == routeProtocol || r.link == "lo" || len(r.link) >= len(podLinks) && r.link[:len(podLinks)] == podLinks {
+		if r.protocol == routeProtocol || r.link == "lo" || len(r.link) >= len(PodLinks) && r.link[:len(PodLinks)] == PodLinks {
 			continue
 		}
 		for _, c := range []struct {

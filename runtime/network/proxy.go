@@ -61,6 +61,26 @@ func NewProxy(netNS string) (*Proxy, error) {
 	return p, nil
 }
 
+// CheckNFTables says whether the kernel has nftables, in a namespace; the empty path is
+// the caller's own.
+func CheckNFTables(netNS string) error {
+	// First without the library, which does not survive a socket that cannot be made.
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return fmt.Errorf("nftables: %w", os.NewSyscallError("socket", err))
+	}
+	_ = unix.Close(fd)
+	p, err := NewProxy(netNS)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	if _, err := p.conn.ListTablesOfFamily(nftables.TableFamilyIPv4); err != nil {
+		return fmt.Errorf("nftables: %w", err)
+	}
+	return nil
+}
+
 // Close lets go of the kernel; the services go on working.
 func (p *Proxy) Close() error { return p.ns.Close() }
 

@@ -113,7 +113,10 @@ func Leave(ns string) error {
 		return err
 	}
 	defer proxy.Close()
-	if err := errors.Join(proxy.Remove(), SyncRoutes(ns, nil), SyncAddresses(ns, netip.Addr{}, nil)); err != nil {
+	if CheckNFTables(ns) == nil {
+		err = proxy.Remove()
+	}
+	if err := errors.Join(err, SyncRoutes(ns, nil), SyncAddresses(ns, netip.Addr{}, nil)); err != nil {
 		return err
 	}
 	h, lo, err := loopback(ns)

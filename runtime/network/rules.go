@@ -29,8 +29,8 @@ const (
 // kube-proxy has it.
 const masqueradeMark = 0x4000
 
-// podLinks is how the names of the links to this node's pods begin (linkName).
-const podLinks = "pod"
+// PodLinks is how the names of the links to a node's pods begin.
+const PodLinks = "pod"
 
 var (
 	addrPort = concat(nftables.TypeIPAddr, nftables.TypeInetService)
@@ -312,7 +312,7 @@ func toThisNode() []expr.Any {
 func fromInside() [][]expr.Any {
 	return [][]expr.Any{{
 		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte(podLinks)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte(PodLinks)},
 	}, {
 		&expr.Fib{Register: 1, FlagSADDR: true, ResultADDRTYPE: true},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},

@@ -43,6 +43,7 @@ type cluster struct {
 	netns   string   // network namespace of all commands; empty for the machine's own
 	bin     string   // gitk8s
 	user    int      // who runs gitk8s; 0 for who runs the tests, root
+	under   []string // what runs `up`, if it is not run directly
 	up      *process
 	old     []*process // those killed or stopped before
 	info    info
@@ -161,7 +162,7 @@ func (c *cluster) launch(args ...string) (*process, error) {
 // start runs `up` until both nodes are Ready.
 func (c *cluster) start(args ...string) error {
 	flags := append([]string{c.bin, "up", "--data-dir", c.dataDir, "--api-port", "0", "--git-port", "0", "--registry-port", "0", "--http-port", "0", "--https-port", "0", "--log-level", "info"}, c.flags...)
-	p, err := c.launch(asUser(c.user, append(flags, args...))...)
+	p, err := c.launch(append(slices.Clone(c.under), asUser(c.user, append(flags, args...))...)...)
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,10 @@ var suite struct {
 }
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == withoutNFTables {
+		fmt.Fprintln(os.Stderr, runWithoutNFTables(os.Args[2:]))
+		os.Exit(1)
+	}
 	code, err := run(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)

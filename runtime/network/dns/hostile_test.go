@@ -26,7 +26,9 @@ func TestBadQuestions(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	header := func(questions byte) string { return "\x12\x34\x01\x00\x00" + string(questions) + "\x00\x00\x00\x00\x00\x00" }
+	header := func(questions byte) string {
+		return "\x12\x34\x01\x00\x00" + string(questions) + "\x00\x00\x00\x00\x00\x00"
+	}
 	tail := "\x00\x00\x01\x00\x01" // end of the name, A, IN
 	label := "\x3f" + strings.Repeat("x", 63)
 	for name, packet := range map[string]string{

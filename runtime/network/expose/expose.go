@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -18,6 +19,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"gitk8s.dev/gitk8s/runtime/network"
+	"gitk8s.dev/gitk8s/runtime/network/relay"
 )
 
 // reasonNotOpen is the reason of events that say that a port is not open here.
@@ -30,20 +32,14 @@ type Exposer struct {
 	events  record.EventRecorder
 
 	mu   sync.Mutex
-	open map[Port]listener
+	open map[Port]relay.Listener
 	said map[string]bool // problems that there is an event of
-}
-
-// listener is an open port.
-type listener interface {
-	lead(to []netip.AddrPort)
-	Close() error
 }
 
 // New returns an Exposer that listens on an address of the machine, and reaches the
 // nodes with dial.
 func New(address netip.Addr, dial func(ctx context.Context, network, address string) (net.Conn, error), events record.EventRecorder) *Exposer {
-	return &Exposer{address: address, dial: dial, events: events, open: map[Port]listener{}, said: map[string]bool{}}
+	return &Exposer{address: address, dial: dial, events: events, open: map[Port]relay.Listener{}, said: map[string]bool{}}
 }
 
 // Apply makes open what the plan says, and nothing else. Connections under way go on,
@@ -79,7 +75,7 @@ func (e *Exposer) Apply(ctx context.Context, plan Plan) error {
 			e.open[port] = l
 			continue
 		}
-		e.open[port].lead(way.To)
+		e.open[port].Lead(anyOf(way.To))
 	}
 	for _, c := range plan.Taken {
 		tell(c.Service, "port %s is not open on this machine for this service: %s/%s has it", c.Port, c.Older.Namespace, c.Older.Name)
@@ -95,26 +91,29 @@ func byNumber(a, b Port) int {
 	return int(a.Proto) - int(b.Proto)
 }
 
-func (e *Exposer) listen(ctx context.Context, port Port, to []netip.AddrPort) (listener, error) {
+func (e *Exposer) listen(ctx context.Context, port Port, to []netip.AddrPort) (relay.Listener, error) {
 	at := netip.AddrPortFrom(e.address, port.Number)
 	if port.Proto == network.UDP {
 		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
 		if err != nil {
 			return nil, err
 		}
-		l := &udpListener{ctx: ctx, conn: conn, dial: e.dial, clients: map[netip.AddrPort]*udpClient{}}
-		l.lead(to)
-		go l.serve()
-		return l, nil
+		return relay.UDP(ctx, conn, e.dial, anyOf(to)), nil
 	}
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
 	if err != nil {
 		return nil, err
 	}
-	t := &tcpListener{ctx: ctx, TCPListener: l, dial: e.dial}
-	t.lead(to)
-	go t.serve()
-	return t, nil
+	return relay.TCP(ctx, l, e.dial, anyOf(to)), nil
+}
+
+// anyOf is all of the addresses, in random order.
+func anyOf(to []netip.AddrPort) relay.Way {
+	return func(netip.AddrPort) []netip.AddrPort {
+		out := slices.Clone(to)
+		rand.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+		return out
+	}
 }
 
 // Close closes all ports.

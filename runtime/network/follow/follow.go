@@ -32,6 +32,12 @@ const settle = 5 * time.Millisecond
 // retryAfter is when a failed change is tried again.
 const retryAfter = time.Second
 
+// Proxy leads the addresses of services to their endpoints.
+type Proxy interface {
+	// Apply makes it do what a state says.
+	Apply(network.State) error
+}
+
 // Config of a node's part.
 type Config struct {
 	// Informers are started by Node, and may be shared.
@@ -44,7 +50,7 @@ type Config struct {
 	IP    netip.Addr
 	NetNS string
 	// Proxy, Zone and Checks are kept up to date.
-	Proxy  *network.Proxy
+	Proxy  Proxy
 	Zone   *dns.Zone
 	Checks *healthcheck.Server
 	Events record.EventRecorder

@@ -14,6 +14,8 @@ import (
 	"github.com/google/nftables/expr"
 	mdnetlink "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"gitk8s.dev/gitk8s/runtime/network"
 )
 
 const (
@@ -68,6 +70,9 @@ type layout map[string]map[element]bool
 type Enforcer struct {
 	ns   *os.File
 	conn *nftables.Conn
+	// missing is why the kernel has no nftables: no rules can be enforced, but none
+	// are, either.
+	missing error
 
 	mu        sync.Mutex
 	installed layout // nil when it is not known what the kernel has
@@ -78,6 +83,7 @@ type Enforcer struct {
 // NewEnforcer opens the namespace; the empty path is the caller's own. What an earlier
 // one left there holds until the first Apply.
 func NewEnforcer(netNS string) (*Enforcer, error) {
+	path := netNS
 	if netNS == "" {
 		netNS = "/proc/thread-self/ns/net"
 	}
@@ -93,7 +99,7 @@ func NewEnforcer(netNS string) (*Enforcer, error) {
 		_ = ns.Close()
 		return nil, fmt.Errorf("network policies: %w", err)
 	}
-	return &Enforcer{ns: ns, conn: conn, ids: map[string]uint32{}}, nil
+	return &Enforcer{ns: ns, conn: conn, missing: network.CheckNFTables(path), ids: map[string]uint32{}}, nil
 }
 
 // Close lets go of the kernel; the rules stay.
@@ -109,6 +115,10 @@ func (e *Enforcer) Apply(r Rules) error {
 	before := e.installed
 	e.installed = nil
 	switch empty := len(r.Ingress.Groups)+len(r.Egress.Groups) == 0; {
+	case empty && e.missing != nil:
+		return nil
+	case e.missing != nil:
+		return fmt.Errorf("network policies: %w", e.missing)
 	case empty && before != nil && len(before) == 0:
 	case empty:
 		e.conn.AddTable(table()) // so that deleting works when there is none
@@ -139,7 +149,10 @@ func (e *Enforcer) Hold(ip netip.Addr) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.installed = nil
-	err := e.hold(ip)
+	err := e.missing
+	if err == nil {
+		err = e.hold(ip)
+	}
 	if err == nil {
 		err = e.conn.Flush()
 	}

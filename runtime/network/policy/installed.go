@@ -27,6 +27,9 @@ func (i Installed) Has(ip netip.Addr, t networkingv1.PolicyType) bool {
 func (e *Enforcer) Installed() (Installed, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.missing != nil {
+		return Installed{}, nil
+	}
 	tables, err := e.conn.ListTablesOfFamily(table().Family)
 	if err == nil && !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == tableName }) {
 		return Installed{}, nil

@@ -1,12 +1,15 @@
-package expose
+// Package relay carries connections and datagrams from a port to one of several
+// addresses, in user space. Where they go may change at any time; what is under way
+// goes on, but for datagrams to where nobody is any more.
+package relay
 
 import (
 	"context"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,22 +26,38 @@ const (
 	udpClients = 4096
 )
 
-type dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
+// Dial makes a connection to an address that Way gave.
+type Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
-// way is where connections go. It may change at any time.
-type way struct {
-	to atomic.Pointer[[]netip.AddrPort]
+// Way says where a client's connections go: the addresses to try, in this order; none
+// refuses them. It may be called from several goroutines.
+type Way func(client netip.AddrPort) []netip.AddrPort
+
+// Listener is a port that is carried from, until it is closed or its context ends.
+type Listener interface {
+	// Lead changes where connections go from now on.
+	Lead(Way)
+	// Close closes the port. Connections under way go on; flows of datagrams end.
+	Close() error
 }
 
-func (w *way) lead(to []netip.AddrPort) { w.to.Store(&to) }
+// route is where connections go, and how.
+type route struct {
+	way  atomic.Pointer[Way]
+	dial Dial
+}
 
-// reach dials the addresses in random order until one answers.
-func (w *way) reach(ctx context.Context, dial dialFunc, network string) (net.Conn, error) {
-	to := *w.to.Load()
+// Lead implements Listener.
+func (r *route) Lead(w Way) { r.way.Store(&w) }
+
+func (r *route) to(client netip.AddrPort) []netip.AddrPort { return (*r.way.Load())(client) }
+
+// reach dials the addresses one after the other until one answers.
+func (r *route) reach(ctx context.Context, network string, client netip.AddrPort) (net.Conn, error) {
 	errs := []error{errors.New("no node has a ready endpoint")}
-	for _, i := range rand.Perm(len(to)) {
+	for _, to := range r.to(client) {
 		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-		c, err := dial(ctx, network, to[i].String())
+		c, err := r.dial(ctx, network, to.String())
 		cancel()
 		if err == nil {
 			return c, nil
@@ -50,9 +69,16 @@ func (w *way) reach(ctx context.Context, dial dialFunc, network string) (net.Con
 
 type tcpListener struct {
 	*net.TCPListener
-	way
-	ctx  context.Context
-	dial dialFunc
+	route
+	ctx context.Context
+}
+
+// TCP carries the connections of a listener.
+func TCP(ctx context.Context, l *net.TCPListener, dial Dial, w Way) Listener {
+	t := &tcpListener{ctx: ctx, TCPListener: l, route: route{dial: dial}}
+	t.Lead(w)
+	go t.serve()
+	return t
 }
 
 func (l *tcpListener) serve() {
@@ -73,7 +99,7 @@ func (l *tcpListener) serve() {
 // carry is one connection. One that leads nowhere is reset, as the nodes refuse it.
 func (l *tcpListener) carry(client *net.TCPConn) {
 	defer client.Close()
-	server, err := l.reach(l.ctx, l.dial, "tcp")
+	server, err := l.reach(l.ctx, "tcp", client.RemoteAddr().(*net.TCPAddr).AddrPort())
 	if err != nil {
 		_ = client.SetLinger(0)
 		return
@@ -102,10 +128,9 @@ func pour(dst, src net.Conn) {
 }
 
 type udpListener struct {
-	way
+	route
 	ctx  context.Context
 	conn *net.UDPConn
-	dial dialFunc
 
 	mu      sync.Mutex
 	clients map[netip.AddrPort]*udpClient
@@ -114,20 +139,25 @@ type udpListener struct {
 // udpClient is the flow of one client.
 type udpClient struct{ server net.Conn }
 
+// UDP carries the datagrams of a socket, and the answers back.
+func UDP(ctx context.Context, conn *net.UDPConn, dial Dial, w Way) Listener {
+	l := &udpListener{ctx: ctx, conn: conn, route: route{dial: dial}, clients: map[netip.AddrPort]*udpClient{}}
+	l.Lead(w)
+	go l.serve()
+	return l
+}
+
 // Close ends the port with all its flows.
 func (l *udpListener) Close() error { return l.conn.Close() }
 
-// lead ends the flows that go where nobody is any more.
-func (l *udpListener) lead(to []netip.AddrPort) {
-	l.way.lead(to)
-	there := map[string]bool{}
-	for _, a := range to {
-		there[a.String()] = true
-	}
+// Lead ends the flows that go where nobody is any more.
+func (l *udpListener) Lead(w Way) {
+	l.route.Lead(w)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, c := range l.clients {
-		if !there[c.server.RemoteAddr().String()] {
+	for client, c := range l.clients {
+		at := c.server.RemoteAddr().(*net.UDPAddr).AddrPort()
+		if !slices.Contains(w(client), netip.AddrPortFrom(at.Addr().Unmap(), at.Port())) {
 			_ = c.server.Close()
 		}
 	}
@@ -161,7 +191,7 @@ func (l *udpListener) client(from netip.AddrPort) *udpClient {
 	if c != nil || full {
 		return c
 	}
-	server, err := l.reach(l.ctx, l.dial, "udp")
+	server, err := l.reach(l.ctx, "udp", from)
 	if err != nil {
 		return nil
 	}
