@@ -52,7 +52,7 @@ func (b *bench) startCluster(ctx context.Context, dir string) (*cluster, error) 
 }
 
 func (c *cluster) start(ctx context.Context) error {
-	c.cmd = exec.Command(c.gitk8s, "up", "--data-dir", c.dir, "--api-port", "0", "--git-port", "0", "--registry-port", "0", "--http-port", "0", "--https-port", "0")
+	c.cmd = exec.Command(c.gitk8s, "up", "--data-dir", c.dir, "--api-port", "0", "--git-port", "0", "--registry-port", "0", "--http-port", "0", "--https-port", "0", "--pod-egress=false")
 	// Ctrl-C in a terminal is for us, who stop it in order.
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	r, w, err := os.Pipe()

@@ -19,7 +19,7 @@ func (s *story) upLog() string { return filepath.Join(s.dir, "up.log") }
 
 // startUp starts `gitk8s up` and shows its lines until the nodes are ready.
 func (s *story) startUp(ctx context.Context, keep bool) error {
-	args := []string{"up", "--api-port", "0", "--git-port", "0", "--registry-port", "0", "--http-port", "0", "--https-port", "0"}
+	args := []string{"up", "--api-port", "0", "--git-port", "0", "--registry-port", "0", "--http-port", "0", "--https-port", "0", "--pod-egress=false"}
 	s.say("$ export GITK8S_DATA_DIR=%s", s.data)
 	s.say("%s &", transcript("gitk8s", args))
 	log, err := os.OpenFile(s.upLog(), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)

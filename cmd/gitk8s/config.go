@@ -49,6 +49,8 @@ type Config struct {
 	DockerConfig string `mapstructure:"docker-config"`
 	// DNSUpstream are the name servers that the workers ask for other names.
 	DNSUpstream string `mapstructure:"dns-upstream"`
+	// PodEgress lets the pods of `up` reach what is outside of the cluster.
+	PodEgress bool `mapstructure:"pod-egress"`
 	// ServiceAddress is where node ports and load balancers are reached on this machine.
 	ServiceAddress string `mapstructure:"service-address"`
 	// LoadBalancerPool has the addresses of load balancers; empty means the nodes'.

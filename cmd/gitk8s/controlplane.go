@@ -68,6 +68,8 @@ type controlPlane struct {
 	watched informers.SharedInformerFactory
 	// ingress serves Ingresses on this machine; nil where the nodes alone do.
 	ingress *ingress.Proxy
+	// wayOut says that the hub leads outside of the cluster.
+	wayOut bool
 	// stepDown ends the loops, if they run here and could run elsewhere.
 	stepDown func()
 	parts

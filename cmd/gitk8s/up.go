@@ -65,6 +65,7 @@ and cgroup. After a crash the next start goes on with the running containers;
 	ingressLogFlag(cmd.Flags())
 	serviceFlags(cmd.Flags())
 	cmd.Flags().Int("workers", 2, "how many workers to run")
+	cmd.Flags().Bool("pod-egress", true, "let pods reach what this machine reaches, by TCP and UDP")
 	// A disk that others fill is not emptied by evicting pods.
 	cmd.Flags().String("eviction-hard", "memory.available<100Mi", "below which memory and disk left the workers evict pods, as for `gitk8s agent`")
 	cmd.Flags().String("dns-upstream", "", "name servers for names outside of the cluster, host:port with commas between, or none (default: those of /etc/resolv.conf)")
@@ -333,6 +334,7 @@ func (c *controlPlane) startWorkers(ctx context.Context, e *env, n int) (*crew, 
 		return crew, err
 	}
 	context.AfterFunc(ctx, func() { _ = egress.Close() })
+	c.openWayOut(ctx, e)
 	for i := 1; i <= n; i++ {
 		m, err := c.startWorker(i)
 		if err != nil {
@@ -393,6 +395,9 @@ func (c *controlPlane) startWorker(i int) (*member, error) {
 	name := fmt.Sprintf("worker-%d", i)
 	node, err := network.EnsureNode(c.hub, name, i)
 	if err != nil {
+		return nil, err
+	}
+	if err := network.LeadOut(node.NetNS, c.wayOut); err != nil {
 		return nil, err
 	}
 	server := fmt.Sprintf("https://%s:6443", network.HubIP)

@@ -162,6 +162,17 @@ func setSysctls(values map[string]string) error {
 	return nil
 }
 
+// Forward makes the caller's network namespace forward between its links.
+func Forward() error {
+	if err := setSysctls(map[string]string{"net.ipv4.ip_forward": "1"}); err != nil {
+		return err
+	}
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
+		return nil // the kernel has no IPv6
+	}
+	return setSysctls(map[string]string{"net.ipv6.conf.all.forwarding": "1"})
+}
+
 // ListenIn listens inside a network namespace; the socket stays there while the
 // caller serves it from anywhere.
 func ListenIn(ns, network, addr string) (net.Listener, error) {

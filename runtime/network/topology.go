@@ -241,3 +241,23 @@ func emptyAndDelete(ns string) error {
 	}
 	return deleteNetNS(ns)
 }
+
+// LeadOut gives a node a default route to the hub, from where a way out may lead, or takes
+// it away.
+func LeadOut(nodeNS string, on bool) error {
+	h, err := handle(nodeNS, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	r := &netlink.Route{Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}, Gw: HubIP.AsSlice()}
+	if on {
+		err = h.RouteReplace(r)
+	} else if err = h.RouteDel(r); errors.Is(err, unix.ESRCH) {
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("default route by way of the hub: %w", err)
+	}
+	return nil
+}

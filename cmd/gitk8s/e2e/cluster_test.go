@@ -343,7 +343,7 @@ func (c *cluster) env() []string {
 			out = append(out, e)
 		}
 	}
-	return append(out, "GITK8S_DATA_DIR="+c.dataDir, "GITK8S_DNS_UPSTREAM=none", "NO_COLOR=1", "HOME="+filepath.Dir(c.dataDir),
+	return append(out, "GITK8S_DATA_DIR="+c.dataDir, "GITK8S_DNS_UPSTREAM=none", "GITK8S_POD_EGRESS=false", "NO_COLOR=1", "HOME="+filepath.Dir(c.dataDir),
 		"GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=/dev/null", "GIT_TERMINAL_PROMPT=0", "GIT_ASKPASS=/bin/false",
 		"GIT_AUTHOR_NAME=Test", "GIT_AUTHOR_EMAIL=test@example.com", "GIT_COMMITTER_NAME=Test", "GIT_COMMITTER_EMAIL=test@example.com")
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -38,10 +39,13 @@ type machine struct {
 	worker   *process
 }
 
+// links counts the links that machines are on, for their names.
+var links atomic.Int64
+
 // machines makes n of them, removed with the test.
 func machines(t *testing.T, n int) []*machine {
 	t.Helper()
-	id := fmt.Sprintf("e2e-%d", os.Getpid())
+	id := fmt.Sprintf("e2e-%d-%d", os.Getpid(), links.Add(1))
 	t.Cleanup(func() {
 		if err := network.DeleteTopology(id); err != nil {
 			t.Error(err)

@@ -109,9 +109,14 @@ func (l *tcpListener) carry(client *net.TCPConn) {
 		_ = client.Close()
 		_ = server.Close()
 	})()
+	Join(client, server)
+}
+
+// Join copies between two connections, both ways, until both have ended or one fails.
+func Join(a, b net.Conn) {
 	var wg sync.WaitGroup
-	wg.Go(func() { pour(server, client) })
-	wg.Go(func() { pour(client, server) })
+	wg.Go(func() { pour(a, b) })
+	wg.Go(func() { pour(b, a) })
 	wg.Wait()
 }
 
