@@ -69,7 +69,7 @@ func (c *controlPlane) openIngress(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w, err := ingress.NewFollower(c.watcher, c.watched)
+	w, err := ingress.NewFollower(c.watcher, c.gateways, c.watched)
 	if err != nil {
 		return err
 	}
@@ -92,11 +92,11 @@ type ingressStatus struct {
 }
 
 func (c *controlPlane) newIngressStatus(k kubernetes.Interface, f informers.SharedInformerFactory, events record.EventRecorder) (*ingressStatus, error) {
-	w, err := ingress.NewFollower(k, f)
+	w, err := ingress.NewFollower(k, c.gateways, f)
 	if err != nil {
 		return nil, err
 	}
-	s := &ingressStatus{publisher: ingress.NewPublisher(k, events), follower: w, nodes: f}
+	s := &ingressStatus{publisher: ingress.NewPublisher(k, c.gateways, events), follower: w, nodes: f}
 	if c.ingress != nil {
 		s.address = c.cfg.advertised()
 		return s, nil
@@ -144,7 +144,7 @@ func (s *ingressStatus) Run(ctx context.Context) error {
 
 // serveIngress serves Ingresses on the node until ctx ends.
 func (w *worker) serveIngress(ctx context.Context, f informers.SharedInformerFactory) error {
-	follower, err := ingress.NewFollower(w.client, f)
+	follower, err := ingress.NewFollower(w.client, w.gateways, f)
 	if err != nil {
 		return err
 	}

@@ -223,7 +223,7 @@ func TestIngress(t *testing.T) {
 	t.Run("a rolling update loses no request", func(t *testing.T) { rollUnderLoad(t, c, ns, machine, host) })
 	t.Run("it goes", func(t *testing.T) {
 		c.kubectl(t, "delete", "ingress", "-n", ns, "--all")
-		machine.says(t, host, "/", "no Ingress has this host and path")
+		machine.says(t, host, "/", "no Ingress and no route has this host and path")
 	})
 }
 

@@ -10,7 +10,7 @@ import (
 // retryListen is when a port that is taken is tried again.
 const retryListen = 5 * time.Second
 
-// Front serves on a node's own ports, but only while there is an Ingress to serve:
+// Front serves on a node's own ports, but only while there is something to serve:
 // until then they are free for other ingress controllers.
 type Front struct {
 	Proxy *Proxy
@@ -25,11 +25,11 @@ type Front struct {
 // time.
 func (f *Front) Apply(ctx context.Context, t *Table) {
 	switch serving := f.end != nil; {
-	case !serving && len(t.ingresses) > 0:
+	case !serving && !t.empty():
 		ctx, cancel := context.WithCancel(ctx)
 		f.end, f.ended = cancel, make(chan struct{})
 		go f.serve(ctx, f.ended)
-	case serving && len(t.ingresses) == 0:
+	case serving && t.empty():
 		f.Close()
 	}
 }

@@ -42,6 +42,9 @@ func (p *Proxy) Serve(ctx context.Context, plainText, withTLS net.Listener) erro
 		ErrorLog:  slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
 		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: p.certificate},
 	}
+	if plainText != nil {
+		p.httpPort.Store(int32(plainText.Addr().(*net.TCPAddr).Port))
+	}
 	if withTLS != nil {
 		p.httpsPort.Store(int32(withTLS.Addr().(*net.TCPAddr).Port))
 	}
@@ -79,7 +82,7 @@ func (p *Proxy) Serve(ctx context.Context, plainText, withTLS net.Listener) erro
 
 // certificate finds that of the name that a client asks for.
 func (p *Proxy) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	if c := p.table.Load().certificate(hello.ServerName); c != nil {
+	if c := p.table.Load().certificate(hello); c != nil {
 		return c, nil
 	}
 	return p.own()

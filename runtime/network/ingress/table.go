@@ -15,6 +15,7 @@ import (
 type Snapshot struct {
 	Classes   []*networkingv1.IngressClass
 	Ingresses []*networkingv1.Ingress
+	Gateways  GatewaySnapshot
 	// Certificate returns the certificate of a Secret, which must have a Leaf.
 	Certificate func(namespace, name string) (*tls.Certificate, error)
 }
@@ -45,8 +46,11 @@ type backend struct {
 type route struct {
 	ingress types.NamespacedName
 	path    string
-	backend backend
+	backend backend // none where action answers itself
 	options *options
+	// kind is of which the route is, if not of an Ingress, and action what it does.
+	kind   string
+	action *action
 	// tls says that the host is served with a certificate of its own.
 	tls bool
 	// pool and counts are the proxy's, which puts them in before it serves the table.
@@ -68,6 +72,12 @@ type Table struct {
 	other     *route
 	routes    []*route
 	ingresses []*networkingv1.Ingress
+	// virtual are the matches of the routes of Gateways by hostname, without and with
+	// TLS, in the order in which they are tried; listenerCerts are by the listeners'.
+	virtual       [2]byHost[[]*match]
+	listenerCerts byHost[[]*tls.Certificate]
+	serving       bool // a listener of a Gateway is served
+	status        gatewayStatuses
 	// Problems are in the order of the Ingresses, the oldest first.
 	Problems []Problem
 }
@@ -95,6 +105,9 @@ func Ours(classes []*networkingv1.IngressClass, all []*networkingv1.Ingress) []*
 	return out
 }
 
+// empty says that nothing is to be served.
+func (t *Table) empty() bool { return len(t.ingresses) == 0 && !t.serving }
+
 // Compile makes the table of a snapshot ("Ingress": Ingress rules, path types and
 // hostname wildcards).
 func Compile(s Snapshot) *Table {
@@ -109,6 +122,7 @@ func Compile(s Snapshot) *Table {
 	for _, p := range t.hosts {
 		slices.SortStableFunc(p.prefixes, func(a, b *route) int { return cmp.Compare(len(b.path), len(a.path)) })
 	}
+	t.gateways(&s.Gateways, s.Certificate)
 	return t
 }
 
@@ -236,10 +250,8 @@ func (t *Table) path(ing *networkingv1.Ingress, host string, p *paths, r *route,
 // and has no port; path is absolute and clean.
 func (t *Table) find(host, path string) *route {
 	for _, name := range []string{host, wildcard(host), ""} {
-		if p := t.hosts[name]; p != nil {
-			if r := p.find(path); r != nil {
-				return r
-			}
+		if r := t.hosts[name].find(path); r != nil {
+			return r
 		}
 	}
 	return t.other
@@ -254,6 +266,9 @@ func wildcard(host string) string {
 }
 
 func (p *paths) find(path string) *route {
+	if p == nil {
+		return nil
+	}
 	if r := p.exact[path]; r != nil {
 		return r
 	}
@@ -266,13 +281,48 @@ func (p *paths) find(path string) *route {
 	return p.other
 }
 
-// certificate returns that of a server name, nil if there is none.
-func (t *Table) certificate(name string) *tls.Certificate {
-	name = strings.ToLower(strings.TrimSuffix(name, "."))
-	for _, n := range []string{name, wildcard(name), ""} {
-		if c := t.certs[n]; c != nil {
+// certificate returns that of the name that a client asks for, nil if there is none:
+// the more specific hostname has it, and of the same one a listener of a Gateway comes
+// before an Ingress.
+func (t *Table) certificate(hello *tls.ClientHelloInfo) *tls.Certificate {
+	name := strings.ToLower(strings.TrimSuffix(hello.ServerName, "."))
+	if c := chosen(t.listenerCerts.exact[name], hello); c != nil {
+		return c
+	}
+	if c := t.certs[name]; c != nil {
+		return c
+	}
+	one := true
+	for rest, ok := parent(name); ok; rest, ok = parent(rest) {
+		if c := chosen(t.listenerCerts.below[rest], hello); c != nil {
+			return c
+		}
+		if one {
+			if c := t.certs[wildcard(name)]; c != nil {
+				return c
+			}
+			one = false
+		}
+	}
+	if c := chosen(t.listenerCerts.any, hello); c != nil {
+		return c
+	}
+	return t.certs[""]
+}
+
+// chosen returns the certificate that suits the client best: of several that do, or if
+// none does, the first.
+func chosen(all []*tls.Certificate, hello *tls.ClientHelloInfo) *tls.Certificate {
+	if len(all) == 0 {
+		return nil
+	}
+	for _, c := range all[:len(all)-1] {
+		if hello.SupportsCertificate(c) == nil {
 			return c
 		}
 	}
-	return nil
+	if last := all[len(all)-1]; len(all) == 1 || hello.SupportsCertificate(last) == nil {
+		return last
+	}
+	return all[0]
 }
