@@ -205,7 +205,7 @@ func (t *Table) route(r *http.Request, host, path string) (*route, *match) {
 	if found := t.hosts[host].find(path); found != nil {
 		return found, nil
 	}
-	one := true // an Ingress' wildcard stands for one label, a route's for any number
+	one := len(t.hosts) > 0 // an Ingress' wildcard stands for one label, a route's for any number
 	for rest, ok := parent(host); ok; rest, ok = parent(rest) {
 		if m := first(v.below[rest], &q); m != nil {
 			return m.to.pick(), m
