@@ -76,8 +76,13 @@ func (c *controlPlane) openIngress(ctx context.Context) error {
 	c.ingress = ingress.NewProxy(ingress.Config{Dial: network.DialIn(network.HubNetNS(c.hub)), AccessLog: access})
 	c.info.IngressHTTP, c.info.IngressHTTPS = "http://"+c.reach(plain), "https://"+c.reach(withTLS)
 	c.run("ingress", func() error { return c.ingress.Serve(ctx, plain, withTLS) })
+	doors := &ingress.Doors{Proxy: c.ingress, Listen: func(port int) (net.Listener, error) { return c.listenOne("a Gateway's listener", port) }}
 	c.run("ingress tables", func() error {
-		return w.Run(ctx, func(t *ingress.Table) { c.ingress.Update(t, w.Service, w.Slices) })
+		defer doors.Close()
+		return w.Run(ctx, func(t *ingress.Table) {
+			c.ingress.Update(t, w.Service, w.Slices)
+			doors.Apply(ctx, t)
+		})
 	})
 	return nil
 }
@@ -149,12 +154,15 @@ func (w *worker) serveIngress(ctx context.Context, f informers.SharedInformerFac
 		return err
 	}
 	front := &ingress.Front{Proxy: w.ingress, Listen: w.listenIngress}
+	doors := &ingress.Doors{Proxy: w.ingress, Listen: func(port int) (net.Listener, error) { return net.Listen("tcp", ":"+strconv.Itoa(port)) }}
 	defer front.Close()
+	defer doors.Close()
 	f.StartWithContext(ctx)
 	defer f.Shutdown()
 	return follower.Run(ctx, func(t *ingress.Table) {
 		w.ingress.Update(t, follower.Service, follower.Slices)
 		front.Apply(ctx, t)
+		doors.Apply(ctx, t)
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"net/http"
 	"os/exec"
 	"strings"
@@ -212,6 +213,26 @@ spec:
 		})
 	})
 	t.Run("another namespace", func(t *testing.T) { gatewayGrant(t, c, ns, machine) })
+	t.Run("another port", func(t *testing.T) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := l.Addr().(*net.TCPAddr).Port
+		l.Close()
+		c.apply(t, ns, fmt.Sprintf(`apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: port}
+spec: {gatewayClassName: gitk8s, listeners: [{name: http, port: %d, protocol: HTTP}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: port}
+spec: {parentRefs: [{name: port}], rules: [{backendRefs: [{name: canary, port: 80}]}]}
+`, port))
+		door{base: fmt.Sprintf("http://127.0.0.1:%d", port)}.says(t, "any.test", "/", "v2 from canary-")
+		door{base: fmt.Sprintf("http://%s:%d", network.NodeIP(2), port), dial: network.DialIn(network.HubNetNS(c.id()))}.says(t, "any.test", "/", "v2 from canary-")
+	})
 	t.Run("what is not served", func(t *testing.T) {
 		c.apply(t, ns, `apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
@@ -224,7 +245,7 @@ spec:
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
 metadata: {name: odd}
-spec: {gatewayClassName: gitk8s, listeners: [{name: odd, port: 8080, protocol: HTTP}]}
+spec: {gatewayClassName: gitk8s, listeners: [{name: odd, port: 10250, protocol: HTTP}]}
 `)
 		awaitRoute(t, c, ns, "mirror", "Accepted", metav1.ConditionFalse, "UnsupportedValue")
 		await(t, c, gatewaysGVR, ns, "odd", "its port is not served", func(g *gatewayv1.Gateway) bool {

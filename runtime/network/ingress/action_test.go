@@ -3,6 +3,7 @@ package ingress
 import (
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -119,6 +120,56 @@ func TestGatewayRefuses(t *testing.T) {
 	}
 }
 
+// TestDoors: a port is open while a listener is served at it, as its protocol says.
+func TestDoors(t *testing.T) {
+	b := newBed(t)
+	b.pod(say("hello"))
+	addresses := make(chan string, 10)
+	doors := &Doors{Proxy: b.proxy, Listen: func(port int) (net.Listener, error) {
+		if port != 8080 {
+			t.Errorf("port %d is opened", port)
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err == nil {
+			addresses <- l.Addr().String()
+		}
+		return l, err
+	}}
+	defer doors.Close()
+	b.certs["shop/cert"] = certificate(t, "shop.example.com")
+	apply := func(manifests ...string) {
+		table := Compile(gatewayWorld(t, b.certs, manifests...))
+		b.proxy.Update(table, func(string, string) *corev1.Service { return &b.service },
+			func(string, string) []*discoveryv1.EndpointSlice { return []*discoveryv1.EndpointSlice{&b.slice} })
+		doors.Apply(t.Context(), table)
+	}
+	route := routeOf("r", "", to("{path: {value: /}}"))
+	apply(gatewayOf("gw", "{name: x, port: 8080, protocol: HTTP}"), route)
+	plain := <-addresses
+	if _, text := b.ask("GET", "/", nil, func(r *http.Request) { r.URL.Host = plain }); text != "hello" {
+		t.Error(text)
+	}
+	if resp, _ := b.ask("GET", "/", nil, nil); resp.StatusCode != http.StatusNotFound {
+		t.Error("a route of another port:", resp.Status)
+	}
+	apply(gatewayOf("gw", "{name: x, port: 8080, protocol: HTTPS, tls: {certificateRefs: [{name: cert}]}}"), route)
+	secure := <-addresses
+	if resp, text := b.ask("GET", "/", nil, func(r *http.Request) { r.URL.Scheme, r.URL.Host = "https", secure }); text != "hello" || resp.TLS.PeerCertificates[0].DNSNames[0] != "shop.example.com" {
+		t.Error(text)
+	}
+	apply(gatewayOf("gw", httpListener), route)
+	if _, text := b.ask("GET", "/", nil, nil); text != "hello" {
+		t.Error(text)
+	}
+	doors.Close()
+	for _, addr := range []string{plain, secure} {
+		if c, err := net.Dial("tcp", addr); err == nil {
+			c.Close()
+			t.Error("a port is still open")
+		}
+	}
+}
+
 // TestGatewayTimeout: the time is for the whole answer, also of one that has begun.
 func TestGatewayTimeout(t *testing.T) {
 	b := newBed(t)
@@ -167,7 +218,7 @@ func FuzzGatewayRequest(f *testing.F) {
 			return
 		}
 		r := &http.Request{Method: method, Host: host, URL: u, Header: http.Header{"X": {header}}, RemoteAddr: "1.2.3.4:5"}
-		to, m := table.route(r, hostOf(r.Host), cleanPath(u.Path))
+		to, m := table.route(80, r, hostOf(r.Host), cleanPath(u.Path))
 		if to == nil {
 			return
 		}

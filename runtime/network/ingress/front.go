@@ -45,15 +45,23 @@ func (f *Front) Close() {
 
 func (f *Front) serve(ctx context.Context, ended chan struct{}) {
 	defer close(ended)
-	for ctx.Err() == nil {
+	untilServed(ctx, "ingress is not served on this node, will retry", func() error {
 		plain, withTLS, err := f.Listen()
-		if err == nil {
-			err = f.Proxy.Serve(ctx, plain, withTLS)
+		if err != nil {
+			return err
 		}
+		return f.Proxy.Serve(ctx, plain, withTLS)
+	})
+}
+
+// untilServed calls serve again and again while it fails, until ctx ends.
+func untilServed(ctx context.Context, failed string, serve func() error) {
+	for ctx.Err() == nil {
+		err := serve()
 		if ctx.Err() != nil || err == nil {
 			return
 		}
-		slog.Error("ingress is not served on this node, will retry", "error", err)
+		slog.Error(failed, "error", err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(retryListen):

@@ -18,11 +18,12 @@ import (
 // GatewayController is what a GatewayClass says that is served here.
 const GatewayController = "gitk8s.dev/gateway"
 
-// Ports of listeners that are served: those of the node, or with `up` of the machine,
-// that Ingresses have, too.
+// Ports that listeners share with Ingresses: they stand for those at which the node, or
+// with `up` the machine, serves these. portWorker is the worker's own.
 const (
-	portHTTP  = 80
-	portHTTPS = 443
+	portHTTP   = 80
+	portHTTPS  = 443
+	portWorker = 10250
 )
 
 // GatewaySnapshot is what the part of a Table is made of that Gateways have.
@@ -66,14 +67,18 @@ func (t *Table) gateways(s *GatewaySnapshot, certificate func(namespace, name st
 			t.status.classes = append(t.status.classes, classStatus{c, acceptedClass(c)})
 		}
 	}
-	c := &compiler{s: s, table: t, certificate: certificate, gateways: map[types.NamespacedName]*gateway{}}
+	c := &compiler{
+		s: s, table: t, certificate: certificate, gateways: map[types.NamespacedName]*gateway{},
+		protocols: map[gatewayv1.PortNumber]gatewayv1.ProtocolType{portHTTP: gatewayv1.HTTPProtocolType, portHTTPS: gatewayv1.HTTPSProtocolType},
+	}
+	t.ports = map[int32]*portTable{}
 	ours := OurGateways(s.Classes, s.Gateways)
 	for _, g := range ours {
 		c.gateways[types.NamespacedName{Namespace: g.Namespace, Name: g.Name}] = c.gateway(g)
 	}
 	c.routes()
-	for i := range t.virtual {
-		t.virtual[i].values(func(all []*match) { slices.SortFunc(all, (*match).before) })
+	for _, p := range t.ports {
+		p.hosts.values(func(all []*match) { slices.SortFunc(all, (*match).before) })
 	}
 	for _, g := range ours {
 		t.status.gateways = append(t.status.gateways, c.gateways[types.NamespacedName{Namespace: g.Namespace, Name: g.Name}].status())
@@ -84,7 +89,7 @@ func acceptedClass(c *gatewayv1.GatewayClass) []metav1.Condition {
 	if c.Spec.ParametersRef != nil {
 		return []metav1.Condition{condition("Accepted", false, "InvalidParameters", "the class takes no parameters")}
 	}
-	return []metav1.Condition{condition("Accepted", true, "Accepted", "Gateways of the class are served at ports 80 and 443")}
+	return []metav1.Condition{condition("Accepted", true, "Accepted", "Gateways of the class are served at every node")}
 }
 
 // condition is one whose time is not known yet.
@@ -102,6 +107,7 @@ type compiler struct {
 	table       *Table
 	certificate func(namespace, name string) (*tls.Certificate, error)
 	gateways    map[types.NamespacedName]*gateway
+	protocols   map[gatewayv1.PortNumber]gatewayv1.ProtocolType
 }
 
 // gateway is a Gateway with its listeners in their order.
@@ -118,6 +124,7 @@ type listener struct {
 	hostname           string
 	kinds              []gatewayv1.RouteGroupKind
 	accepted, resolved metav1.Condition
+	conflicted         metav1.Condition
 	certificates       []*tls.Certificate
 	served             bool
 	attached           map[string]bool // routes by kind, namespace and name
@@ -136,29 +143,51 @@ func (c *compiler) gateway(g *gatewayv1.Gateway) *gateway {
 		l.served = out.refused == nil && l.accepted.Status == metav1.ConditionTrue &&
 			(l.Protocol == gatewayv1.HTTPProtocolType || len(l.certificates) > 0)
 		if l.served {
-			c.table.serving = true
-			if l.Protocol == gatewayv1.HTTPSProtocolType {
-				c.table.listenerCerts.change(l.hostname, func(all []*tls.Certificate) []*tls.Certificate { return append(all, l.certificates...) })
-			}
+			c.open(l)
 		}
 		out.listeners = append(out.listeners, l)
 	}
 	return out
 }
 
+// open adds a listener to those of its port.
+func (c *compiler) open(l *listener) {
+	withTLS := l.Protocol == gatewayv1.HTTPSProtocolType
+	p := c.table.ports[l.Port]
+	if p == nil {
+		p = &portTable{tls: withTLS}
+		c.table.ports[l.Port] = p
+	}
+	if withTLS {
+		p.certs.change(l.hostname, func(all []*tls.Certificate) []*tls.Certificate { return append(all, l.certificates...) })
+	}
+}
+
+// protocolAt returns what a port is for: the first listener that asks for it says.
+func (c *compiler) protocolAt(port gatewayv1.PortNumber, asked gatewayv1.ProtocolType) gatewayv1.ProtocolType {
+	if c.protocols[port] == "" {
+		c.protocols[port] = asked
+	}
+	return c.protocols[port]
+}
+
 func (c *compiler) listener(g *gatewayv1.Gateway, spec *gatewayv1.Listener) *listener {
 	l := &listener{
 		Listener: spec, namespace: g.Namespace, hostname: strings.ToLower(string(ptr.Deref(spec.Hostname, ""))), attached: map[string]bool{},
-		accepted: condition("Accepted", true, "Accepted", "the listener is valid"),
-		resolved: condition("ResolvedRefs", true, "ResolvedRefs", "all references are resolved"),
+		accepted:   condition("Accepted", true, "Accepted", "the listener is valid"),
+		resolved:   condition("ResolvedRefs", true, "ResolvedRefs", "all references are resolved"),
+		conflicted: condition("Conflicted", false, "NoConflicts", "no other listener has its port and hostname"),
 	}
 	l.allowedKinds()
 	switch validated := frontend(g.Spec.TLS, spec.Port); {
 	case spec.Protocol != gatewayv1.HTTPProtocolType && spec.Protocol != gatewayv1.HTTPSProtocolType:
 		l.accepted = condition("Accepted", false, "UnsupportedProtocol", "only HTTP and HTTPS are served")
 		l.kinds = nil
-	case spec.Protocol == gatewayv1.HTTPProtocolType && spec.Port != portHTTP, spec.Protocol == gatewayv1.HTTPSProtocolType && spec.Port != portHTTPS:
-		l.accepted = condition("Accepted", false, "PortUnavailable", "HTTP is served at port 80 and HTTPS at port 443")
+	case spec.Port == portWorker:
+		l.accepted = condition("Accepted", false, "PortUnavailable", "the workers themselves have the port")
+	case c.protocolAt(spec.Port, spec.Protocol) != spec.Protocol:
+		l.accepted = condition("Accepted", false, "PortUnavailable", fmt.Sprintf("the port is for %s", c.protocols[spec.Port]))
+		l.conflicted = condition("Conflicted", true, "ProtocolConflict", l.accepted.Message)
 	case spec.Protocol == gatewayv1.HTTPSProtocolType && validated:
 		l.accepted = condition("Accepted", false, "UnsupportedValue", "certificates of clients are not checked (spec.tls.frontend)")
 	}
@@ -320,7 +349,7 @@ func (g *gateway) status() gatewayStatus {
 		}
 		out.listeners = append(out.listeners, gatewayv1.ListenerStatus{
 			Name: l.Name, SupportedKinds: kinds, AttachedRoutes: int32(len(l.attached)),
-			Conditions: []metav1.Condition{l.accepted, condition("Conflicted", false, "NoConflicts", "no other listener has its port and hostname"), l.resolved, programmed},
+			Conditions: []metav1.Condition{l.accepted, l.conflicted, l.resolved, programmed},
 		})
 	}
 	accepted := condition("Accepted", valid > 0, "Accepted", "the Gateway is served")

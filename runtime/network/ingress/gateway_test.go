@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -123,7 +124,14 @@ func found(t *Table, method, url string, headers ...string) string {
 	for i := 0; i < len(headers); i += 2 {
 		r.Header.Add(headers[i], headers[i+1])
 	}
-	got, _ := t.route(r, hostOf(r.Host), cleanPath(r.URL.Path))
+	port := int32(80)
+	if r.TLS != nil {
+		port = 443
+	}
+	if p, err := strconv.Atoi(r.URL.Port()); err == nil {
+		port = int32(p)
+	}
+	got, _ := t.route(port, r, hostOf(r.Host), cleanPath(r.URL.Path))
 	if got == nil {
 		return ""
 	}
@@ -146,6 +154,7 @@ func TestGatewayRoute(t *testing.T) {
 		routeOf("inwild", "parentRefs: [{name: gw, sectionName: wild}], hostnames: [x.wild.example, other.example, '*.y.wild.example']", to("{path: {value: /}}")),
 		routeOf("secure", "parentRefs: [{name: gw, sectionName: https}]", to("{path: {value: /}}")),
 		routeOf("second", "parentRefs: [{name: gw, sectionName: http}], hostnames: [a.example]", to("{path: {type: Exact, value: /cart}}")),
+		gatewayOf("second", "{name: other, port: 8080, protocol: HTTP}"), routeOf("other", "parentRefs: [{name: second}]", to("{path: {value: /}}")),
 		"{kind: GRPCRoute, metadata: {name: calls}, spec: {parentRefs: [{name: gw}], hostnames: [a.example], rules: [{matches: [{method: {service: s.V1, method: Get}}, {method: {service: s.V2}}, {method: {method: Ping}}], backendRefs: [{name: web, port: 80}]}]}}",
 	))
 	for _, tt := range []struct {
@@ -169,7 +178,9 @@ func TestGatewayRoute(t *testing.T) {
 		{"GET", "http://a.example/x", []string{"X-Canary", "always", "X-Canary", "always"}, "all"},
 		{"GET", "http://a.example/x?debug=1&debug=2", nil, "query"},
 		{"GET", "http://a.example/x?debug=2", nil, "all"},
-		{"GET", "http://A.EXAMPLE:8080/cart", nil, "exact"},
+		{"GET", "http://A.EXAMPLE:80/cart", nil, "exact"},
+		{"GET", "http://a.example:8080/cart", nil, "other"},
+		{"GET", "http://a.example:8081/cart", nil, ""},
 		{"GET", "http://a.example/w", nil, "wild"}, // the route of a.example does not match
 		{"GET", "http://a.b.example/w", nil, "wild"},
 		{"GET", "http://example/w", nil, "all"},
@@ -210,7 +221,8 @@ func TestGatewayBesideIngress(t *testing.T) {
 			t.Errorf("%s is for %q, want %q", url, got, want)
 		}
 	}
-	if Compile(gatewayWorld(t, nil)).empty() != true || Compile(gatewayWorld(t, nil, gatewayOf("gw", httpListener))).empty() {
+	if !Compile(gatewayWorld(t, nil)).empty() || !Compile(gatewayWorld(t, nil, gatewayOf("gw", "{name: x, port: 8080, protocol: HTTP}"))).empty() ||
+		Compile(gatewayWorld(t, nil, gatewayOf("gw", httpListener))).empty() {
 		t.Error("the ports are not open as they should be")
 	}
 }
@@ -244,7 +256,7 @@ func TestGatewayCertificates(t *testing.T) {
 				ServerName: name, SupportedVersions: []uint16{tls.VersionTLS13}, SignatureSchemes: []tls.SignatureScheme{tls.ECDSAWithP256AndSHA256},
 				CipherSuites: []uint16{tls.TLS_AES_128_GCM_SHA256}, SupportedCurves: []tls.CurveID{tls.X25519},
 			}
-			if got := table.certificate(hello); got != certs[want] {
+			if got := table.certificate(443, hello); got != certs[want] {
 				t.Errorf("granted %v: %q gets %v, want %s", granted, name, got, want)
 			}
 		}
@@ -281,8 +293,9 @@ func TestGatewayStatus(t *testing.T) {
 	}{
 		{"plain", gatewayOf("gw", httpListener), "True Accepted", "True Programmed", "True Accepted", "True ResolvedRefs", 2},
 		{"no certificate", gatewayOf("gw", httpsListener), "True Accepted", "False Invalid", "True Accepted", "False InvalidCertificateRef", 2},
-		{"a port of its own", gatewayOf("gw", "{name: x, port: 8080, protocol: HTTP}"), "False ListenersNotValid", "False Invalid", "False PortUnavailable", "True ResolvedRefs", 2},
-		{"one of two", gatewayOf("gw", "{name: x, port: 8080, protocol: HTTP}", httpListener), "True ListenersNotValid", "True Programmed", "False PortUnavailable", "True ResolvedRefs", 2},
+		{"a port of its own", gatewayOf("gw", "{name: x, port: 8080, protocol: HTTP}"), "True Accepted", "True Programmed", "True Accepted", "True ResolvedRefs", 2},
+		{"the workers' port", gatewayOf("gw", "{name: x, port: 10250, protocol: HTTP}"), "False ListenersNotValid", "False Invalid", "False PortUnavailable", "True ResolvedRefs", 2},
+		{"one of two", gatewayOf("gw", "{name: x, port: 443, protocol: HTTP}", httpListener), "True ListenersNotValid", "True Programmed", "False PortUnavailable", "True ResolvedRefs", 2},
 		{"TCP", gatewayOf("gw", "{name: x, port: 80, protocol: TCP}"), "False ListenersNotValid", "False Invalid", "False UnsupportedProtocol", "True ResolvedRefs", 0},
 		{"other kinds", gatewayOf("gw", "{name: x, port: 80, protocol: HTTP, allowedRoutes: {kinds: [{kind: TCPRoute}, {kind: HTTPRoute}]}}"), "True Accepted", "True Programmed", "True Accepted", "False InvalidRouteKinds", 1},
 		{
@@ -301,7 +314,7 @@ func TestGatewayStatus(t *testing.T) {
 			for what, pair := range map[string][2]string{
 				"Accepted": {line(g.Status.Conditions, "Accepted"), tt.accepted}, "Programmed": {line(g.Status.Conditions, "Programmed"), tt.programmed},
 				"a listener's Accepted": {line(l.Conditions, "Accepted"), tt.listenerAccepted}, "a listener's ResolvedRefs": {line(l.Conditions, "ResolvedRefs"), tt.listenerOK},
-				"Conflicted": {line(l.Conditions, "Conflicted"), "False NoConflicts"},
+				"Conflicted": {line(l.Conditions, "Conflicted"), map[bool]string{false: "False NoConflicts", true: "True ProtocolConflict"}[tt.name == "one of two"]},
 			} {
 				if pair[0] != pair[1] {
 					t.Errorf("%s is %q, want %q", what, pair[0], pair[1])
@@ -310,7 +323,7 @@ func TestGatewayStatus(t *testing.T) {
 			if len(l.SupportedKinds) != tt.kinds || g.Status.Addresses[0].Value != "10.41.0.11" || g.Status.Conditions[0].ObservedGeneration != 7 {
 				t.Errorf("the status is %+v", g.Status)
 			}
-			if table.empty() != (tt.programmed != "True Programmed") {
+			if (len(table.ports) == 0) != (tt.programmed != "True Programmed") {
 				t.Error("the ports are not open as they should be")
 			}
 			again := &gatewayStatus{gateway: g, conditions: table.status.gateways[0].conditions, listeners: table.status.gateways[0].listeners}
@@ -419,7 +432,7 @@ func TestSplit(t *testing.T) {
 	count := map[string]int{}
 	const n = 100_000
 	for range n {
-		to, _ := table.route(r, "x", "/")
+		to, _ := table.route(80, r, "x", "/")
 		count[to.backend.service.Name]++
 	}
 	// Six standard deviations and more.
@@ -429,7 +442,7 @@ func TestSplit(t *testing.T) {
 		}
 	}
 	for _, host := range []string{"none.example", "empty.example"} {
-		if to, _ := table.route(r, host, "/"); to == nil || to.action.refused == "" {
+		if to, _ := table.route(80, r, host, "/"); to == nil || to.action.refused == "" {
 			t.Errorf("%s: %+v", host, to)
 		}
 	}
@@ -440,7 +453,7 @@ func TestRouteAllocates(t *testing.T) {
 	table := Compile(gatewayWorld(t, nil, gatewayOf("gw", httpListener),
 		routeOf("r", "hostnames: ['*.example']", to("{path: {value: /a}, headers: [{name: x, value: y}]}"), "{backendRefs: [{name: v1, port: 80, weight: 90}, {name: v2, port: 80}]}")))
 	r := httptest.NewRequest("GET", "http://a.b.c.example/x", nil)
-	if n := testing.AllocsPerRun(1000, func() { table.route(r, "a.b.c.example", "/x") }); n > 0 {
+	if n := testing.AllocsPerRun(1000, func() { table.route(80, r, "a.b.c.example", "/x") }); n > 0 {
 		t.Errorf("%v allocations", n)
 	}
 }

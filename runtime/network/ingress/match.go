@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"cmp"
+	"crypto/tls"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
@@ -186,32 +187,46 @@ func first(all []*match, q *question) *match {
 	return nil
 }
 
-// route returns what becomes of a request, and for one of a HTTPRoute or GRPCRoute the
+// portTable is what the listeners of Gateways at one port have.
+type portTable struct {
+	tls bool
+	// hosts are the matches of the routes, in the order in which they are tried.
+	hosts byHost[[]*match]
+	certs byHost[[]*tls.Certificate]
+}
+
+// route returns what becomes of a request at a port, and for one of a HTTPRoute or GRPCRoute the
 // match that it is for: the more specific hostname has it, and of the same one a route
-// comes before an Ingress. host is in lower case and has no port; path is absolute and
+// comes before an Ingress, which is for the ports 80 and 443 alone. host is in lower case and has no port; path is absolute and
 // clean.
-func (t *Table) route(r *http.Request, host, path string) (*route, *match) {
-	v := &t.virtual[0]
-	if r.TLS != nil {
-		v = &t.virtual[1]
+func (t *Table) route(port int32, r *http.Request, host, path string) (*route, *match) {
+	var ingresses map[string]*paths
+	var other *route
+	if port == portHTTP || port == portHTTPS {
+		ingresses, other = t.hosts, t.other
 	}
-	if v.exact == nil { // no Gateway
+	p := t.ports[port]
+	switch {
+	case p == nil && ingresses == nil:
+		return nil, nil
+	case p == nil:
 		return t.find(host, path), nil
 	}
+	v := &p.hosts
 	q := question{Request: r, host: host, path: path}
 	if m := first(v.exact[host], &q); m != nil {
 		return m.to.pick(), m
 	}
-	if found := t.hosts[host].find(path); found != nil {
+	if found := ingresses[host].find(path); found != nil {
 		return found, nil
 	}
-	one := len(t.hosts) > 0 // an Ingress' wildcard stands for one label, a route's for any number
+	one := len(ingresses) > 0 // an Ingress' wildcard stands for one label, a route's for any number
 	for rest, ok := parent(host); ok; rest, ok = parent(rest) {
 		if m := first(v.below[rest], &q); m != nil {
 			return m.to.pick(), m
 		}
 		if one {
-			if found := t.hosts[wildcard(host)].find(path); found != nil {
+			if found := ingresses[wildcard(host)].find(path); found != nil {
 				return found, nil
 			}
 			one = false
@@ -220,10 +235,10 @@ func (t *Table) route(r *http.Request, host, path string) (*route, *match) {
 	if m := first(v.any, &q); m != nil {
 		return m.to.pick(), m
 	}
-	if found := t.hosts[""].find(path); found != nil {
+	if found := ingresses[""].find(path); found != nil {
 		return found, nil
 	}
-	return t.other, nil
+	return other, nil
 }
 
 // split is what becomes of the requests that match: they are shared out by weight.

@@ -104,11 +104,20 @@ func exchangeOf(ctx context.Context) *exchange {
 	return x
 }
 
-// ServeHTTP implements http.Handler.
+// ServeHTTP implements http.Handler, for the ports that Ingresses have.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.TLS != nil {
+		p.serveAt(portHTTPS, w, r)
+	} else {
+		p.serveAt(portHTTP, w, r)
+	}
+}
+
+// serveAt answers a request that came in at a port.
+func (p *Proxy) serveAt(port int32, w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	x := &exchange{}
-	x.route, x.match = p.table.Load().route(r, hostOf(r.Host), cleanPath(r.URL.Path))
+	x.route, x.match = p.table.Load().route(port, r, hostOf(r.Host), cleanPath(r.URL.Path))
 	rec := &recorder{ResponseWriter: w}
 	defer func() { // also when an answer is broken off, which is told by a panic
 		counted := &p.metrics.lost

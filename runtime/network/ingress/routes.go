@@ -141,11 +141,7 @@ func (c *compiler) attach(src *source, rc *routeCompiler, g *gateway, ref *gatew
 // serve adds the matches for a hostname of a listener.
 func (c *compiler) serve(g *gateway, l *listener, hostname string, matches []*match) {
 	except := g.except(l, hostname)
-	v := &c.table.virtual[0]
-	if l.Protocol == gatewayv1.HTTPSProtocolType {
-		v = &c.table.virtual[1]
-	}
-	v.change(hostname, func(all []*match) []*match {
+	c.table.ports[l.Port].hosts.change(hostname, func(all []*match) []*match {
 		for _, m := range matches {
 			of := *m
 			of.except = except

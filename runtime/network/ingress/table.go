@@ -72,12 +72,9 @@ type Table struct {
 	other     *route
 	routes    []*route
 	ingresses []*networkingv1.Ingress
-	// virtual are the matches of the routes of Gateways by hostname, without and with
-	// TLS, in the order in which they are tried; listenerCerts are by the listeners'.
-	virtual       [2]byHost[[]*match]
-	listenerCerts byHost[[]*tls.Certificate]
-	serving       bool // a listener of a Gateway is served
-	status        gatewayStatuses
+	// ports are those that listeners of Gateways have.
+	ports  map[int32]*portTable
+	status gatewayStatuses
 	// Problems are in the order of the Ingresses, the oldest first.
 	Problems []Problem
 }
@@ -105,8 +102,10 @@ func Ours(classes []*networkingv1.IngressClass, all []*networkingv1.Ingress) []*
 	return out
 }
 
-// empty says that nothing is to be served.
-func (t *Table) empty() bool { return len(t.ingresses) == 0 && !t.serving }
+// empty says that nothing is to be served at the ports that Ingresses have.
+func (t *Table) empty() bool {
+	return len(t.ingresses) == 0 && t.ports[portHTTP] == nil && t.ports[portHTTPS] == nil
+}
 
 // Compile makes the table of a snapshot ("Ingress": Ingress rules, path types and
 // hostname wildcards).
@@ -281,33 +280,34 @@ func (p *paths) find(path string) *route {
 	return p.other
 }
 
-// certificate returns that of the name that a client asks for, nil if there is none:
-// the more specific hostname has it, and of the same one a listener of a Gateway comes
-// before an Ingress.
-func (t *Table) certificate(hello *tls.ClientHelloInfo) *tls.Certificate {
+// certificate returns that of the name that a client asks for at a port, nil if there
+// is none: the more specific hostname has it, and of the same one a listener of a
+// Gateway comes before an Ingress.
+func (t *Table) certificate(port int32, hello *tls.ClientHelloInfo) *tls.Certificate {
 	name := strings.ToLower(strings.TrimSuffix(hello.ServerName, "."))
-	if c := chosen(t.listenerCerts.exact[name], hello); c != nil {
-		return c
+	var listeners byHost[[]*tls.Certificate]
+	if p := t.ports[port]; p != nil {
+		listeners = p.certs
 	}
-	if c := t.certs[name]; c != nil {
+	var ingresses map[string]*tls.Certificate
+	if port == portHTTPS {
+		ingresses = t.certs
+	}
+	if c := cmp.Or(chosen(listeners.exact[name], hello), ingresses[name]); c != nil {
 		return c
 	}
 	one := true
 	for rest, ok := parent(name); ok; rest, ok = parent(rest) {
-		if c := chosen(t.listenerCerts.below[rest], hello); c != nil {
-			return c
-		}
+		c := chosen(listeners.below[rest], hello)
 		if one {
-			if c := t.certs[wildcard(name)]; c != nil {
-				return c
-			}
+			c = cmp.Or(c, ingresses[wildcard(name)])
 			one = false
 		}
+		if c != nil {
+			return c
+		}
 	}
-	if c := chosen(t.listenerCerts.any, hello); c != nil {
-		return c
-	}
-	return t.certs[""]
+	return cmp.Or(chosen(listeners.any, hello), ingresses[""])
 }
 
 // chosen returns the certificate that suits the client best: of several that do, or if
