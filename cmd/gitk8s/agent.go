@@ -25,12 +25,14 @@ import (
 	"k8s.io/client-go/informers"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/yaml"
 
 	"crypto/tls"
 	"crypto/x509"
+	gatewayclient "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned"
 
 	"gitk8s.dev/gitk8s/controlplane/apiserver"
 	"gitk8s.dev/gitk8s/registry"
@@ -168,16 +170,17 @@ func (e *env) readWorkerConfig(dir string) error {
 
 // worker is a running agent with what it needs.
 type worker struct {
-	name   string
-	ip     netip.Addr
-	dir    string
-	client kubernetes.Interface
-	images *registry.Store
-	driver *driver.Driver
-	proxy  serviceProxy
-	zone   *dns.Zone
-	names  *dns.Server
-	agent  *agent.Agent
+	name     string
+	ip       netip.Addr
+	dir      string
+	client   kubernetes.Interface
+	gateways gatewayclient.Interface
+	images   *registry.Store
+	driver   *driver.Driver
+	proxy    serviceProxy
+	zone     *dns.Zone
+	names    *dns.Server
+	agent    *agent.Agent
 
 	enforcer *policy.Enforcer
 	policies *policy.Follower
@@ -201,6 +204,11 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 	rc.ContentType = "application/vnd.kubernetes.protobuf"
 	rc.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
 	if w.client, err = kubernetes.NewForConfig(rc); err != nil {
+		return nil, err
+	}
+	asJSON := rest.CopyConfig(rc) // the Gateway API has no protobuf form
+	asJSON.ContentType, asJSON.AcceptContentTypes = "", ""
+	if w.gateways, err = gatewayclient.NewForConfig(asJSON); err != nil {
 		return nil, err
 	}
 	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, workerCert), filepath.Join(dir, workerKey))

@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	gatewayclient "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned"
 
 	"gitk8s.dev/gitk8s/controlplane/apiserver"
 	"gitk8s.dev/gitk8s/controlplane/etcd"
@@ -63,9 +64,11 @@ type controlPlane struct {
 	images *registry.Remote
 	git    gate // Git server and webhooks
 	// watched is what this process follows whoever runs the loops: nodes, and with `up`
-	// what is served on the machine. watcher is the client that it uses.
-	watcher kubernetes.Interface
-	watched informers.SharedInformerFactory
+	// what is served on the machine. watcher is the client that it uses,
+	// and gateways for the Gateway API.
+	watcher  kubernetes.Interface
+	gateways gatewayclient.Interface
+	watched  informers.SharedInformerFactory
 	// ingress serves Ingresses on this machine; nil where the nodes alone do.
 	ingress *ingress.Proxy
 	// wayOut says that the hub leads outside of the cluster.
@@ -210,7 +213,11 @@ func (c *controlPlane) serve(ctx context.Context, listeners []net.Listener) erro
 		return err
 	}
 	c.run("API server", func() error { return c.api.Run(ctx) })
-	if c.watcher, _, err = client(c.api.ClientConfig(pki.UserControllerManager)); err != nil {
+	watcher := c.api.ClientConfig(pki.UserControllerManager)
+	if c.watcher, _, err = client(watcher); err != nil {
+		return err
+	}
+	if c.gateways, err = gatewayclient.NewForConfig(watcher); err != nil {
 		return err
 	}
 	c.watched = informers.NewSharedInformerFactory(c.watcher, 0)

@@ -69,15 +69,20 @@ func (c *controlPlane) openIngress(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w, err := ingress.NewFollower(c.watcher, c.watched)
+	w, err := ingress.NewFollower(c.watcher, c.gateways, c.watched)
 	if err != nil {
 		return err
 	}
 	c.ingress = ingress.NewProxy(ingress.Config{Dial: network.DialIn(network.HubNetNS(c.hub)), AccessLog: access})
 	c.info.IngressHTTP, c.info.IngressHTTPS = "http://"+c.reach(plain), "https://"+c.reach(withTLS)
 	c.run("ingress", func() error { return c.ingress.Serve(ctx, plain, withTLS) })
+	doors := &ingress.Doors{Proxy: c.ingress, Listen: func(port int) (net.Listener, error) { return c.listenOne("a Gateway's listener", port) }}
 	c.run("ingress tables", func() error {
-		return w.Run(ctx, func(t *ingress.Table) { c.ingress.Update(t, w.Service, w.Slices) })
+		defer doors.Close()
+		return w.Run(ctx, func(t *ingress.Table) {
+			c.ingress.Update(t, w.Service, w.Slices)
+			doors.Apply(ctx, t)
+		})
 	})
 	return nil
 }
@@ -92,11 +97,11 @@ type ingressStatus struct {
 }
 
 func (c *controlPlane) newIngressStatus(k kubernetes.Interface, f informers.SharedInformerFactory, events record.EventRecorder) (*ingressStatus, error) {
-	w, err := ingress.NewFollower(k, f)
+	w, err := ingress.NewFollower(k, c.gateways, f)
 	if err != nil {
 		return nil, err
 	}
-	s := &ingressStatus{publisher: ingress.NewPublisher(k, events), follower: w, nodes: f}
+	s := &ingressStatus{publisher: ingress.NewPublisher(k, c.gateways, events), follower: w, nodes: f}
 	if c.ingress != nil {
 		s.address = c.cfg.advertised()
 		return s, nil
@@ -144,17 +149,20 @@ func (s *ingressStatus) Run(ctx context.Context) error {
 
 // serveIngress serves Ingresses on the node until ctx ends.
 func (w *worker) serveIngress(ctx context.Context, f informers.SharedInformerFactory) error {
-	follower, err := ingress.NewFollower(w.client, f)
+	follower, err := ingress.NewFollower(w.client, w.gateways, f)
 	if err != nil {
 		return err
 	}
 	front := &ingress.Front{Proxy: w.ingress, Listen: w.listenIngress}
+	doors := &ingress.Doors{Proxy: w.ingress, Listen: func(port int) (net.Listener, error) { return w.listenNode(":" + strconv.Itoa(port)) }}
 	defer front.Close()
+	defer doors.Close()
 	f.StartWithContext(ctx)
 	defer f.Shutdown()
 	return follower.Run(ctx, func(t *ingress.Table) {
 		w.ingress.Update(t, follower.Service, follower.Slices)
 		front.Apply(ctx, t)
+		doors.Apply(ctx, t)
 	})
 }
 

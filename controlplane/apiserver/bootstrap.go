@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	restclient "k8s.io/client-go/rest"
 	"k8s.io/utils/ptr"
+	gatewayclient "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned"
 )
 
 const (
@@ -35,8 +36,8 @@ const (
 	bootstrapLimit  = 2 * time.Minute
 )
 
-// bootstrap makes what every cluster has: the four namespaces, a storage class, two
-// priority classes, and the service and endpoints of the API itself. Readiness waits for it.
+// bootstrap makes what every cluster has: the four namespaces, a storage class,
+// classes of Ingresses and Gateways, two priority classes, and the service and endpoints of the API itself. Readiness waits for it.
 func (s *Server) bootstrap(hook genericapiserver.PostStartHookContext) error {
 	ctx, cancel := context.WithTimeout(hook.Context, bootstrapLimit)
 	defer cancel()
@@ -44,6 +45,10 @@ func (s *Server) bootstrap(hook genericapiserver.PostStartHookContext) error {
 	// That Endpoints are deprecated is known: old clients read them.
 	config.WarningHandler = restclient.NoWarnings{}
 	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return fmt.Errorf("make a client: %w", err)
+	}
+	gateways, err := gatewayclient.NewForConfig(config)
 	if err != nil {
 		return fmt.Errorf("make a client: %w", err)
 	}
@@ -57,7 +62,7 @@ func (s *Server) bootstrap(hook genericapiserver.PostStartHookContext) error {
 			return fmt.Errorf("create namespace %s: %w", name, err)
 		}
 	}
-	if err := errors.Join(bootstrapClass(ctx, client), bootstrapIngressClass(ctx, client), bootstrapPriorities(ctx, client), s.bootstrapService(ctx, client), s.bootstrapDNS(ctx, client)); err != nil {
+	if err := errors.Join(bootstrapClass(ctx, client), bootstrapIngressClass(ctx, client), bootstrapGatewayClass(ctx, gateways), bootstrapPriorities(ctx, client), s.bootstrapService(ctx, client), s.bootstrapDNS(ctx, client)); err != nil {
 		return err
 	}
 	if s.config.Replicated {

@@ -26,6 +26,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	metricsv1beta1 "k8s.io/metrics/pkg/apis/metrics/v1beta1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 
 	"gitk8s.dev/gitk8s/api/v1alpha1"
 	"gitk8s.dev/gitk8s/controlplane/apiserver/defaults"
@@ -65,6 +67,8 @@ var servedGroups = []struct {
 	{batchv1.SchemeGroupVersion, batchv1.AddToScheme},
 	{coordinationv1.SchemeGroupVersion, coordinationv1.AddToScheme},
 	{discoveryv1.SchemeGroupVersion, discoveryv1.AddToScheme},
+	{gatewayv1.SchemeGroupVersion, gatewayv1.Install},
+	{gatewayv1beta1.SchemeGroupVersion, gatewayv1beta1.Install},
 	{metricsv1beta1.SchemeGroupVersion, metricsv1beta1.AddToScheme},
 	{networkingv1.SchemeGroupVersion, networkingv1.AddToScheme},
 	{policyv1.SchemeGroupVersion, policyv1.AddToScheme},
@@ -98,6 +102,9 @@ func newTypes() (*types, error) {
 		&metav1.Status{}, &metav1.APIVersions{}, &metav1.APIGroupList{},
 		&metav1.APIGroup{}, &metav1.APIResourceList{})
 	defaults.Register(s)
+	if err := addGatewayTypes(s); err != nil {
+		return nil, fmt.Errorf("apiserver: register the Gateway API: %w", err)
+	}
 	if err := addConnectOptions(s); err != nil {
 		return nil, err
 	}
@@ -119,6 +126,11 @@ func versionsOf(group string) (out []schema.GroupVersion) {
 		}
 	}
 	return out
+}
+
+// hasProtobuf says whether the kinds of a group have a protobuf form.
+func hasProtobuf(group string) bool {
+	return group != v1alpha1.GroupName && group != gatewayv1.GroupName
 }
 
 // addHubVersion registers the Go types of a version as the internal version of

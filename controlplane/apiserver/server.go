@@ -27,9 +27,7 @@ import (
 	restclient "k8s.io/client-go/rest"
 	metricsv1beta1 "k8s.io/metrics/pkg/apis/metrics/v1beta1"
 
-	"gitk8s.dev/gitk8s/api/v1alpha1"
 	"gitk8s.dev/gitk8s/controlplane/apiserver/authz"
-	"gitk8s.dev/gitk8s/controlplane/apiserver/openapi"
 )
 
 // Server is the API server. New makes it ready to serve, Run serves.
@@ -85,7 +83,7 @@ func New(cfg Config) (*Server, error) {
 	if s.accountTokens, err = newAccountTokens(s); err != nil {
 		return nil, err
 	}
-	s.authz = authz.New(podReader{s}, volumeReader{s}, ingressReader{s}, policyReader{s})
+	s.authz = authz.New(podReader{s}, volumeReader{s}, ingressReader{s}, gatewayReader{s}, policyReader{s})
 	s.options, s.stopCompactor = newRESTOptions(cfg.Etcd, t)
 	if err := s.build(); err != nil {
 		s.stopCompactor()
@@ -132,10 +130,10 @@ func (s *Server) genericConfig() (*genericapiserver.Config, error) {
 	config.ShutdownWatchTerminationGracePeriod = 0
 
 	namer := openapinamer.NewDefinitionNamer(s.types.scheme)
-	config.OpenAPIConfig = genericapiserver.DefaultOpenAPIConfig(openapi.GetOpenAPIDefinitions, namer)
-	config.OpenAPIConfig.Info.Title = "gitk8s"
-	config.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(openapi.GetOpenAPIDefinitions, namer)
-	config.OpenAPIV3Config.Info.Title = "gitk8s"
+	config.OpenAPIConfig = genericapiserver.DefaultOpenAPIConfig(definitions, namer)
+	config.OpenAPIConfig.Info.Title, config.OpenAPIConfig.GetDefinitionName = "gitk8s", definitionName(namer)
+	config.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(definitions, namer)
+	config.OpenAPIV3Config.Info.Title, config.OpenAPIV3Config.GetDefinitionName = "gitk8s", definitionName(namer)
 
 	cert, err := dynamiccertificates.NewStaticCertKeyContent("serving-cert", s.config.ServingCert.CertPEM, s.config.ServingCert.KeyPEM)
 	if err != nil {
@@ -203,7 +201,7 @@ func (s *Server) installGroups(storage map[schema.GroupVersion]map[string]rest.S
 		for _, gv := range versions {
 			info.VersionedResourcesStorageMap[gv.Version] = storage[gv]
 		}
-		if g.gv.Group == v1alpha1.GroupName {
+		if !hasProtobuf(g.gv.Group) {
 			info.NegotiatedSerializer = withoutProtobuf{s.types.codecs}
 		}
 		if g.gv.Group == "" {

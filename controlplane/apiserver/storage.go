@@ -20,8 +20,6 @@ import (
 	"k8s.io/apiserver/pkg/storage/value/encrypt/identity"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/utils/clock"
-
-	"gitk8s.dev/gitk8s/api/v1alpha1"
 )
 
 const (
@@ -90,11 +88,10 @@ func (o *restOptions) GetRESTOptions(gr schema.GroupResource, _ runtime.Object) 
 	}, nil
 }
 
-// codec stores Kubernetes' kinds as protobuf, and our own, which have no protobuf
-// form, as JSON.
+// codec stores kinds as protobuf, and those that have no protobuf form as JSON.
 func (o *restOptions) codec(gv schema.GroupVersion) runtime.Codec {
 	var encoder runtime.Encoder = protobuf.NewSerializer(o.types.scheme, o.types.scheme)
-	if gv.Group == v1alpha1.GroupName {
+	if !hasProtobuf(gv.Group) {
 		encoder = json.NewSerializerWithOptions(json.DefaultMetaFactory, o.types.scheme, o.types.scheme, json.SerializerOptions{})
 	}
 	hub := schema.GroupVersion{Group: gv.Group, Version: runtime.APIVersionInternal}

@@ -54,6 +54,10 @@ func Of(u *unstructured.Unstructured) Result {
 		return claim(u)
 	case "Job.batch":
 		return job(u)
+	case "Gateway.gateway.networking.k8s.io":
+		return gateway(u)
+	case "HTTPRoute.gateway.networking.k8s.io", "GRPCRoute.gateway.networking.k8s.io":
+		return gatewayRoute(u)
 	case "Namespace":
 		if phase := str(u, "status", "phase"); phase != "" && phase != "Active" {
 			return progress("is %s", phase)

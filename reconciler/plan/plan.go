@@ -181,7 +181,7 @@ var kinds = []string{
 	"CustomResourceDefinition", "ServiceAccount", "Secret", "ConfigMap", "StorageClass", "PersistentVolume",
 	"PersistentVolumeClaim", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "Service",
 	"DaemonSet", "Pod", "ReplicaSet", "Deployment", "StatefulSet", "Job", "CronJob", "HorizontalPodAutoscaler",
-	"IngressClass", "Ingress", "", "ValidatingWebhookConfiguration", "MutatingWebhookConfiguration",
+	"IngressClass", "Ingress", "GatewayClass", "ReferenceGrant", "Gateway", "", "ValidatingWebhookConfiguration", "MutatingWebhookConfiguration",
 }
 
 func rank(id render.ID) int {

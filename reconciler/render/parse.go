@@ -212,6 +212,7 @@ var clusterWide = map[schema.GroupKind]bool{
 	{Group: "rbac.authorization.k8s.io", Kind: "ClusterRoleBinding"}:                  true,
 	{Group: "storage.k8s.io", Kind: "StorageClass"}:                                   true,
 	{Group: "networking.k8s.io", Kind: "IngressClass"}:                                true,
+	{Group: "gateway.networking.k8s.io", Kind: "GatewayClass"}:                        true,
 	{Group: "scheduling.k8s.io", Kind: "PriorityClass"}:                               true,
 	{Group: "apiextensions.k8s.io", Kind: "CustomResourceDefinition"}:                 true,
 	{Group: "admissionregistration.k8s.io", Kind: "ValidatingWebhookConfiguration"}:   true,

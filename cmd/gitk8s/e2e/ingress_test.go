@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -91,7 +92,7 @@ func selfSigned(t *testing.T, name string) (roots *x509.CertPool, certFile, keyF
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), DNSNames: []string{name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
@@ -220,10 +221,10 @@ func TestIngress(t *testing.T) {
 			t.Errorf("another controller's Ingress: %v %v", resp, err)
 		}
 	})
-	t.Run("a rolling update loses no request", func(t *testing.T) { rollUnderLoad(t, c, ns, machine, host) })
+	t.Run("a rolling update loses no request", func(t *testing.T) { rollUnderLoad(t, c, ns, machine, host, `ingress="web"`) })
 	t.Run("it goes", func(t *testing.T) {
 		c.kubectl(t, "delete", "ingress", "-n", ns, "--all")
-		machine.says(t, host, "/", "no Ingress has this host and path")
+		machine.says(t, host, "/", "no Ingress and no route has this host and path")
 	})
 }
 
@@ -274,8 +275,9 @@ func ingressTLS(t *testing.T, c *cluster, ns string) {
 	})
 }
 
-// rollUnderLoad updates all pods while clients ask without a pause.
-func rollUnderLoad(t *testing.T, c *cluster, ns string, d door, host string) {
+// rollUnderLoad updates all pods of Deployment web while clients ask without a pause;
+// counted is the label under which the metrics have the requests.
+func rollUnderLoad(t *testing.T, c *cluster, ns string, d door, host, counted string) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var wg sync.WaitGroup
@@ -309,7 +311,7 @@ func rollUnderLoad(t *testing.T, c *cluster, ns string, d door, host string) {
 		t.Errorf("%d of %d requests failed: %s; versions %v", len(failures), asked, strings.Join(failures[:min(3, len(failures))], "; "), versions)
 	}
 	var m bytes.Buffer
-	if err := c.metrics(t, &m); err != nil || !strings.Contains(m.String(), `gitk8s_ingress_requests_total{namespace="`+ns+`",ingress="web",code="2xx"}`) {
+	if err := c.metrics(t, &m); err != nil || !strings.Contains(m.String(), `gitk8s_ingress_requests_total{namespace="`+ns+`",`+counted+`,code="2xx"}`) {
 		t.Errorf("metrics: %v", err)
 	}
 }

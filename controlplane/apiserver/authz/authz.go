@@ -31,6 +31,13 @@ type Ingresses interface {
 	Served(ctx context.Context, namespace string) ([]networkingv1.Ingress, error)
 }
 
+// Gateways answers the same for Gateways.
+type Gateways interface {
+	// Certified says whether a Gateway that the workers serve has a Secret as a
+	// certificate.
+	Certified(ctx context.Context, namespace, secret string) (bool, error)
+}
+
 // Policies answers what a worker's right to the pods of others depends on.
 type Policies interface {
 	// Any says whether there is a NetworkPolicy. It must know of every one that a watch
@@ -43,6 +50,7 @@ type Authorizer struct {
 	pods      Pods
 	volumes   Volumes
 	ingresses Ingresses
+	gateways  Gateways
 	policies  Policies
 }
 
@@ -52,8 +60,8 @@ var (
 )
 
 // New returns an Authorizer that asks about what the rights of workers depend on.
-func New(pods Pods, volumes Volumes, ingresses Ingresses, policies Policies) *Authorizer {
-	return &Authorizer{pods: pods, volumes: volumes, ingresses: ingresses, policies: policies}
+func New(pods Pods, volumes Volumes, ingresses Ingresses, gateways Gateways, policies Policies) *Authorizer {
+	return &Authorizer{pods: pods, volumes: volumes, ingresses: ingresses, gateways: gateways, policies: policies}
 }
 
 // Authorize implements authorizer.Authorizer.

@@ -69,6 +69,13 @@ func (ingresses) Served(_ context.Context, namespace string) ([]networkingv1.Ing
 	return []networkingv1.Ingress{{Spec: networkingv1.IngressSpec{TLS: []networkingv1.IngressTLS{{SecretName: "cert"}}}}}, nil
 }
 
+// gateways has one Gateway, with the certificate "gateway-cert" of namespace ns.
+type gateways struct{}
+
+func (gateways) Certified(_ context.Context, namespace, secret string) (bool, error) {
+	return namespace == "ns" && secret == "gateway-cert", nil
+}
+
 // policies says whether there are NetworkPolicies.
 type policies bool
 
@@ -79,7 +86,7 @@ func person(name string, groups ...string) user.Info {
 }
 
 func TestAuthorize(t *testing.T) {
-	a := New(cluster{testPod("a", "one"), testPod("b", "two")}, volumes{}, ingresses{}, policies(false))
+	a := New(cluster{testPod("a", "one"), testPod("b", "two")}, volumes{}, ingresses{}, gateways{}, policies(false))
 	node := person(pki.UserNodePrefix+"one", pki.GroupNodes)
 	impostor := person(pki.UserNodePrefix + "one")
 	controllers, scheduler, reconciler := person(pki.UserControllerManager), person(pki.UserScheduler), person(pki.UserReconciler)
@@ -133,6 +140,10 @@ func TestAuthorize(t *testing.T) {
 		{node, request{verb: "watch", resource: "secrets", namespace: "ns", name: "cert"}, true},
 		{node, request{verb: "watch", resource: "secrets", namespace: "other", name: "cert"}, false},
 		{node, request{verb: "update", resource: "secrets", namespace: "ns", name: "cert"}, false},
+		{node, request{verb: "watch", resource: "secrets", namespace: "ns", name: "gateway-cert"}, true},
+		{node, request{verb: "watch", resource: "secrets", namespace: "other", name: "gateway-cert"}, false},
+		{node, request{verb: "list", group: "gateway.networking.k8s.io", resource: "httproutes"}, true},
+		{node, request{verb: "update", group: "gateway.networking.k8s.io", resource: "httproutes", sub: "status", namespace: "ns", name: "x"}, false},
 		{impostor, request{verb: "get", resource: "secrets", namespace: "ns", name: "cert"}, false},
 		{node, request{verb: "list", group: "networking.k8s.io", resource: "ingresses"}, true},
 		{node, request{verb: "update", group: "networking.k8s.io", resource: "ingresses", sub: "status", namespace: "ns", name: "web"}, false},
@@ -172,7 +183,7 @@ func TestAuthorize(t *testing.T) {
 }
 
 func TestPaths(t *testing.T) {
-	a := New(cluster{}, volumes{}, ingresses{}, policies(false))
+	a := New(cluster{}, volumes{}, ingresses{}, gateways{}, policies(false))
 	anonymous := &user.DefaultInfo{Name: user.Anonymous, Groups: []string{user.AllUnauthenticated}}
 	for _, tt := range []struct {
 		who  user.Info
@@ -231,7 +242,7 @@ func TestPolicies(t *testing.T) {
 			if exist {
 				want = tt.with
 			}
-			a := New(cluster{testPod("a", "one"), testPod("b", "two")}, volumes{}, ingresses{}, policies(exist))
+			a := New(cluster{testPod("a", "one"), testPod("b", "two")}, volumes{}, ingresses{}, gateways{}, policies(exist))
 			decision, reason, err := a.Authorize(t.Context(), attrs)
 			if err != nil || (decision == authorizer.DecisionAllow) != want {
 				t.Errorf("%s %s %s %s %s, policies %v: %v %s %v", tt.who.GetName(), tt.verb, tt.resource, tt.name, tt.selector, exist, decision, reason, err)

@@ -133,8 +133,8 @@ func selectsNode(attrs authorizer.Attributes, node string) bool {
 	return false
 }
 
-// certifies says whether a Secret is the certificate of an Ingress, which every worker
-// serves.
+// certifies says whether a Secret is the certificate of an Ingress or a Gateway, which
+// every worker serves.
 func (a *Authorizer) certifies(ctx context.Context, namespace, name string) (bool, error) {
 	served, err := a.ingresses.Served(ctx, namespace)
 	if err != nil {
@@ -145,11 +145,15 @@ func (a *Authorizer) certifies(ctx context.Context, namespace, name string) (boo
 			return true, nil
 		}
 	}
-	return false, nil
+	ok, err := a.gateways.Certified(ctx, namespace, name)
+	if err != nil {
+		return false, fmt.Errorf("look for gateways: %w", err)
+	}
+	return ok, nil
 }
 
 // nodeReference lets a worker read the ConfigMaps, Secrets and claims that its pods
-// name, and the certificates of Ingresses.
+// name, and the certificates of Ingresses and Gateways.
 func (a *Authorizer) nodeReference(ctx context.Context, node string, attrs authorizer.Attributes) (authorizer.Decision, string, error) {
 	verb := attrs.GetVerb()
 	if (verb != "get" && verb != "list" && verb != "watch") || attrs.GetSubresource() != "" {

@@ -80,6 +80,7 @@ var nodes = []rbacv1.PolicyRule{
 	{Verbs: read, APIGroups: core, Resources: []string{"nodes", "services", "endpoints"}},
 	{Verbs: read, APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}},
 	{Verbs: read, APIGroups: []string{"networking.k8s.io"}, Resources: []string{"ingresses", "ingressclasses"}},
+	{Verbs: read, APIGroups: []string{"gateway.networking.k8s.io"}, Resources: []string{"gatewayclasses", "gateways", "httproutes", "grpcroutes", "referencegrants"}},
 	{Verbs: []string{"list", "watch"}, APIGroups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies"}},
 	{Verbs: []string{"list", "watch"}, APIGroups: core, Resources: []string{"namespaces"}},
 	{Verbs: []string{"create", "update", "patch"}, APIGroups: []string{"", "events.k8s.io"}, Resources: []string{"events"}},

@@ -40,7 +40,7 @@ func TestVolumes(t *testing.T) {
 	mine.Labels = map[string]string{LabelNode: "one"}
 	a := New(cluster{using("a", "one", "used"), using("b", "two", "other")}, volumes{
 		"mine": mine, "used": boundTo("used"), "other": boundTo("other"), "free": {},
-	}, ingresses{}, policies(false))
+	}, ingresses{}, gateways{}, policies(false))
 	node, scheduler := person(pki.UserNodePrefix+"one", pki.GroupNodes), person(pki.UserScheduler)
 	for _, tt := range []struct {
 		who                            user.Info

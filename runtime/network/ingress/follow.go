@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 
@@ -13,6 +14,8 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
+	gatewayclient "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned"
+	gatewayinformers "sigs.k8s.io/gateway-api/pkg/client/informers/externalversions"
 )
 
 // settle is how long changes are collected before a table is made of them.
@@ -24,6 +27,7 @@ const byService = "ingress-service"
 // Follower makes a new table whenever what it is made of has changed.
 type Follower struct {
 	f        informers.SharedInformerFactory
+	g        gatewayinformers.SharedInformerFactory
 	secrets  *secrets
 	changed  chan struct{}
 	synced   []cache.InformerSynced
@@ -32,9 +36,9 @@ type Follower struct {
 }
 
 // NewFollower registers with the factory, which the caller starts. client reads the
-// Secrets that Ingresses name, one by one.
-func NewFollower(client kubernetes.Interface, f informers.SharedInformerFactory) (*Follower, error) {
-	w := &Follower{f: f, changed: make(chan struct{}, 1)}
+// Secrets that Ingresses and Gateways name, one by one, and gateways their kinds.
+func NewFollower(client kubernetes.Interface, gateways gatewayclient.Interface, f informers.SharedInformerFactory) (*Follower, error) {
+	w := &Follower{f: f, g: gatewayinformers.NewSharedInformerFactory(gateways, 0), changed: make(chan struct{}, 1)}
 	w.secrets = newSecrets(client, w.poke)
 	slices := f.Discovery().V1().EndpointSlices().Informer()
 	if err := slices.AddIndexers(cache.Indexers{byService: func(obj any) ([]string, error) {
@@ -48,7 +52,11 @@ func NewFollower(client kubernetes.Interface, f informers.SharedInformerFactory)
 	}
 	services := f.Core().V1().Services().Informer()
 	w.slices, w.services = slices.GetIndexer(), services.GetIndexer()
-	for _, inf := range []cache.SharedIndexInformer{slices, services, f.Networking().V1().Ingresses().Informer(), f.Networking().V1().IngressClasses().Informer()} {
+	g := w.g.Gateway().V1()
+	for _, inf := range []cache.SharedIndexInformer{
+		slices, services, f.Core().V1().Namespaces().Informer(), f.Networking().V1().Ingresses().Informer(), f.Networking().V1().IngressClasses().Informer(),
+		g.GatewayClasses().Informer(), g.Gateways().Informer(), g.HTTPRoutes().Informer(), g.GRPCRoutes().Informer(), g.ReferenceGrants().Informer(),
+	} {
 		if _, err := inf.AddEventHandler(cache.ResourceEventHandlerFuncs{
 			AddFunc: func(any) { w.poke() }, UpdateFunc: func(any, any) { w.poke() }, DeleteFunc: func(any) { w.poke() },
 		}); err != nil {
@@ -69,6 +77,8 @@ func (w *Follower) poke() {
 // Run calls apply with the first table and with each new one until ctx ends.
 func (w *Follower) Run(ctx context.Context, apply func(*Table)) error {
 	defer w.secrets.stop()
+	w.g.StartWithContext(ctx)
+	defer w.g.Shutdown()
 	if !cache.WaitForCacheSync(ctx.Done(), w.synced...) {
 		return nil
 	}
@@ -109,12 +119,37 @@ func (w *Follower) table(ctx context.Context) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !w.secrets.want(ctx, named(Ours(classes, ingresses))) {
+	gateways, err := w.gateways()
+	if err != nil {
+		return nil, err
+	}
+	secrets := named(Ours(classes, ingresses))
+	certificateSecrets(secrets, OurGateways(gateways.Classes, gateways.Gateways), gateways.Grants)
+	if !w.secrets.want(ctx, secrets) {
 		return nil, nil
 	}
-	t := Compile(Snapshot{Classes: classes, Ingresses: ingresses, Certificate: w.secrets.certificate})
+	t := Compile(Snapshot{Classes: classes, Ingresses: ingresses, Gateways: *gateways, Certificate: w.secrets.certificate})
 	slog.Debug("ingress table", "ingresses", len(t.ingresses), "hosts", len(t.hosts), "problems", len(t.Problems))
 	return t, nil
+}
+
+// gateways is what the Gateways' part of a table is made of.
+func (w *Follower) gateways() (*GatewaySnapshot, error) {
+	s := &GatewaySnapshot{Service: w.Service, Labels: func(namespace string) labels.Set {
+		ns, err := w.f.Core().V1().Namespaces().Lister().Get(namespace)
+		if err != nil {
+			return nil // it is gone, or not known yet
+		}
+		return ns.Labels
+	}}
+	g, all := w.g.Gateway().V1(), labels.Everything()
+	var errs [5]error
+	s.Classes, errs[0] = g.GatewayClasses().Lister().List(all)
+	s.Gateways, errs[1] = g.Gateways().Lister().List(all)
+	s.HTTPRoutes, errs[2] = g.HTTPRoutes().Lister().List(all)
+	s.GRPCRoutes, errs[3] = g.GRPCRoutes().Lister().List(all)
+	s.Grants, errs[4] = g.ReferenceGrants().Lister().List(all)
+	return s, errors.Join(errs[:]...)
 }
 
 // named are the Secrets that Ingresses name.

@@ -10,7 +10,7 @@ import (
 // retryListen is when a port that is taken is tried again.
 const retryListen = 5 * time.Second
 
-// Front serves on a node's own ports, but only while there is an Ingress to serve:
+// Front serves on a node's own ports, but only while there is something to serve:
 // until then they are free for other ingress controllers.
 type Front struct {
 	Proxy *Proxy
@@ -25,11 +25,11 @@ type Front struct {
 // time.
 func (f *Front) Apply(ctx context.Context, t *Table) {
 	switch serving := f.end != nil; {
-	case !serving && len(t.ingresses) > 0:
+	case !serving && !t.empty():
 		ctx, cancel := context.WithCancel(ctx)
 		f.end, f.ended = cancel, make(chan struct{})
 		go f.serve(ctx, f.ended)
-	case serving && len(t.ingresses) == 0:
+	case serving && t.empty():
 		f.Close()
 	}
 }
@@ -45,15 +45,23 @@ func (f *Front) Close() {
 
 func (f *Front) serve(ctx context.Context, ended chan struct{}) {
 	defer close(ended)
-	for ctx.Err() == nil {
+	untilServed(ctx, "ingress is not served on this node, will retry", func() error {
 		plain, withTLS, err := f.Listen()
-		if err == nil {
-			err = f.Proxy.Serve(ctx, plain, withTLS)
+		if err != nil {
+			return err
 		}
+		return f.Proxy.Serve(ctx, plain, withTLS)
+	})
+}
+
+// untilServed calls serve again and again while it fails, until ctx ends.
+func untilServed(ctx context.Context, failed string, serve func() error) {
+	for ctx.Err() == nil {
+		err := serve()
 		if ctx.Err() != nil || err == nil {
 			return
 		}
-		slog.Error("ingress is not served on this node, will retry", "error", err)
+		slog.Error(failed, "error", err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(retryListen):

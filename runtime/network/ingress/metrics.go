@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,11 +13,18 @@ import (
 	"sync/atomic"
 	"time"
 
-	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// counts are of the requests of an Ingress, by class of answer: 2xx and so on.
+// owner is the Ingress, HTTPRoute or GRPCRoute that a route is of.
+type owner struct {
+	label string // ingress, httproute or grpcroute
+	types.NamespacedName
+}
+
+func (r *route) owner() owner { return owner{strings.ToLower(cmp.Or(r.kind, "Ingress")), r.ingress} }
+
+// counts are of the requests of an Ingress or a route, by class of answer: 2xx and so on.
 type counts [6]struct{ requests, nanoseconds atomic.Int64 }
 
 func (c *counts) add(status int, took time.Duration) {
@@ -25,36 +33,36 @@ func (c *counts) add(status int, took time.Duration) {
 	class.nanoseconds.Add(int64(took))
 }
 
-// metrics are the counts of all Ingresses.
+// metrics are the counts of all Ingresses and routes.
 type metrics struct {
-	lost counts // requests that no Ingress is for
+	lost counts // requests that nothing is for
 
 	mu sync.Mutex
-	by map[types.NamespacedName]*counts
+	by map[owner]*counts
 }
 
-// of returns the counts of an Ingress.
-func (m *metrics) of(ingress types.NamespacedName) *counts {
+// of returns the counts of an Ingress or a route.
+func (m *metrics) of(o owner) *counts {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.by == nil {
-		m.by = map[types.NamespacedName]*counts{}
+		m.by = map[owner]*counts{}
 	}
-	if m.by[ingress] == nil {
-		m.by[ingress] = &counts{}
+	if m.by[o] == nil {
+		m.by[o] = &counts{}
 	}
-	return m.by[ingress]
+	return m.by[o]
 }
 
-// keep forgets the Ingresses that are not there any more.
-func (m *metrics) keep(ingresses []*networkingv1.Ingress) {
-	there := map[types.NamespacedName]bool{}
-	for _, i := range ingresses {
-		there[nameOf(i)] = true
+// keep forgets those that have no route any more.
+func (m *metrics) keep(routes []*route) {
+	there := map[owner]bool{}
+	for _, r := range routes {
+		there[r.owner()] = true
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	maps.DeleteFunc(m.by, func(n types.NamespacedName, _ *counts) bool { return !there[n] })
+	maps.DeleteFunc(m.by, func(o owner, _ *counts) bool { return !there[o] })
 }
 
 // WriteMetrics writes the counters in the text format of Prometheus.
@@ -63,21 +71,23 @@ func (p *Proxy) WriteMetrics(w io.Writer) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var requests, seconds strings.Builder
-	write := func(n types.NamespacedName, c *counts) {
+	write := func(o owner, c *counts) {
 		for i := range c {
 			if c[i].requests.Load() == 0 {
 				continue
 			}
-			labels := fmt.Sprintf(`{namespace=%q,ingress=%q,code="%dxx"}`, n.Namespace, n.Name, i)
+			labels := fmt.Sprintf(`{namespace=%q,%s=%q,code="%dxx"}`, o.Namespace, o.label, o.Name, i)
 			fmt.Fprintf(&requests, "gitk8s_ingress_requests_total%s %d\n", labels, c[i].requests.Load())
 			fmt.Fprintf(&seconds, "gitk8s_ingress_request_seconds_total%s %g\n", labels, time.Duration(c[i].nanoseconds.Load()).Seconds())
 		}
 	}
-	write(types.NamespacedName{}, &m.lost)
-	for _, n := range slices.SortedFunc(maps.Keys(m.by), func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) }) {
-		write(n, m.by[n])
+	write(owner{label: "ingress"}, &m.lost)
+	for _, o := range slices.SortedFunc(maps.Keys(m.by), func(a, b owner) int {
+		return cmp.Or(strings.Compare(a.label, b.label), strings.Compare(a.String(), b.String()))
+	}) {
+		write(o, m.by[o])
 	}
-	_, err := fmt.Fprintf(w, "# HELP gitk8s_ingress_requests_total Requests by Ingress and class of answer.\n# TYPE gitk8s_ingress_requests_total counter\n%s"+
+	_, err := fmt.Fprintf(w, "# HELP gitk8s_ingress_requests_total Requests by Ingress or route and class of answer.\n# TYPE gitk8s_ingress_requests_total counter\n%s"+
 		"# HELP gitk8s_ingress_request_seconds_total Time from the first to the last byte of requests.\n# TYPE gitk8s_ingress_request_seconds_total counter\n%s",
 		&requests, &seconds)
 	return err
@@ -135,7 +145,7 @@ func (p *Proxy) logAccess(r *http.Request, rec *recorder, x *exchange, began tim
 		"status", rec.status(), "bytes", rec.bytes, "seconds", time.Since(began).Seconds(), "agent", r.UserAgent(),
 	}
 	if x.route != nil {
-		attrs = append(attrs, "ingress", x.route.ingress.String(), "service", x.route.backend.service.String())
+		attrs = append(attrs, x.route.owner().label, x.route.ingress.String(), "service", x.route.backend.service.String())
 	}
 	if x.sentTo != nil {
 		attrs = append(attrs, "pod", x.sentTo.addr.String())

@@ -38,6 +38,8 @@ type options struct {
 	redirectCode int
 	// timeout until the answer begins; 0 is none.
 	timeout time.Duration
+	// whole says that timeout is for the whole answer.
+	whole bool
 	// maxBody is the most that a request's body may have, in bytes; 0 is no limit.
 	maxBody int64
 	// leastConnections picks the pod with the fewest requests under way instead of

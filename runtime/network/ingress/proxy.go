@@ -40,7 +40,8 @@ type Proxy struct {
 	stall     time.Duration
 	metrics   metrics
 	own       func() (*tls.Certificate, error)
-	httpsPort atomic.Int32 // where requests are sent that should have TLS
+	httpPort  atomic.Int32 // where requests are sent that should not have TLS
+	httpsPort atomic.Int32 // and that should
 
 	mu    sync.Mutex // of Update
 	pools map[backend]*pool
@@ -50,6 +51,7 @@ type Proxy struct {
 func NewProxy(c Config) *Proxy {
 	p := &Proxy{transport: newTransport(c.Dial), access: c.AccessLog, stall: cmp.Or(c.Stall, clientStall), pools: map[backend]*pool{}, own: sync.OnceValues(ownCertificate)}
 	p.table.Store(&Table{})
+	p.httpPort.Store(80)
 	p.httpsPort.Store(443)
 	p.reverse = &httputil.ReverseProxy{
 		Rewrite: rewrite, Transport: p.transport, ModifyResponse: begun, ErrorHandler: failed,
@@ -65,7 +67,11 @@ func (p *Proxy) Update(t *Table, service func(namespace, name string) *corev1.Se
 	defer p.mu.Unlock()
 	pools := make(map[backend]*pool, len(p.pools))
 	for _, r := range t.routes {
+		r.counts = p.metrics.of(r.owner())
 		b := r.backend
+		if b.service.Name == "" {
+			continue // it answers itself
+		}
 		if pools[b] == nil {
 			addrs, proto, err := resolve(b, service(b.service.Namespace, b.service.Name), slices(b.service.Namespace, b.service.Name))
 			if err != nil {
@@ -76,16 +82,17 @@ func (p *Proxy) Update(t *Table, service func(namespace, name string) *corev1.Se
 			}
 			pools[b].set(addrs, proto)
 		}
-		r.pool, r.counts = pools[b], p.metrics.of(r.ingress)
+		r.pool = pools[b]
 	}
 	p.pools = pools
-	p.metrics.keep(t.ingresses)
+	p.metrics.keep(t.routes)
 	p.table.Store(t)
 }
 
 // exchange is one request on its way.
 type exchange struct {
 	route  *route
+	match  *match // of a route of a Gateway
 	before string // the endpoint that the client's cookie names
 	sentTo *endpoint
 	// answer ends the request if the pod does not begin to answer in time.
@@ -102,10 +109,20 @@ func exchangeOf(ctx context.Context) *exchange {
 	return x
 }
 
-// ServeHTTP implements http.Handler.
+// ServeHTTP implements http.Handler, for the ports that Ingresses have.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.TLS != nil {
+		p.serveAt(portHTTPS, w, r)
+	} else {
+		p.serveAt(portHTTP, w, r)
+	}
+}
+
+// serveAt answers a request that came in at a port.
+func (p *Proxy) serveAt(port int32, w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
-	x := &exchange{route: p.table.Load().find(hostOf(r.Host), cleanPath(r.URL.Path))}
+	x := &exchange{}
+	x.route, x.match = p.table.Load().route(port, r, hostOf(r.Host), cleanPath(r.URL.Path))
 	rec := &recorder{ResponseWriter: w}
 	p.watchClient(rec, r, x)
 	defer func() { // also when an answer is broken off, which is told by a panic
@@ -129,7 +146,10 @@ func (p *Proxy) serve(w *recorder, r *http.Request, x *exchange) {
 		return
 	}
 	if x.route == nil {
-		http.Error(w, "no Ingress has this host and path", http.StatusNotFound)
+		http.Error(w, "no Ingress and no route has this host and path", http.StatusNotFound)
+		return
+	}
+	if x.route.action != nil && p.answer(w, r, x) {
 		return
 	}
 	o := x.route.options
@@ -149,7 +169,7 @@ func (p *Proxy) serve(w *recorder, r *http.Request, x *exchange) {
 	x.before = o.before(r)
 	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), exchangeKey{}, x))
 	defer cancel()
-	if o.timeout > 0 && !isGRPC(r) {
+	if o.timeout > 0 && (o.whole || !isGRPC(r)) {
 		x.answer = time.AfterFunc(o.timeout, func() {
 			x.expired.Store(true)
 			cancel()
@@ -226,13 +246,19 @@ func rewrite(r *httputil.ProxyRequest) {
 	if _, ok := r.In.Header["User-Agent"]; !ok {
 		r.Out.Header.Set("User-Agent", "") // none, rather than Go's
 	}
+	if x := exchangeOf(r.In.Context()); x.route.action != nil {
+		x.route.action.change(r.Out, x.match)
+	}
 }
 
 // begun is called when a pod has begun to answer.
 func begun(resp *http.Response) error {
 	x := exchangeOf(resp.Request.Context())
-	if x.answer != nil {
+	if x.answer != nil && !x.route.options.whole {
 		x.answer.Stop()
+	}
+	if x.route.action != nil {
+		x.route.action.response.apply(resp.Header)
 	}
 	if name := x.route.options.cookie; name != "" && x.sentTo.id != x.before {
 		c := http.Cookie{Name: name, Value: x.sentTo.id, Path: "/", HttpOnly: true, SameSite: http.SameSiteLaxMode}

@@ -31,20 +31,34 @@ const (
 // Serve answers on the two listeners, of which the second speaks TLS, until ctx ends;
 // either may be nil. It returns when both have ended.
 func (p *Proxy) Serve(ctx context.Context, plainText, withTLS net.Listener) error {
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	protocols.SetHTTP2(true)
-	protocols.SetUnencryptedHTTP2(true) // gRPC without TLS
-	srv := &http.Server{
-		Handler: p, ReadHeaderTimeout: min(headerTimeout, p.stall), IdleTimeout: clientIdle, MaxHeaderBytes: maxHeaderBytes, Protocols: protocols,
-		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams, WriteByteTimeout: p.stall},
-		// What clients do wrong is not this server's error.
-		ErrorLog:  slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
-		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: p.certificate},
+	if plainText != nil {
+		p.httpPort.Store(int32(plainText.Addr().(*net.TCPAddr).Port))
 	}
 	if withTLS != nil {
 		p.httpsPort.Store(int32(withTLS.Addr().(*net.TCPAddr).Port))
 	}
+	return serve(ctx, p.newServer(p, portHTTPS), plainText, withTLS)
+}
+
+// newServer makes a server whose certificates are those of a port.
+func (p *Proxy) newServer(handler http.Handler, port int32) *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	protocols.SetUnencryptedHTTP2(true) // gRPC without TLS
+	return &http.Server{
+		Handler: handler, ReadHeaderTimeout: min(headerTimeout, p.stall), IdleTimeout: clientIdle, MaxHeaderBytes: maxHeaderBytes, Protocols: protocols,
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams, WriteByteTimeout: p.stall},
+		// What clients do wrong is not this server's error.
+		ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
+		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			return p.certificate(port, hello)
+		}},
+	}
+}
+
+// serve answers on the listeners until ctx ends.
+func serve(ctx context.Context, srv *http.Server, plainText, withTLS net.Listener) error {
 	ended := make(chan error, 2)
 	count := 0
 	start := func(l net.Listener, serve func(net.Listener) error) {
@@ -77,9 +91,9 @@ func (p *Proxy) Serve(ctx context.Context, plainText, withTLS net.Listener) erro
 	return errors.Join(errs...)
 }
 
-// certificate finds that of the name that a client asks for.
-func (p *Proxy) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	if c := p.table.Load().certificate(hello.ServerName); c != nil {
+// certificate finds that of the name that a client asks for at a port.
+func (p *Proxy) certificate(port int32, hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if c := p.table.Load().certificate(port, hello); c != nil {
 		return c, nil
 	}
 	return p.own()

@@ -16,16 +16,18 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/record"
+	gatewayclient "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned"
 )
 
 // retryStatus is when a status that could not be written is tried again.
 const retryStatus = 2 * time.Second
 
-// Publisher writes into the status of Ingresses where they are reached and what is
-// wrong with them, and tells of new problems by events. One in a cluster does.
+// Publisher writes into the status of Ingresses, Gateways and routes where they are
+// reached and what is wrong with them, and tells of new problems by events. One in a cluster does.
 type Publisher struct {
-	client kubernetes.Interface
-	events record.EventRecorder
+	client   kubernetes.Interface
+	gateways gatewayclient.Interface
+	events   record.EventRecorder
 
 	mu        sync.Mutex
 	table     *Table
@@ -35,8 +37,8 @@ type Publisher struct {
 }
 
 // NewPublisher returns one that has nothing to say yet.
-func NewPublisher(client kubernetes.Interface, events record.EventRecorder) *Publisher {
-	return &Publisher{client: client, events: events, told: map[Problem]bool{}, wake: make(chan struct{}, 1)}
+func NewPublisher(client kubernetes.Interface, gateways gatewayclient.Interface, events record.EventRecorder) *Publisher {
+	return &Publisher{client: client, gateways: gateways, events: events, told: map[Problem]bool{}, wake: make(chan struct{}, 1)}
 }
 
 // SetTable gives it the newest table.
@@ -77,7 +79,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 		}
 		retry = nil
 		if err := p.publish(ctx); err != nil && ctx.Err() == nil {
-			slog.Warn("write the status of Ingresses, will retry", "error", err)
+			slog.Warn("write the status of Ingresses and Gateways, will retry", "error", err)
 			retry = time.After(retryStatus)
 		}
 	}
@@ -104,7 +106,7 @@ func (p *Publisher) publish(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", nameOf(ing), err)
 		}
 	}
-	return nil
+	return publishGateways(ctx, p.gateways, &t.status, addresses)
 }
 
 // tell makes an event of each problem that was not there before.

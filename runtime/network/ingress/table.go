@@ -15,6 +15,7 @@ import (
 type Snapshot struct {
 	Classes   []*networkingv1.IngressClass
 	Ingresses []*networkingv1.Ingress
+	Gateways  GatewaySnapshot
 	// Certificate returns the certificate of a Secret, which must have a Leaf.
 	Certificate func(namespace, name string) (*tls.Certificate, error)
 }
@@ -45,8 +46,11 @@ type backend struct {
 type route struct {
 	ingress types.NamespacedName
 	path    string
-	backend backend
+	backend backend // none where action answers itself
 	options *options
+	// kind is of which the route is, if not of an Ingress, and action what it does.
+	kind   string
+	action *action
 	// tls says that the host is served with a certificate of its own.
 	tls bool
 	// pool and counts are the proxy's, which puts them in before it serves the table.
@@ -68,6 +72,9 @@ type Table struct {
 	other     *route
 	routes    []*route
 	ingresses []*networkingv1.Ingress
+	// ports are those that listeners of Gateways have.
+	ports  map[int32]*portTable
+	status gatewayStatuses
 	// Problems are in the order of the Ingresses, the oldest first.
 	Problems []Problem
 }
@@ -95,6 +102,11 @@ func Ours(classes []*networkingv1.IngressClass, all []*networkingv1.Ingress) []*
 	return out
 }
 
+// empty says that nothing is to be served at the ports that Ingresses have.
+func (t *Table) empty() bool {
+	return len(t.ingresses) == 0 && t.ports[portHTTP] == nil && t.ports[portHTTPS] == nil
+}
+
 // Compile makes the table of a snapshot ("Ingress": Ingress rules, path types and
 // hostname wildcards).
 func Compile(s Snapshot) *Table {
@@ -109,6 +121,7 @@ func Compile(s Snapshot) *Table {
 	for _, p := range t.hosts {
 		slices.SortStableFunc(p.prefixes, func(a, b *route) int { return cmp.Compare(len(b.path), len(a.path)) })
 	}
+	t.gateways(&s.Gateways, s.Certificate)
 	return t
 }
 
@@ -236,10 +249,8 @@ func (t *Table) path(ing *networkingv1.Ingress, host string, p *paths, r *route,
 // and has no port; path is absolute and clean.
 func (t *Table) find(host, path string) *route {
 	for _, name := range []string{host, wildcard(host), ""} {
-		if p := t.hosts[name]; p != nil {
-			if r := p.find(path); r != nil {
-				return r
-			}
+		if r := t.hosts[name].find(path); r != nil {
+			return r
 		}
 	}
 	return t.other
@@ -254,6 +265,9 @@ func wildcard(host string) string {
 }
 
 func (p *paths) find(path string) *route {
+	if p == nil {
+		return nil
+	}
 	if r := p.exact[path]; r != nil {
 		return r
 	}
@@ -266,13 +280,49 @@ func (p *paths) find(path string) *route {
 	return p.other
 }
 
-// certificate returns that of a server name, nil if there is none.
-func (t *Table) certificate(name string) *tls.Certificate {
-	name = strings.ToLower(strings.TrimSuffix(name, "."))
-	for _, n := range []string{name, wildcard(name), ""} {
-		if c := t.certs[n]; c != nil {
+// certificate returns that of the name that a client asks for at a port, nil if there
+// is none: the more specific hostname has it, and of the same one a listener of a
+// Gateway comes before an Ingress.
+func (t *Table) certificate(port int32, hello *tls.ClientHelloInfo) *tls.Certificate {
+	name := strings.ToLower(strings.TrimSuffix(hello.ServerName, "."))
+	var listeners byHost[[]*tls.Certificate]
+	if p := t.ports[port]; p != nil {
+		listeners = p.certs
+	}
+	var ingresses map[string]*tls.Certificate
+	if port == portHTTPS {
+		ingresses = t.certs
+	}
+	if c := cmp.Or(chosen(listeners.exact[name], hello), ingresses[name]); c != nil {
+		return c
+	}
+	one := true
+	for rest, ok := parent(name); ok; rest, ok = parent(rest) {
+		c := chosen(listeners.below[rest], hello)
+		if one {
+			c = cmp.Or(c, ingresses[wildcard(name)])
+			one = false
+		}
+		if c != nil {
 			return c
 		}
 	}
-	return nil
+	return cmp.Or(chosen(listeners.any, hello), ingresses[""])
+}
+
+// chosen returns the certificate that suits the client best: of several that do, or if
+// none does, the first.
+func chosen(all []*tls.Certificate, hello *tls.ClientHelloInfo) *tls.Certificate {
+	if len(all) == 0 {
+		return nil
+	}
+	for _, c := range all[:len(all)-1] {
+		if hello.SupportsCertificate(c) == nil {
+			return c
+		}
+	}
+	if last := all[len(all)-1]; len(all) == 1 || hello.SupportsCertificate(last) == nil {
+		return last
+	}
+	return all[0]
 }

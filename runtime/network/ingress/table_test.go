@@ -193,7 +193,7 @@ func TestProblems(t *testing.T) {
 		t.Errorf("got %v\nwant %v", table.Problems, want)
 	}
 	for name, cert := range map[string]string{"a.example.com": "good", "A.example.com.": "good", "x.example.com": "wild", "b.example.com": "wild", "x.y.example.com": "", "": ""} {
-		if got := table.certificate(name); got != certs["shop/"+cert] {
+		if got := table.certificate(443, &tls.ClientHelloInfo{ServerName: name}); got != certs["shop/"+cert] {
 			t.Errorf("the certificate of %q is not %q", name, cert)
 		}
 	}
