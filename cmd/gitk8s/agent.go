@@ -102,6 +102,7 @@ within --shutdown-grace-period, the critical ones last, and then the worker does
 	f.Int("ingress-http-port", 80, "port at which the node serves Ingresses, once there are some; 0 for none")
 	f.Int("ingress-https-port", 443, "the same with TLS")
 	ingressLogFlag(f)
+	tunnelFlag(f)
 	f.Bool("attached", false, "end when standard input does")
 	return cmd
 }
@@ -177,6 +178,8 @@ type worker struct {
 	zone   *dns.Zone
 	names  *dns.Server
 	agent  *agent.Agent
+	pods   *agent.NodeNetwork
+	mesh   *network.Mesh
 
 	enforcer *policy.Enforcer
 	policies *policy.Follower
@@ -227,6 +230,9 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 	if err := network.CheckOverlap(""); err != nil {
 		return nil, err
 	}
+	if err := w.openMesh(e); err != nil {
+		return nil, err
+	}
 	if w.proxy, err = network.NewProxy(""); err != nil {
 		return nil, err
 	}
@@ -256,10 +262,10 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 		return nil, err
 	}
 	w.ingress = ingress.NewProxy(ingress.Config{Dial: (&net.Dialer{}).DialContext, AccessLog: access})
-	pods := agent.NewNodeNetwork(filepath.Join(dir, "network"), ip)
+	w.pods = agent.NewNodeNetwork(filepath.Join(dir, "network"), ip)
 	w.agent, err = agent.New(agent.Config{
 		NodeName: name, NodeIP: ip, Client: w.client, Runtime: w.driver, Images: w.images,
-		Network: pods, PodCIDRAssigned: pods.Assign, Policies: w.policies, DataDir: dir,
+		Network: w.pods, PodCIDRAssigned: w.pods.Assign, Policies: w.policies, DataDir: dir,
 		ClusterDNS: []string{network.DNSIP.String()}, ClusterDomain: clusterDomain,
 		CgroupParent: cgroupParent(dir), Listener: l, ServingCert: cert, ClientCA: pool, DockerConfig: e.v.GetString("docker-config"),
 		ImageStore: w.images,
@@ -342,6 +348,7 @@ func (w *worker) run(ctx context.Context) error {
 		defer cancel()
 		errs <- follow.Node(ctx, follow.Config{
 			Informers: f, Pods: pods, Node: w.name, IP: w.ip, Proxy: w.proxy, Zone: w.zone,
+			Mesh: w.mesh, Links: w.pods,
 			Checks: healthcheck.New(""), Events: recorder(ctx, w.client, "gitk8s-agent", w.name),
 		})
 	})

@@ -55,6 +55,9 @@ type PodNetwork struct {
 	pods map[string]Pod
 	used map[netip.Addr]string
 	last netip.Addr
+	// mtu of the pods' links, 0 for the kernel's default; limited: all have it.
+	mtu     int
+	limited bool
 }
 
 // Pod is a pod's place in the network.
@@ -98,7 +101,7 @@ func NewPodNetwork(cfg PodConfig) (*PodNetwork, error) {
 			n.last = p.IP
 		}
 	}
-	if err := n.routeServices(); err != nil {
+	if err := n.Repair(); err != nil {
 		h.Close()
 		return nil, fmt.Errorf("pod network: %w", err)
 	}
@@ -230,18 +233,16 @@ func (n *PodNetwork) connect(p Pod) error {
 	if err != nil {
 		return err
 	}
+	if err := n.limit(p, link); err != nil {
+		return err
+	}
 	if err := n.h.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set link up: %w", err)
 	}
-	index := link.Attrs().Index
-	if err := n.h.NeighSet(permanent(index, p.IP, mac)); err != nil {
+	if err := n.h.NeighSet(permanent(link.Attrs().Index, p.IP, mac)); err != nil {
 		return fmt.Errorf("add neighbour %s: %w", p.IP, err)
 	}
-	r := &netlink.Route{Dst: ipNet(netip.PrefixFrom(p.IP, 32)), LinkIndex: index, Scope: netlink.SCOPE_LINK, Src: net.IP(n.cfg.NodeIP.AsSlice())}
-	if err := n.h.RouteReplace(r); err != nil {
-		return fmt.Errorf("add route to %s: %w", p.IP, err)
-	}
-	return nil
+	return n.routeTo(p, link)
 }
 
 // insidePod gives the pod its address and its only way out: to the node.
