@@ -130,6 +130,23 @@ func (m *Mesh) Sync(peers []Peer) (Ways, error) {
 	return Ways{MTU: want.mtu, Refused: want.refused}, m.apply(h, want)
 }
 
+// Seal keeps what pods send to others from leaving in the clear before the first Sync, if
+// it is to be encrypted. What an earlier Mesh has left goes on.
+func (m *Mesh) Seal() error {
+	if m.cfg.Key.IsZero() {
+		return nil
+	}
+	h, err := handle(m.cfg.NetNS, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	if err := h.RouteReplace(kernelRoute(sealed, routeTo{way: refused}, nil, m.cfg.NodeIP)); err != nil {
+		return fmt.Errorf("close the way to pods in the clear: %w", err)
+	}
+	return nil
+}
+
 // hop is how a machine's own routes lead to an address.
 type hop struct {
 	// link is the index of the link that packets leave by; 0: there is no way.
@@ -249,6 +266,9 @@ type routeKey struct {
 	to    netip.Prefix
 }
 
+// sealed is the route of all pods: with encryption it leads nowhere.
+var sealed = routeKey{unix.RT_TABLE_MAIN, PodCIDR}
+
 type routeTo struct {
 	way  way
 	via  netip.Addr // of direct and tunnelled ones
@@ -310,6 +330,10 @@ func (c MeshConfig) plan(peers []Peer, own map[netip.Addr]bool, hops map[netip.A
 			out.routes[routeKey{peersTable, host(p.NodeIP)}] = to
 		}
 		out.guard.add(p, seal)
+	}
+	if seal {
+		// What is not known yet, or not any more, is not sent by the default route.
+		out.routes[sealed] = routeTo{way: refused}
 	}
 	out.wireGuard = seal
 	// A node is ready for peers that tunnel to it even if it need not do so itself:

@@ -75,7 +75,7 @@ func (n *PodNetwork) Repair() error {
 			good[fmt.Sprint(r.Dst, r.LinkIndex)] = true
 		}
 	}
-	errs := []error{n.routeServices()}
+	errs := []error{routeServices(n.h, n.cfg.NodeIP)}
 	for _, p := range n.pods {
 		link, err := n.h.LinkByName(linkName(p.UID))
 		if err != nil || link.Attrs().Flags&net.FlagUp == 0 {

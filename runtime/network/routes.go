@@ -42,8 +42,8 @@ func loopback(ns string) (*netlink.Handle, netlink.Link, error) {
 	return h, lo, nil
 }
 
-// leaveMesh removes what a Mesh has made in a namespace.
-func leaveMesh(ns string) error {
+// LeaveMesh removes what a Mesh has made in a namespace; empty for the caller's own.
+func LeaveMesh(ns string) error {
 	_, err := NewMesh(MeshConfig{NetNS: ns}).Sync(nil)
 	return err
 }
@@ -58,7 +58,7 @@ func Leave(ns string) error {
 		return err
 	}
 	defer proxy.Close()
-	if err := errors.Join(proxy.Remove(), leaveMesh(ns), SyncAddresses(ns, netip.Addr{}, nil)); err != nil {
+	if err := errors.Join(proxy.Remove(), LeaveMesh(ns), SyncAddresses(ns, netip.Addr{}, nil)); err != nil {
 		return err
 	}
 	h, lo, err := loopback(ns)

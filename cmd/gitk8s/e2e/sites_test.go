@@ -14,6 +14,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -22,7 +23,6 @@ type sites struct {
 	t      *testing.T
 	prefix string
 	router *netlink.Handle
-	ns     netns.NsHandle
 }
 
 // namespace makes a network namespace that goes with the test, and returns it and its
@@ -54,7 +54,7 @@ func (s *sites) namespace(name string) (netns.NsHandle, string) {
 
 func (s *sites) handle(ns netns.NsHandle) *netlink.Handle {
 	s.t.Helper()
-	h, err := netlink.NewHandleAt(ns)
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -71,9 +71,8 @@ func siteIP(site, n int) netip.Addr {
 func newSites(t *testing.T, n int) *sites {
 	t.Helper()
 	s := &sites{t: t, prefix: fmt.Sprintf("gitk8s-e2e-%d-", os.Getpid())}
-	var path string
-	s.ns, path = s.namespace("router")
-	s.router = s.handle(s.ns)
+	ns, _ := s.namespace("router")
+	s.router = s.handle(ns)
 	for site := range n {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = fmt.Sprint("site", site)
@@ -83,10 +82,13 @@ func newSites(t *testing.T, n int) *sites {
 		}
 		s.address(s.router, bridge, siteIP(site, 1))
 	}
-	c := newCluster("router")
-	c.netns = path
-	if r := c.exec("", "1", "tee", "/proc/sys/net/ipv4/ip_forward"); r.code != 0 {
-		t.Fatal(r)
+	forwards := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends here
+		forwards <- errors.Join(netns.Set(ns), os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))
+	}()
+	if err := <-forwards; err != nil {
+		t.Fatal(err)
 	}
 	return s
 }

@@ -48,7 +48,8 @@ type Config struct {
 	Zone   *dns.Zone
 	Checks *healthcheck.Server
 	Events record.EventRecorder
-	// Mesh, optional, keeps the ways to the other nodes' pods, which Links follow.
+	// Mesh, optional, keeps the ways to the other nodes' pods, which Links follow. Without
+	// it CNI plugins have those, and the pods' host ports.
 	Mesh  *network.Mesh
 	Links PodLinks
 }
@@ -105,7 +106,7 @@ func Node(ctx context.Context, cfg Config) error {
 		}
 		var pods []*corev1.Pod
 		for _, obj := range cfg.Pods.GetStore().List() {
-			if p, ok := obj.(*corev1.Pod); ok && hasHostPorts(p) {
+			if p, ok := obj.(*corev1.Pod); ok && hasHostPorts(p) && cfg.Mesh != nil {
 				pods = append(pods, p)
 			}
 		}

@@ -3,12 +3,14 @@ package follow
 import (
 	"net/netip"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/record"
 
 	"gitk8s.dev/gitk8s/runtime/network"
 )
@@ -43,5 +45,26 @@ func TestPeers(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+// Each peer without a key is told about once, and again when it has had one meanwhile.
+func TestTellRefused(t *testing.T) {
+	events := record.NewFakeRecorder(10)
+	w := &ways{events: events, node: "me"}
+	a, b := network.Peer{Name: "a"}, network.Peer{Name: "b"}
+	for _, step := range []struct {
+		refused []network.Peer
+		want    int
+	}{{nil, 0}, {[]network.Peer{a}, 1}, {[]network.Peer{a}, 0}, {[]network.Peer{a, b}, 1}, {nil, 0}, {[]network.Peer{b}, 1}} {
+		w.tell(step.refused)
+		if got := len(events.Events); got != step.want {
+			t.Errorf("%v: %d events, want %d", step.refused, got, step.want)
+		}
+		for len(events.Events) > 0 {
+			if text := <-events.Events; !strings.Contains(text, "PeerNotEncrypted") {
+				t.Error(text)
+			}
+		}
 	}
 }
