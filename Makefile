@@ -31,7 +31,7 @@ static = -s -w -linkmode external -extldflags "-static $(shell ld --help | grep 
 SHIM := runtime/container/driver/embedded/gitk8s-shim
 PACKAGES = $(shell go list ./... | grep -v '/cmd/')
 
-.PHONY: build deps test-deps test vet unit e2e vm test-cgroup2 test-clock demo bench clean help
+.PHONY: build deps test-deps test vet unit e2e vm test-cgroup2 test-clock test-wireguard demo bench clean help
 
 help: ## Say what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -65,6 +65,11 @@ test-deps: deps
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends uidmap; \
 	fi
 
+	@if [ ! -x /usr/lib/cni/bridge ] && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		echo "installing: containernetworking-plugins and iptables, which one of them needs, to test pods' networks made by CNI plugins"; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends containernetworking-plugins iptables; \
+	fi
+
 test: test-deps build vet ## Everything that CI runs
 	@status=0; \
 	$(MAKE) --no-print-directory unit || status=1; \
@@ -88,7 +93,8 @@ driver := ./runtime/container/driver
 
 # Modules that the kernel of the machine loads: overlayfs, and what makes the network.
 MODULES := overlay veth bridge nf_tables nf_conntrack nf_conntrack_netlink nft_ct nft_nat nft_chain_nat nft_masq \
-	nft_fib_ipv4 nft_fib_inet nft_numgen nft_hash nft_reject_ipv4 nft_reject_inet nft_limit
+	nft_fib_ipv4 nft_fib_inet nft_numgen nft_hash nft_reject_ipv4 nft_reject_inet nft_limit \
+	vxlan wireguard
 
 vm: deps
 	@if ! command -v qemu-system-x86_64 >/dev/null || ! command -v depmod >/dev/null; then \
@@ -118,6 +124,13 @@ test-clock: vm build ## A cluster in qemu whose clock is put forward and back (a
 	@go build -ldflags='-s -w $(static)' -o $(VM)/server ./cmd/gitk8s/e2e/testdata/server
 	@go test -c -ldflags='-s -w $(static)' -o $(VM)/e2e.test ./cmd/gitk8s/e2e
 	@$(machine) -args '-test.v -test.run ^TestClock$$' $(VM)/e2e.test $(VM)/server bin/gitk8s
+
+test-wireguard: vm build ## Encrypted traffic between nodes, in qemu, whose kernel has WireGuard (about 5 minutes)
+	@go build -ldflags='-s -w $(static)' -o $(VM)/server ./cmd/gitk8s/e2e/testdata/server
+	@go build -ldflags='-s -w $(static)' -o $(VM)/nsenter ./cmd/gitk8s/e2e/testdata/nsenter
+	@go test -c -ldflags='-s -w $(static)' -o $(VM)/network.test ./runtime/network
+	@go test -c -ldflags='-s -w $(static)' -o $(VM)/e2e.test ./cmd/gitk8s/e2e
+	@$(machine) -args '-test.v -test.run ^(TestWireGuard|TestEncrypt$$)' $(VM)/network.test $(VM)/e2e.test $(VM)/server $(VM)/nsenter bin/gitk8s
 
 demo: build ## Show the story; KEEP=1 leaves it running
 	@go build -ldflags='-s -w' -o bin/demo-server ./cmd/demo-server

@@ -105,6 +105,9 @@ within --shutdown-grace-period, the critical ones last, and then the worker does
 	f.Int("ingress-http-port", 80, "port at which the node serves Ingresses, once there are some; 0 for none")
 	f.Int("ingress-https-port", 443, "the same with TLS")
 	ingressLogFlag(f)
+	tunnelFlag(f)
+	encryptFlag(f)
+	cniFlags(f)
 	f.Bool("attached", false, "end when standard input does")
 	return cmd
 }
@@ -181,6 +184,11 @@ type worker struct {
 	zone     *dns.Zone
 	names    *dns.Server
 	agent    *agent.Agent
+	pods     podNetwork
+	links    follow.PodLinks
+	mesh     *network.Mesh
+	// publicKey is the node's for WireGuard, empty for none.
+	publicKey string
 
 	enforcer *policy.Enforcer
 	policies *policy.Follower
@@ -191,9 +199,10 @@ type worker struct {
 
 func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) {
 	w = &worker{name: name, dir: dir, ip: ip, httpPort: e.v.GetInt("ingress-http-port"), httpsPort: e.v.GetInt("ingress-https-port")}
+	made := w // what is returned with an error is not it
 	defer func() {
 		if err != nil {
-			w.close()
+			made.close()
 		}
 	}()
 	rc, err := clientcmd.BuildConfigFromFlags("", filepath.Join(dir, workerKubeconfig))
@@ -233,7 +242,7 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 	if w.driver, err = driver.New(driver.Config{StateDir: filepath.Join(dir, "run")}); err != nil {
 		return nil, err
 	}
-	if err := network.CheckOverlap(""); err != nil {
+	if err := w.openNetwork(e); err != nil {
 		return nil, err
 	}
 	if w.proxy, err = e.openServiceProxy(); err != nil {
@@ -266,13 +275,13 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 		return nil, err
 	}
 	w.ingress = ingress.NewProxy(ingress.Config{Dial: (&net.Dialer{}).DialContext, AccessLog: access})
-	pods := agent.NewNodeNetwork(filepath.Join(dir, "network"), ip)
 	w.agent, err = agent.New(agent.Config{
 		NodeName: name, NodeIP: ip, Client: w.client, Runtime: w.driver, Images: w.images,
-		Network: pods, PodCIDRAssigned: pods.Assign, Policies: w.policies, DataDir: dir,
+		Network: w.pods, PodCIDRAssigned: w.pods.Assign, Policies: w.policies, DataDir: dir,
 		ClusterDNS: []string{network.DNSIP.String()}, ClusterDomain: clusterDomain,
 		CgroupParent: cgroupParent(dir), Listener: l, ServingCert: cert, ClientCA: pool, DockerConfig: e.v.GetString("docker-config"),
-		ImageStore: w.images,
+		NodeAnnotations: map[string]string{follow.AnnotationWireGuardKey: w.publicKey},
+		ImageStore:      w.images,
 		ImageGC: agent.ImageGCPolicy{
 			HighThresholdPercent: e.v.GetInt("image-gc-high-threshold"), LowThresholdPercent: e.v.GetInt("image-gc-low-threshold"),
 			MinimumAge: e.v.GetDuration("minimum-image-ttl-duration"),
@@ -352,6 +361,7 @@ func (w *worker) run(ctx context.Context) error {
 		defer cancel()
 		errs <- follow.Node(ctx, follow.Config{
 			Informers: f, Pods: pods, Node: w.name, IP: w.ip, Proxy: w.proxy, Zone: w.zone,
+			Mesh: w.mesh, Links: w.links,
 			Checks: healthcheck.New(""), Events: recorder(ctx, w.client, "gitk8s-agent", w.name),
 		})
 	})

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/viper"
 
 	"gitk8s.dev/gitk8s/controlplane/controllers/serviceloadbalancer"
+	"gitk8s.dev/gitk8s/runtime/network"
 )
 
 // Config is everything that can be set, by flag, by GITK8S_* variable or by file,
@@ -57,6 +58,8 @@ type Config struct {
 	LoadBalancerPool string `mapstructure:"load-balancer-pool"`
 	// EvictionHard is when the workers of `up` evict pods.
 	EvictionHard string `mapstructure:"eviction-hard"`
+	// Tunnel says which nodes' pods a server reaches in VXLAN.
+	Tunnel network.Tunnel `mapstructure:"tunnel"`
 }
 
 // maxWorkers is how many `up` may run on one machine.
@@ -118,6 +121,11 @@ func (e *env) config() (Config, error) {
 	}
 	if _, err := serviceloadbalancer.ParsePool(c.LoadBalancerPool); err != nil {
 		return c, usageError("--load-balancer-pool: %w", err)
+	}
+	if c.Tunnel != "" {
+		if _, err := network.ParseTunnel(string(c.Tunnel)); err != nil {
+			return c, usageError("--tunnel: %w", err)
+		}
 	}
 	if c.Workers < 0 || c.Workers > maxWorkers {
 		return c, usageError("--workers: %d is not from 0 to %d", c.Workers, maxWorkers)

@@ -28,7 +28,6 @@ import (
 	"gitk8s.dev/gitk8s/gitsource"
 	"gitk8s.dev/gitk8s/registry"
 	"gitk8s.dev/gitk8s/runtime/network"
-	"gitk8s.dev/gitk8s/runtime/network/follow"
 	"gitk8s.dev/gitk8s/runtime/network/ingress"
 )
 
@@ -306,16 +305,6 @@ func (c *controlPlane) openServers(ctx context.Context) error {
 // reach is the address at which others reach a listener of ours.
 func (c *controlPlane) reach(l net.Listener) string {
 	return net.JoinHostPort(c.cfg.advertised(), strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
-}
-
-// followRoutes keeps the routes to the pods of all nodes: the API server's proxy
-// dials pods, in the hub's network namespace or else in its own.
-func (c *controlPlane) followRoutes(ctx context.Context) error {
-	netNS := ""
-	if c.hub != "" {
-		netNS = network.HubNetNS(c.hub)
-	}
-	return follow.Routes(ctx, c.watched, netNS)
 }
 
 // gitUser is the name that goes with the token on the Git server and registry.

@@ -169,7 +169,7 @@ func cleanNode(dir string) error {
 			parents[s.Config.CgroupParent] = true
 		}
 	}
-	errs = append(errs, network.DeletePods(filepath.Join(dir, "network")), leaveMachine(dir), volume.UnmountBelow(dir))
+	errs = append(errs, network.DeletePods(filepath.Join(dir, networkDir)), network.DeleteCNIPods(context.Background(), filepath.Join(dir, cniDir)), leaveMachine(dir), volume.UnmountBelow(dir))
 	for p := range parents {
 		errs = append(errs, removeCgroups(p))
 	}

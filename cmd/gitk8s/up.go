@@ -94,6 +94,7 @@ func newServer(e *env) *cobra.Command {
 		},
 	}
 	serverFlags(cmd)
+	tunnelFlag(cmd.Flags())
 	cmd.AddCommand(newEnroll(e))
 	return cmd
 }
@@ -417,7 +418,7 @@ func (c *controlPlane) startWorker(i int) (*member, error) {
 		"agent", "--attached", "--name", name, "--node-dir", c.nodeDir(name), "--node-ip", node.IP.String(),
 		"--registry", fmt.Sprintf("%s:%d", network.HubIP, registryHubPort),
 		"--registry-token-file", filepath.Join(c.cfg.DataDir, "token"),
-		"--egress", c.egressSocket(), "--log-level", "info",
+		"--egress", c.egressSocket(), "--log-level", "info", "--tunnel", string(network.TunnelNever),
 	}
 	if c.cfg.DockerConfig != "" {
 		args = append(args, "--docker-config", c.cfg.DockerConfig)

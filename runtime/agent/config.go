@@ -80,6 +80,8 @@ type Config struct {
 	MaxPods int64
 	// NodeLabels, optional, are put on the Node beside the well-known ones.
 	NodeLabels map[string]string
+	// NodeAnnotations, optional, are put on the Node; one with an empty value is taken off.
+	NodeAnnotations map[string]string
 	// CgroupParent, optional, is where the pods' cgroups go, another for each agent of
 	// a machine; without it pods have none, and no limits.
 	CgroupParent string

@@ -71,6 +71,9 @@ func (w *worker) makeNetworkAndSandbox(ctx context.Context, pod *v1.Pod) (netip.
 		Sysctls:      sysctls(pod),
 	}
 	if !pod.Spec.HostNetwork {
+		if m, ok := w.a.cfg.Network.(portMapper); ok {
+			m.MapPorts(w.uid, portMappings(pod))
+		}
 		var err error
 		if cfg.NetNS, ip, err = w.a.cfg.Network.Setup(ctx, w.uid, pod.Namespace, pod.Name, ownUsers(pod)); err != nil {
 			return ip, fmt.Errorf("set up pod network: %w", err)

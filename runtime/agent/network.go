@@ -20,6 +20,7 @@ type NodeNetwork struct {
 
 	mu   sync.Mutex
 	pods *network.PodNetwork
+	mtu  int
 }
 
 var _ PodNetwork = (*NodeNetwork)(nil)
@@ -45,7 +46,10 @@ func (n *NodeNetwork) Assign(_ context.Context, cidrs []netip.Prefix) error {
 			return err
 		}
 		n.pods = pods
-		return nil
+		if n.mtu == 0 {
+			return nil
+		}
+		return pods.SetMTU(n.mtu)
 	}
 	return fmt.Errorf("pod network: no IPv4 range among the podCIDRs %v", cidrs)
 }
@@ -77,6 +81,25 @@ func (n *NodeNetwork) Teardown(_ context.Context, podUID string) error {
 		err = errors.New("the node has no podCIDR yet")
 	}
 	return err
+}
+
+// SetMTU gives the pods' links an MTU, now or when the network opens.
+func (n *NodeNetwork) SetMTU(mtu int) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.mtu = mtu
+	if n.pods == nil {
+		return nil
+	}
+	return n.pods.SetMTU(mtu)
+}
+
+// Repair makes the routes to the pods anew that have gone with an address of the node.
+func (n *NodeNetwork) Repair() error {
+	if pods := n.open(); pods != nil {
+		return pods.Repair()
+	}
+	return nil
 }
 
 // Close lets go of the kernel; pods stay connected.

@@ -103,6 +103,11 @@ func (n *nodeState) register(ctx context.Context) error {
 		for k, v := range n.annotations() {
 			metav1.SetMetaDataAnnotation(&fresh.ObjectMeta, k, v)
 		}
+		for k, v := range n.a.cfg.NodeAnnotations {
+			if v == "" {
+				delete(fresh.Annotations, k)
+			}
+		}
 		if !equality.Semantic.DeepEqual(fresh.ObjectMeta, node.ObjectMeta) {
 			if node, err = api.Update(ctx, fresh, metav1.UpdateOptions{}); err != nil {
 				return fmt.Errorf("update metadata of node %s: %w", n.a.cfg.NodeName, err)
@@ -128,7 +133,13 @@ func (n *nodeState) labels() map[string]string {
 }
 
 func (n *nodeState) annotations() map[string]string {
-	return map[string]string{annotationRoot: n.a.localDir()}
+	out := map[string]string{annotationRoot: n.a.localDir()}
+	for k, v := range n.a.cfg.NodeAnnotations {
+		if v != "" {
+			out[k] = v
+		}
+	}
+	return out
 }
 
 // labelsNow are the labels of the Node as last seen.

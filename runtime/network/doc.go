@@ -1,6 +1,6 @@
 // Package network makes the cluster's network on one machine: the namespaces of the
 // nodes and the bridge between them (Topology), the pods' links and addresses
-// (PodNetwork), the routes between nodes (SyncRoutes), and the services' addresses
+// (PodNetwork), the ways between nodes (Mesh), and the services' addresses
 // (Proxy).
 //
 // Everything lives in network namespaces of its own; the machine's namespace is not

@@ -54,11 +54,17 @@ func newCluster(t testing.TB) *cluster {
 		peers = append(peers, Peer{PodCIDR: podCIDR(n), NodeIP: node.IP})
 	}
 	for _, ns := range []string{HubNetNS(c.id), c.nodes[0].NetNS, c.nodes[1].NetNS} {
-		if err := SyncRoutes(ns, peers); err != nil {
-			t.Fatal(err)
-		}
+		syncRoutes(t, ns, peers)
 	}
 	return c
+}
+
+// syncRoutes makes the plain routes to peers in a namespace, and no others.
+func syncRoutes(t testing.TB, ns string, peers []Peer) {
+	t.Helper()
+	if _, err := NewMesh(MeshConfig{NetNS: ns, Tunnel: TunnelNever}).Sync(peers); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (c *cluster) podDir(n int) string { return filepath.Join(c.dir, fmt.Sprint(n)) }
@@ -240,9 +246,7 @@ func TestPodsReachEachOther(t *testing.T) {
 		}
 	}
 	// Routes follow the peers.
-	if err := SyncRoutes(c.nodes[0].NetNS, nil); err != nil {
-		t.Fatal(err)
-	}
+	syncRoutes(t, c.nodes[0].NetNS, nil)
 	if got := ask(aNS, "tcp", netip.AddrPortFrom(d, 8080)); !strings.Contains(got, "unreachable") {
 		t.Errorf("without a route: %q", got)
 	}

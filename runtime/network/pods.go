@@ -55,6 +55,9 @@ type PodNetwork struct {
 	pods map[string]Pod
 	used map[netip.Addr]string
 	last netip.Addr
+	// mtu of the pods' links, 0 for the kernel's default; limited: all have it.
+	mtu     int
+	limited bool
 }
 
 // Pod is a pod's place in the network.
@@ -98,7 +101,7 @@ func NewPodNetwork(cfg PodConfig) (*PodNetwork, error) {
 			n.last = p.IP
 		}
 	}
-	if err := n.routeServices(); err != nil {
+	if err := n.Repair(); err != nil {
 		h.Close()
 		return nil, fmt.Errorf("pod network: %w", err)
 	}
@@ -107,13 +110,13 @@ func NewPodNetwork(cfg PodConfig) (*PodNetwork, error) {
 
 // routeServices lets the node's own processes address services: without a route
 // there is nothing to translate, since a node may have no default route.
-func (n *PodNetwork) routeServices() error {
-	lo, err := n.h.LinkByName("lo")
+func routeServices(h *netlink.Handle, nodeIP netip.Addr) error {
+	lo, err := h.LinkByName("lo")
 	if err != nil {
 		return fmt.Errorf("find loopback: %w", err)
 	}
-	r := &netlink.Route{Dst: ipNet(ServiceCIDR), LinkIndex: lo.Attrs().Index, Src: net.IP(n.cfg.NodeIP.AsSlice()), Scope: netlink.SCOPE_LINK}
-	if err := n.h.RouteReplace(r); err != nil {
+	r := &netlink.Route{Dst: ipNet(ServiceCIDR), LinkIndex: lo.Attrs().Index, Src: net.IP(nodeIP.AsSlice()), Scope: netlink.SCOPE_LINK}
+	if err := h.RouteReplace(r); err != nil {
 		return fmt.Errorf("add route to the services %s: %w", ServiceCIDR, err)
 	}
 	return nil
@@ -230,36 +233,36 @@ func (n *PodNetwork) connect(p Pod) error {
 	if err != nil {
 		return err
 	}
+	if err := n.limit(p, link); err != nil {
+		return err
+	}
 	if err := n.h.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set link up: %w", err)
 	}
-	index := link.Attrs().Index
-	if err := n.h.NeighSet(permanent(index, p.IP, mac)); err != nil {
+	if err := n.h.NeighSet(permanent(link.Attrs().Index, p.IP, mac)); err != nil {
 		return fmt.Errorf("add neighbour %s: %w", p.IP, err)
 	}
-	r := &netlink.Route{Dst: ipNet(netip.PrefixFrom(p.IP, 32)), LinkIndex: index, Scope: netlink.SCOPE_LINK, Src: net.IP(n.cfg.NodeIP.AsSlice())}
-	if err := n.h.RouteReplace(r); err != nil {
-		return fmt.Errorf("add route to %s: %w", p.IP, err)
+	return n.routeTo(p, link)
+}
+
+// podSysctls sets a pod's kernel parameters, on a thread in its namespace. As
+// containerd's enable_unprivileged_ports and enable_unprivileged_icmp: in a namespace of
+// its own a pod takes no port from anybody.
+func podSysctls() error {
+	if err := setSysctls(map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}); err != nil {
+		return err
 	}
-	return nil
+	err := setSysctls(map[string]string{"net.ipv4.ping_group_range": "0 2147483647"})
+	if errors.Is(err, unix.EINVAL) {
+		// A user namespace in which not all groups exist. 0 does.
+		err = setSysctls(map[string]string{"net.ipv4.ping_group_range": "0 0"})
+	}
+	return err
 }
 
 // insidePod gives the pod its address and its only way out: to the node.
 func (n *PodNetwork) insidePod(p Pod) (net.HardwareAddr, error) {
-	err := inNetNS(p.NetNS, func() error {
-		// As containerd's enable_unprivileged_ports and enable_unprivileged_icmp:
-		// in a namespace of its own a pod takes no port from anybody.
-		if err := setSysctls(map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}); err != nil {
-			return err
-		}
-		err := setSysctls(map[string]string{"net.ipv4.ping_group_range": "0 2147483647"})
-		if errors.Is(err, unix.EINVAL) {
-			// A user namespace in which not all groups exist. 0 does.
-			err = setSysctls(map[string]string{"net.ipv4.ping_group_range": "0 0"})
-		}
-		return err
-	})
-	if err != nil {
+	if err := inNetNS(p.NetNS, podSysctls); err != nil {
 		return nil, err
 	}
 	h, err := handle(p.NetNS, unix.NETLINK_ROUTE)

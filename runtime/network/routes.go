@@ -3,72 +3,11 @@ package network
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
-
-// routeProtocol marks the routes that SyncRoutes owns (see /etc/iproute2/rt_protos;
-// the number is free there).
-const routeProtocol = 203
-
-// Peer is a node whose pods are reached by way of its address.
-type Peer struct {
-	PodCIDR netip.Prefix
-	NodeIP  netip.Addr
-}
-
-// SyncRoutes makes the routes to the peers' pods in a namespace what peers says,
-// and no other. A peer with an address of the namespace itself is left out.
-func SyncRoutes(ns string, peers []Peer) error {
-	h, err := handle(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	own, err := h.AddrList(nil, netlink.FAMILY_V4)
-	if err != nil {
-		return fmt.Errorf("list addresses: %w", err)
-	}
-	isOwn := map[netip.Addr]bool{}
-	for _, a := range own {
-		if ip, ok := netip.AddrFromSlice(a.IP.To4()); ok {
-			isOwn[ip] = true
-		}
-	}
-	want := map[string]netip.Addr{}
-	for _, p := range peers {
-		if !isOwn[p.NodeIP] {
-			want[p.PodCIDR.Masked().String()] = p.NodeIP
-		}
-	}
-	have, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
-	if err != nil {
-		return fmt.Errorf("list routes: %w", err)
-	}
-	for _, r := range have {
-		if r.Dst == nil {
-			continue
-		}
-		via, _ := netip.AddrFromSlice(r.Gw.To4())
-		if want[r.Dst.String()] == via && via.IsValid() {
-			delete(want, r.Dst.String())
-			continue
-		}
-		if err := h.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("delete route to %s: %w", r.Dst, err)
-		}
-	}
-	for dst, via := range want {
-		r := &netlink.Route{Dst: ipNet(netip.MustParsePrefix(dst)), Gw: net.IP(via.AsSlice()), Protocol: routeProtocol}
-		if err := h.RouteReplace(r); err != nil {
-			return fmt.Errorf("add route to %s by way of %s: %w", dst, via, err)
-		}
-	}
-	return nil
-}
 
 // EnsureDNSAddress gives a node the address at which it answers names.
 func EnsureDNSAddress(ns string) error {
@@ -103,10 +42,16 @@ func loopback(ns string) (*netlink.Handle, netlink.Link, error) {
 	return h, lo, nil
 }
 
+// LeaveMesh removes what a Mesh has made in a namespace; empty for the caller's own.
+func LeaveMesh(ns string) error {
+	_, err := NewMesh(MeshConfig{NetNS: ns}).Sync(nil)
+	return err
+}
+
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 // Leave removes from a namespace what a node adds to it besides its pods: the
-// services, load balancers' addresses, and the routes to them and to the other nodes' pods.
+// services, load balancers' addresses, and the ways to them and to the other nodes' pods.
 func Leave(ns string) error {
 	proxy, err := NewProxy(ns)
 	if err != nil {
@@ -116,7 +61,7 @@ func Leave(ns string) error {
 	if CheckNFTables(ns) == nil {
 		err = proxy.Remove()
 	}
-	if err := errors.Join(err, SyncRoutes(ns, nil), SyncAddresses(ns, netip.Addr{}, nil)); err != nil {
+	if err := errors.Join(err, LeaveMesh(ns), SyncAddresses(ns, netip.Addr{}, nil)); err != nil {
 		return err
 	}
 	h, lo, err := loopback(ns)

@@ -231,7 +231,7 @@ func emptyAndDelete(ns string) error {
 			return fmt.Errorf("list links in %s: %w", ns, err)
 		}
 		for _, l := range links {
-			if l.Type() != "veth" && l.Type() != "bridge" {
+			if l.Type() != "veth" && l.Type() != "bridge" && !isMeshLink(l.Attrs().Name) {
 				continue
 			}
 			if err := h.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) && !isMissingLink(err) {

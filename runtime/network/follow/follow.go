@@ -54,6 +54,10 @@ type Config struct {
 	Zone   *dns.Zone
 	Checks *healthcheck.Server
 	Events record.EventRecorder
+	// Mesh, optional, keeps the ways to the other nodes' pods, which Links follow. Without
+	// it CNI plugins have those, and the pods' host ports.
+	Mesh  *network.Mesh
+	Links PodLinks
 }
 
 // Node applies routes, services and load balancers' addresses on a node, and tells
@@ -77,6 +81,9 @@ func Node(ctx context.Context, cfg Config) error {
 	if _, err := nodes.Informer().AddEventHandler(onPlace(routed)); err != nil {
 		return err
 	}
+	if _, err := slices.Informer().AddEventHandler(onServers(routed)); err != nil {
+		return err
+	}
 	if _, err := nodes.Informer().AddEventHandler(onZone(cfg.Node, changed)); err != nil {
 		return err
 	}
@@ -89,7 +96,11 @@ func Node(ctx context.Context, cfg Config) error {
 		return ctx.Err()
 	}
 	defer cfg.Checks.Close()
-	go Loop(ctx, "routes", routed, func() error { return syncRoutes(nodes.Lister(), cfg.NetNS) })
+	if cfg.Mesh != nil {
+		w := &ways{mesh: cfg.Mesh, nodes: nodes.Lister(), slices: slices.Lister(), links: cfg.Links, events: cfg.Events, node: cfg.Node}
+		go changes(ctx, cfg.NetNS, routed)
+		go Loop(ctx, "routes", routed, w.sync)
+	}
 	Loop(ctx, "services", changed, func() error {
 		svcs, eps, err := listed(services.Lister(), slices.Lister())
 		if err != nil {
@@ -101,7 +112,7 @@ func Node(ctx context.Context, cfg Config) error {
 		}
 		var pods []*corev1.Pod
 		for _, obj := range cfg.Pods.GetStore().List() {
-			if p, ok := obj.(*corev1.Pod); ok && hasHostPorts(p) {
+			if p, ok := obj.(*corev1.Pod); ok && hasHostPorts(p) && cfg.Mesh != nil {
 				pods = append(pods, p)
 			}
 		}
@@ -206,22 +217,6 @@ func on[T any](set, remove func(*T)) cache.ResourceEventHandler {
 	}
 }
 
-// Routes keeps the routes to all nodes' pods in a namespace that is no node's, as
-// the hub's, for as long as ctx and the factory run.
-func Routes(ctx context.Context, f informers.SharedInformerFactory, netNS string) error {
-	nodes := f.Core().V1().Nodes()
-	routed := make(chan struct{}, 1)
-	if _, err := nodes.Informer().AddEventHandler(onPlace(routed)); err != nil {
-		return err
-	}
-	go func() {
-		if cache.WaitForCacheSync(ctx.Done(), nodes.Informer().HasSynced) {
-			Loop(ctx, "routes", routed, func() error { return syncRoutes(nodes.Lister(), netNS) })
-		}
-	}()
-	return nil
-}
-
 // Loop applies once at the start and then after every signal, until ctx ends. What fails
 // is tried again, and told once while it goes on; what names it in the log.
 func Loop(ctx context.Context, what string, signal <-chan struct{}, apply func() error) {
@@ -264,12 +259,6 @@ func Signal(ch chan<- struct{}) cache.ResourceEventHandler {
 		}
 	}
 	return cache.ResourceEventHandlerFuncs{AddFunc: func(any) { f() }, UpdateFunc: func(_, _ any) { f() }, DeleteFunc: func(any) { f() }}
-}
-
-// onPlace signals when a node comes, goes, or changes its addresses; not at each
-// of its status reports.
-func onPlace(ch chan<- struct{}) cache.ResourceEventHandler {
-	return onNode(ch, func(n *corev1.Node) string { return n.Spec.PodCIDR + " " + address(n) })
 }
 
 // onReady signals when a node becomes reachable, or ceases to be.
@@ -342,24 +331,4 @@ func address(n *corev1.Node) string {
 		}
 	}
 	return ""
-}
-
-func syncRoutes(nodes corelisters.NodeLister, netNS string) error {
-	all, err := nodes.List(labels.Everything())
-	if err != nil {
-		return err
-	}
-	var peers []network.Peer
-	for _, n := range all {
-		cidr, err := netip.ParsePrefix(n.Spec.PodCIDR)
-		if err != nil {
-			continue // not given yet
-		}
-		ip, err := netip.ParseAddr(address(n))
-		if err != nil {
-			continue
-		}
-		peers = append(peers, network.Peer{PodCIDR: cidr, NodeIP: ip})
-	}
-	return network.SyncRoutes(netNS, peers)
 }

@@ -75,7 +75,7 @@ func run() error {
 			cmd := exec.Command(t, strings.Fields(string(args))...)
 			cmd.Dir = "/tmp"
 			cmd.Env = []string{"PATH=/programs", "HOME=/", "TMPDIR=/tmp", "GITK8S_TEST_BIN=/programs/testbin",
-				"GITK8S_BIN=/programs/gitk8s", "GITK8S_E2E_SERVER=/programs/server", "GITK8S_E2E_CLOCK=1", "GITK8S_DNS_UPSTREAM=none"}
+				"GITK8S_BIN=/programs/gitk8s", "GITK8S_E2E_SERVER=/programs/server", "GITK8S_E2E_CLOCK=1", "GITK8S_TEST_WIREGUARD=1", "GITK8S_DNS_UPSTREAM=none"}
 			cmd.Stdout, cmd.Stderr = os.Stdout, os.Stdout
 			if who != "root" {
 				asUser(cmd, group)

@@ -1,0 +1,143 @@
+package e2e
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	"gitk8s.dev/gitk8s/runtime/network"
+	"gitk8s.dev/gitk8s/runtime/network/follow"
+)
+
+// configure sets a value of the configuration that enroll wrote.
+func (m *machine) configure(t *testing.T, node, key, value string) {
+	t.Helper()
+	file := filepath.Join(m.dataDir, "nodes", node, "config.yaml")
+	b, err := os.ReadFile(file)
+	values := map[string]string{}
+	if err == nil {
+		err = yaml.Unmarshal(b, &values)
+	}
+	values[key] = value
+	b, marshalErr := yaml.Marshal(values)
+	if err := errors.Join(err, marshalErr, os.WriteFile(file, b, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestEncrypt runs workers with --encrypt wireguard. Where the kernel has no WireGuard it
+// sees them refuse to start; `make test-wireguard` runs it where it has.
+func TestEncrypt(t *testing.T) {
+	s := newSites(t, 2)
+	server, _ := s.machine("server", 0, 5)
+	one, _ := s.machine("one", 0, 11)
+	two, _ := s.machine("two", 1, 12)
+	workers := map[string]*machine{"one": one, "two": two}
+	c := server.cluster
+	if err := c.serve("--listen", server.ip.String()); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.pushImages(); err != nil {
+		t.Fatal(err)
+	}
+	for name, m := range workers {
+		c.ok(t, "server", "enroll", name, m.ip.String(), "--out", filepath.Join(m.dataDir, "nodes", name))
+	}
+	one.configure(t, "one", "encrypt", "wireguard")
+	if err := network.CheckWireGuard(one.netns); err != nil {
+		if os.Getenv("GITK8S_TEST_WIREGUARD") != "" {
+			t.Fatal(err)
+		}
+		r := one.run("agent", "--node-dir", filepath.Join(one.dataDir, "nodes", "one"))
+		if r.code == 0 {
+			t.Errorf("it started: %s", r)
+		}
+		contains(t, r.stderr, "--encrypt wireguard: the kernel has no WireGuard")
+		return
+	}
+	patience = 5 * time.Minute // the machine is emulated
+	for name, m := range workers {
+		m.startWorker(t, name)
+	}
+	for name := range workers {
+		await(t, c, nodesGVR, "", name, "the node is Ready", nodeReady)
+	}
+	ns := c.namespace(t, "encrypt")
+	c.apply(t, ns, `apiVersion: v1
+kind: Pod
+metadata: {name: one}
+spec: {nodeName: one, terminationGracePeriodSeconds: 1, containers: [{name: c, image: gitk8s.local/test/web:v1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: two}
+spec: {nodeName: two, terminationGracePeriodSeconds: 1, containers: [{name: c, image: gitk8s.local/test/web:v1}]}
+`)
+	pods := map[string]*corev1.Pod{}
+	for name := range workers {
+		pods[name] = c.awaitPod(t, ns, name, "it is Ready", ready)
+	}
+	fetch := func(from, to string) error {
+		r := c.run("kubectl", "exec", "-n", ns, from, "--", "/server", "fetch", "http://"+pods[to].Status.PodIP+":8080/")
+		if !strings.Contains(r.stdout, pods[to].Name) {
+			return errors.New(r.String())
+		}
+		return nil
+	}
+	eventually(t, "the event", func() error {
+		list, err := c.k.CoreV1().Events("").List(t.Context(), metav1.ListOptions{FieldSelector: "reason=PeerNotEncrypted,involvedObject.name=one"})
+		if err == nil && (len(list.Items) == 0 || !strings.Contains(list.Items[0].Message, "node two")) {
+			err = errors.New("none yet")
+		}
+		return err
+	})
+	for _, pair := range [][2]string{{"one", "two"}, {"two", "one"}} {
+		if err := fetch(pair[0], pair[1]); err == nil {
+			t.Errorf("%s reaches %s without encryption", pair[0], pair[1])
+		}
+	}
+	// It begins to encrypt, and its pods run on.
+	if err := two.worker.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-two.worker.done
+	two.configure(t, "two", "encrypt", "wireguard")
+	two.startWorker(t, "two")
+	for name := range workers {
+		await(t, c, nodesGVR, "", name, "it has published its key", func(n *corev1.Node) bool {
+			_, err := network.ParsePublicKey(n.Annotations[follow.AnnotationWireGuardKey])
+			return err == nil && nodeReady(n)
+		})
+		if st, err := os.Stat(filepath.Join(workers[name].dataDir, "nodes", name, "wireguard.key")); err != nil || st.Mode().Perm() != 0o600 {
+			t.Error(st, err)
+		}
+	}
+	for _, pair := range [][2]string{{"one", "two"}, {"two", "one"}} {
+		eventually(t, pair[0]+" reaches "+pair[1], func() error { return fetch(pair[0], pair[1]) })
+	}
+	// It ends to: the key is taken off, and again nothing is sent.
+	if err := two.worker.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-two.worker.done
+	two.configure(t, "two", "encrypt", "")
+	two.startWorker(t, "two")
+	await(t, c, nodesGVR, "", "two", "its key is gone", func(n *corev1.Node) bool {
+		_, there := n.Annotations[follow.AnnotationWireGuardKey]
+		return !there && nodeReady(n)
+	})
+	eventually(t, "one does not reach two any more", func() error {
+		if fetch("one", "two") == nil {
+			return errors.New("it does")
+		}
+		return nil
+	})
+}

@@ -1,0 +1,322 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// sites are links of their own, with a router between that knows nothing of pods.
+type sites struct {
+	t      *testing.T
+	prefix string
+	router *netlink.Handle
+}
+
+// namespace makes a network namespace that goes with the test, and returns it and its
+// path.
+func (s *sites) namespace(name string) (netns.NsHandle, string) {
+	s.t.Helper()
+	name = s.prefix + name
+	type made struct {
+		ns  netns.NsHandle
+		err error
+	}
+	result := make(chan made, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends here, in the new namespace
+		ns, err := netns.NewNamed(name)
+		result <- made{ns, err}
+	}()
+	m := <-result
+	if m.err != nil {
+		s.t.Fatal(m.err)
+	}
+	s.t.Cleanup(func() {
+		if err := errors.Join(m.ns.Close(), netns.DeleteNamed(name)); err != nil {
+			s.t.Error(err)
+		}
+	})
+	return m.ns, "/run/netns/" + name
+}
+
+func (s *sites) handle(ns netns.NsHandle) *netlink.Handle {
+	s.t.Helper()
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(h.Close)
+	return h
+}
+
+// siteIP is address n of a site; .1 is the router's.
+func siteIP(site, n int) netip.Addr {
+	return netip.AddrFrom4([4]byte{10, 201, byte(site), byte(n)})
+}
+
+// newSites makes n sites.
+func newSites(t *testing.T, n int) *sites {
+	t.Helper()
+	s := &sites{t: t, prefix: fmt.Sprintf("gitk8s-e2e-%d-", os.Getpid())}
+	ns, _ := s.namespace("router")
+	s.router = s.handle(ns)
+	for site := range n {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = fmt.Sprint("site", site)
+		bridge := &netlink.Bridge{LinkAttrs: attrs}
+		if err := s.router.LinkAdd(bridge); err != nil {
+			t.Fatal(err)
+		}
+		s.address(s.router, bridge, siteIP(site, 1))
+	}
+	forwards := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends here
+		forwards <- errors.Join(netns.Set(ns), os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))
+	}()
+	if err := <-forwards; err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func (s *sites) address(h *netlink.Handle, link netlink.Link, ip netip.Addr) {
+	s.t.Helper()
+	addr := &netlink.Addr{IPNet: &net.IPNet{IP: ip.AsSlice(), Mask: net.CIDRMask(24, 32)}}
+	if err := errors.Join(h.AddrReplace(link, addr), h.LinkSetUp(link)); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// machine makes one at a site, with a default route by the router.
+func (s *sites) machine(name string, site, n int) (*machine, func(n int)) {
+	s.t.Helper()
+	ns, path := s.namespace(name)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(ns)}
+	if err := s.router.LinkAdd(veth); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { // a process that lingers would keep the namespace
+		if err := s.router.LinkDel(veth); err != nil {
+			s.t.Error(err)
+		}
+	})
+	bridge, err := s.router.LinkByName(fmt.Sprint("site", site))
+	if err == nil {
+		err = errors.Join(s.router.LinkSetMaster(veth, bridge), s.router.LinkSetUp(veth))
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	h := s.handle(ns)
+	lo, loErr := h.LinkByName("lo")
+	uplink, err := h.LinkByName("eth0")
+	if err = errors.Join(loErr, err); err == nil {
+		err = h.LinkSetUp(lo)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	move := func(n int) {
+		s.t.Helper()
+		old, err := h.AddrList(uplink, netlink.FAMILY_V4)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		for _, a := range old {
+			if err := h.AddrDel(uplink, &a); err != nil {
+				s.t.Fatal(err)
+			}
+		}
+		s.address(h, uplink, siteIP(site, n))
+		if err := h.RouteReplace(&netlink.Route{Gw: siteIP(site, 1).AsSlice()}); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	move(n)
+	c := newCluster("site-" + name)
+	c.netns = path
+	m := &machine{cluster: c, ip: siteIP(site, n), bin: suite.bin}
+	s.t.Cleanup(func() { m.clean(s.t) })
+	return m, move
+}
+
+// TestSites runs the control plane and a worker at one site and another worker at a
+// second one, behind a router.
+func TestSites(t *testing.T) {
+	s := newSites(t, 2)
+	server, _ := s.machine("server", 0, 5)
+	one, _ := s.machine("one", 0, 11)
+	two, move := s.machine("two", 1, 12)
+	workers := map[string]*machine{"one": one, "two": two}
+	c := server.cluster
+	if err := c.serve("--listen", server.ip.String()); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.pushImages(); err != nil {
+		t.Fatal(err)
+	}
+	for name, m := range workers {
+		c.ok(t, "server", "enroll", name, m.ip.String(), "--out", filepath.Join(m.dataDir, "nodes", name))
+		m.startWorker(t, name)
+	}
+	for name := range workers {
+		await(t, c, nodesGVR, "", name, "the node is Ready", nodeReady)
+	}
+	ns := c.namespace(t, "sites")
+	c.apply(t, ns, `apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: web}}}]
+      containers:
+      - name: web
+        image: gitk8s.local/test/web:v1
+        ports: [{containerPort: 8080, name: http}]
+        readinessProbe: {httpGet: {path: /readyz, port: http}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80, targetPort: http}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: other}
+spec:
+  nodeName: one
+  terminationGracePeriodSeconds: 1
+  containers: [{name: c, image: gitk8s.local/test/web:v1}]
+`)
+	pods := map[string]*corev1.Pod{}
+	for _, p := range c.awaitPods(t, ns, "app=web", "both are Ready", func(pods []*corev1.Pod) bool {
+		return len(pods) == 2 && ready(pods[0]) && ready(pods[1])
+	}) {
+		pods[p.Spec.NodeName] = p
+	}
+	if len(pods) != 2 {
+		t.Fatalf("the pods are not at two sites: %v", pods)
+	}
+	c.awaitPod(t, ns, "other", "it is Ready", ready)
+	fetch := func(from, url string) (string, error) {
+		r := c.run("kubectl", "exec", "-n", ns, from, "--", "/server", "fetch", url)
+		if r.code != 0 {
+			return "", errors.New(r.String())
+		}
+		return r.stdout, nil
+	}
+	everything := func(t *testing.T) {
+		t.Helper()
+		for _, pair := range [][2]string{{"one", "two"}, {"two", "one"}} {
+			from, to := pods[pair[0]], pods[pair[1]]
+			eventually(t, "pod to pod, "+pair[0]+" to "+pair[1], func() error {
+				out, err := fetch(from.Name, "http://"+to.Status.PodIP+":8080/")
+				if err == nil && !strings.Contains(out, to.Name) {
+					err = errors.New(out)
+				}
+				return err
+			})
+			eventually(t, "pod to pod through the Service, "+pair[0]+" to "+pair[1], func() error {
+				out, err := fetch(from.Name, "http://web."+ns+"/")
+				if err == nil && !strings.Contains(out, to.Name) {
+					err = errors.New("so far only by " + out)
+				}
+				return err
+			})
+			// A process of the machine itself, as an Ingress or a webhook's caller is.
+			eventually(t, "machine to pod, "+pair[0]+" to "+pair[1], func() error {
+				r := workers[pair[0]].exec("", "", filepath.Join(suite.dir, "server"), "fetch", "http://"+to.Status.PodIP+":8080/")
+				if !strings.Contains(r.stdout, to.Name) {
+					return errors.New(r.String())
+				}
+				return nil
+			})
+			contains(t, c.kubectl(t, "logs", "-n", ns, to.Name), "listening v1")
+			// The API, at the server's site, from a pod.
+			contains(t, c.kubectl(t, "exec", "-n", ns, from.Name, "--", "/server", "whoami"), "system:serviceaccount:"+ns+":default")
+		}
+		c.answers(t, ns, "web", "v1") // from the server to either pod
+	}
+	everything(t)
+	t.Run("its tunnel is where it has to be", func(t *testing.T) {
+		for m, want := range map[*machine]bool{one: true, two: true, server: true} {
+			if links := m.exec("", "", "cat", "/proc/self/net/dev").stdout; strings.Contains(links, "gitk8s-vxlan") != want {
+				t.Errorf("%s: %s", m.name, links)
+			}
+		}
+	})
+	t.Run("policies hold across it", func(t *testing.T) {
+		if _, err := fetch("other", "http://"+pods["two"].Status.PodIP+":8080/"); err != nil {
+			t.Fatal(err)
+		}
+		c.apply(t, ns, "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: web}\nspec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: web}}}, {ipBlock: {cidr: 10.201.0.0/16}}]}]}\n")
+		eventually(t, "others are kept out", func() error {
+			if out, err := fetch("other", "http://"+pods["two"].Status.PodIP+":8080/"); err == nil {
+				return fmt.Errorf("answered: %s", out)
+			}
+			return nil
+		})
+		everything(t)
+	})
+	t.Run("a worker is killed and started", func(t *testing.T) {
+		kill9(t, two.worker.cmd.Process.Pid)
+		<-two.worker.done
+		for _, pair := range [][2]string{{"one", "two"}} {
+			if _, err := fetch(pods[pair[0]].Name, "http://"+pods[pair[1]].Status.PodIP+":8080/"); err != nil {
+				t.Error(err)
+			}
+		}
+		two.startWorker(t, "two")
+		everything(t)
+	})
+	t.Run("a machine comes back with another address", func(t *testing.T) {
+		before := lifeOf(pods["two"])
+		if err := two.worker.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		<-two.worker.done
+		move(77)
+		two.ip = siteIP(1, 77)
+		c.ok(t, "server", "enroll", "two", two.ip.String(), "--out", filepath.Join(two.dataDir, "nodes", "two"))
+		two.startWorker(t, "two")
+		await(t, c, nodesGVR, "", "two", "it says its new address", func(n *corev1.Node) bool {
+			return nodeReady(n) && strings.Contains(fmt.Sprint(n.Status.Addresses), two.ip.String())
+		})
+		everything(t)
+		if _, err := fetch("other", "http://"+pods["two"].Status.PodIP+":8080/"); err == nil {
+			t.Error("the policy does not hold any more")
+		}
+		if now := c.awaitPod(t, ns, pods["two"].Name, "it is Ready", ready); lifeOf(now) != before {
+			t.Errorf("the container changed: %+v, before %+v", lifeOf(now), before)
+		}
+	})
+	t.Run("taken out of service", func(t *testing.T) {
+		if r := two.run("down", "--purge"); r.code != 0 {
+			t.Fatal(r)
+		}
+		if left := two.exec("", "", "sh", "-c", "cat /proc/self/net/dev /proc/self/net/route").stdout; strings.Contains(left, "gitk8s") || strings.Contains(left, "2A0A\t") {
+			t.Error(left)
+		}
+	})
+}

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+
+	"github.com/spf13/pflag"
+
+	"gitk8s.dev/gitk8s/runtime/agent"
+	"gitk8s.dev/gitk8s/runtime/network"
+	"gitk8s.dev/gitk8s/runtime/network/follow"
+)
+
+func tunnelFlag(f *pflag.FlagSet) {
+	f.String("tunnel", string(network.TunnelAuto), "which machines' pods are reached in VXLAN: auto for those behind a router, always, or never; the same for all workers and servers")
+}
+
+func encryptFlag(f *pflag.FlagSet) {
+	f.String("encrypt", "", "how what pods exchange with other nodes is encrypted: "+encryptWireGuard+", the same for all workers; empty is not at all")
+}
+
+// encryptWireGuard is the value of --encrypt.
+const encryptWireGuard = "wireguard"
+
+// podNetwork is what the worker needs of either network of pods.
+type podNetwork interface {
+	agent.PodNetwork
+	Assign(ctx context.Context, cidrs []netip.Prefix) error
+}
+
+func cniFlags(f *pflag.FlagSet) {
+	f.String("cni-conf-dir", "", "directory with the configuration of CNI plugins, which then make the pods' network; empty for the built-in one")
+	f.StringSlice("cni-bin-dir", []string{"/opt/cni/bin", "/usr/lib/cni"}, "directories with CNI plugins")
+}
+
+// The directories of a worker with the records of the two networks.
+const (
+	networkDir = "network"
+	cniDir     = "cni"
+)
+
+// openNetwork prepares the pods' network: the built-in one with the ways to other
+// nodes, or that of plugins.
+func (w *worker) openNetwork(e *env) error {
+	builtIn, plugins := filepath.Join(w.dir, networkDir), filepath.Join(w.dir, cniDir)
+	conf := e.v.GetString("cni-conf-dir")
+	for _, of := range []struct {
+		dir  string
+		used bool
+	}{{builtIn, conf == ""}, {plugins, conf != ""}} {
+		if !of.used && network.HasRecords(of.dir) {
+			return fmt.Errorf("pods of this node have their network from before --cni-conf-dir was changed (%s): change it back, drain the node, and then change it", of.dir)
+		}
+	}
+	if conf == "" {
+		if err := network.CheckOverlap(""); err != nil {
+			return err
+		}
+		pods := agent.NewNodeNetwork(builtIn, w.ip)
+		w.pods, w.links = pods, pods
+		return w.openMesh(e)
+	}
+	if e.v.GetString("encrypt") != "" {
+		return usageError("--encrypt is for the built-in network; with --cni-conf-dir encryption is the plugins' business")
+	}
+	if err := network.LeaveMesh(""); err != nil {
+		return err
+	}
+	var err error
+	w.pods, err = agent.NewCNINetwork(network.CNIConfig{Dir: plugins, NodeIP: w.ip, ConfDir: conf, BinDirs: e.v.GetStringSlice("cni-bin-dir")})
+	return err
+}
+
+// openMesh prepares the ways to the other nodes' pods, with the key in the worker's
+// directory if they are to be encrypted.
+func (w *worker) openMesh(e *env) error {
+	tunnel, err := network.ParseTunnel(e.v.GetString("tunnel"))
+	if err != nil {
+		return usageError("--tunnel: %w", err)
+	}
+	cfg := network.MeshConfig{NodeIP: w.ip, Tunnel: tunnel}
+	switch how := e.v.GetString("encrypt"); how {
+	case "":
+	case encryptWireGuard:
+		if err := network.CheckWireGuard(""); err != nil {
+			return fmt.Errorf("--encrypt %s: %w", how, err)
+		}
+		if cfg.Key, err = network.EnsureWireGuardKey(w.dir); err != nil {
+			return err
+		}
+	default:
+		return usageError("--encrypt: %q is not %s", how, encryptWireGuard)
+	}
+	if !cfg.Key.IsZero() {
+		w.publicKey = cfg.Key.Public().String()
+	}
+	w.mesh = network.NewMesh(cfg)
+	return w.mesh.Seal()
+}
+
+// followRoutes keeps the ways to the pods of all nodes: the API server's proxy
+// dials pods, in the hub's network namespace or else in its own.
+func (c *controlPlane) followRoutes(ctx context.Context) error {
+	mesh := network.MeshConfig{Tunnel: c.cfg.Tunnel, Server: true}
+	if c.hub != "" {
+		// All nodes are at the hub's bridge.
+		mesh.NetNS, mesh.NodeIP, mesh.Tunnel = network.HubNetNS(c.hub), network.HubIP, network.TunnelNever
+	} else if ip, err := netip.ParseAddr(c.cfg.advertised()); err == nil && !ip.IsLoopback() {
+		mesh.NodeIP = ip
+	} else {
+		mesh.Tunnel = network.TunnelNever // nobody elsewhere could answer
+	}
+	return follow.Routes(ctx, c.watched, network.NewMesh(mesh), mesh.NetNS)
+}

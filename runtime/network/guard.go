@@ -1,0 +1,220 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"reflect"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// guardTable is the nftables table (ip) that keeps strangers out of a machine's
+// tunnels. It is there as long as they are.
+const guardTable = "gitk8s-peers"
+
+// guard says from whom packets are taken.
+type guard struct {
+	// peers may send in VXLAN; with encryption only servers may.
+	peers []netip.Addr
+	// pods are the ranges of addresses that they may have sent for.
+	pods []addrRange
+	// sealed and sealedPods are nodes and their pods that are heard in WireGuard alone:
+	// the pods by anybody here, the nodes by this node's pods, own.
+	sealed     []netip.Addr
+	sealedPods []addrRange
+	own        netip.Prefix
+}
+
+type addrRange struct{ first, last netip.Addr }
+
+// add takes a peer into account.
+func (g *guard) add(p Peer, seal bool) {
+	switch {
+	case !seal || !p.isNode():
+		g.peers = append(g.peers, p.NodeIP)
+		if p.isNode() {
+			g.pods = append(g.pods, rangeOf(p.PodCIDR))
+		}
+	default:
+		g.sealed = append(g.sealed, p.NodeIP)
+		g.sealedPods = append(g.sealedPods, rangeOf(p.PodCIDR))
+	}
+}
+
+// finish puts what was added in order. Without tunnels there is nothing to guard.
+func (g *guard) finish(of plan, seal bool) {
+	if !of.vxlan && !of.wireGuard {
+		*g = guard{}
+		return
+	}
+	for _, list := range []*[]netip.Addr{&g.peers, &g.sealed} {
+		slices.SortFunc(*list, netip.Addr.Compare)
+		*list = slices.Compact(*list)
+	}
+	g.pods, g.sealedPods = merged(g.pods), merged(g.sealedPods)
+	if seal {
+		g.own = of.pods
+	}
+}
+
+func rangeOf(p netip.Prefix) addrRange {
+	last := p.Masked().Addr().As4()
+	for i := range last {
+		last[i] |= byte(0xff >> min(8, max(0, p.Bits()-8*i)))
+	}
+	return addrRange{p.Masked().Addr(), netip.AddrFrom4(last)}
+}
+
+// merged sorts ranges and joins those that touch: the kernel takes no others.
+func merged(in []addrRange) []addrRange {
+	slices.SortFunc(in, func(a, b addrRange) int { return a.first.Compare(b.first) })
+	var out []addrRange
+	for _, r := range in {
+		if n := len(out); n > 0 && (r.first.Compare(out[n-1].last) <= 0 || r.first == out[n-1].last.Next()) {
+			if out[n-1].last.Less(r.last) {
+				out[n-1].last = r.last
+			}
+			continue
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+func (g guard) empty() bool { return len(g.peers)+len(g.sealed) == 0 }
+
+// nftIn opens nftables in a namespace; done lets go of it.
+func nftIn(ns string) (conn *nftables.Conn, done func(), err error) {
+	if ns == "" {
+		ns = "/proc/thread-self/ns/net"
+	}
+	f, err := os.Open(ns)
+	if err != nil {
+		return nil, nil, err
+	}
+	if conn, err = nftables.New(nftables.WithNetNSFd(int(f.Fd()))); err != nil {
+		_ = f.Close()
+		return nil, nil, err
+	}
+	return conn, func() { _ = f.Close() }, nil
+}
+
+// applyGuard makes the kernel guard as g says, in one transaction, if that is a change.
+func (m *Mesh) applyGuard(g guard) error {
+	if err := CheckNFTables(m.cfg.NetNS); err != nil {
+		if g.empty() {
+			return nil // there is no guard where there are no tables
+		}
+		return fmt.Errorf("guard the ways to other nodes: %w", err)
+	}
+	conn, done, err := nftIn(m.cfg.NetNS)
+	if err != nil {
+		return fmt.Errorf("guard the ways to other nodes: %w", err)
+	}
+	defer done()
+	there, err := conn.ListTableOfFamily(guardTable, nftables.TableFamilyIPv4)
+	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("guard the ways to other nodes: %w", err)
+	}
+	if m.guarded != nil && reflect.DeepEqual(*m.guarded, g) && (there != nil) == !g.empty() {
+		return nil
+	}
+	m.guarded = nil
+	table := &nftables.Table{Name: guardTable, Family: nftables.TableFamilyIPv4}
+	conn.AddTable(table) // so that deleting works when there is none
+	conn.DelTable(table)
+	if !g.empty() {
+		conn.AddTable(table)
+		if err := g.build(conn, table); err != nil {
+			return fmt.Errorf("guard the ways to other nodes: %w", err)
+		}
+	}
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("guard the ways to other nodes, of %d: %w", len(g.peers)+len(g.sealed), err)
+	}
+	m.guarded = &g
+	return nil
+}
+
+func (g guard) build(conn *nftables.Conn, table *nftables.Table) error {
+	set := func(name string, elements []nftables.SetElement, ranges bool) error {
+		s := &nftables.Set{Table: table, Name: name, KeyType: nftables.TypeIPAddr, Interval: ranges}
+		return conn.AddSet(s, elements)
+	}
+	if err := errors.Join(
+		set("peers", addressElements(g.peers), false), set("pods", rangeElements(g.pods), true),
+		set("sealed", addressElements(g.sealed), false), set("sealed-pods", rangeElements(g.sealedPods), true),
+	); err != nil {
+		return err
+	}
+	chain := func(name string, hook *nftables.ChainHook, prio *nftables.ChainPriority) *nftables.Chain {
+		return conn.AddChain(&nftables.Chain{Table: table, Name: name, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: prio})
+	}
+	input := chain("input", nftables.ChainHookInput, nftables.ChainPriorityFilter)
+	prerouting := chain("prerouting", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
+	drop := func(c *nftables.Chain, conditions ...[]expr.Any) {
+		conn.AddRule(&nftables.Rule{Table: table, Chain: c, Exprs: append(join(conditions...), &expr.Verdict{Kind: expr.VerdictDrop})})
+	}
+	from := func(set string, not bool) []expr.Any {
+		return []expr.Any{payload(1, sourceOffset), &expr.Lookup{SourceRegister: 1, SetName: set, Invert: not}}
+	}
+	drop(input, inVXLAN(), from("peers", true))
+	drop(prerouting, incoming(vxlanLink, true), from("peers", true), from("pods", true))
+	drop(prerouting, incoming(wireGuardLink, false), from("sealed-pods", false))
+	if g.own.IsValid() {
+		own := g.own.Addr().As4()
+		drop(prerouting, incoming(wireGuardLink, false), from("sealed", false), inNetwork(destinationOffset, own[:], g.own.Bits()))
+	}
+	return nil
+}
+
+// inVXLAN matches packets of our own tunnel, before they are unpacked.
+func inVXLAN() []expr.Any {
+	const idOffset = 8 + 4 // the UDP header, and flags
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_UDP}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(vxlanPort)},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: idOffset, Len: 3},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{vxlanID >> 16, vxlanID >> 8 & 0xff, vxlanID & 0xff}},
+	}
+}
+
+// incoming matches packets that came in by a link, or by any other.
+func incoming(link string, is bool) []expr.Any {
+	op := expr.CmpOpEq
+	if !is {
+		op = expr.CmpOpNeq
+	}
+	name := make([]byte, unix.IFNAMSIZ)
+	copy(name, link)
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, &expr.Cmp{Op: op, Register: 1, Data: name}}
+}
+
+func addressElements(list []netip.Addr) []nftables.SetElement {
+	out := make([]nftables.SetElement, 0, len(list))
+	for _, a := range list {
+		out = append(out, nftables.SetElement{Key: a.AsSlice()})
+	}
+	return out
+}
+
+// rangeElements are those of a set of ranges: the first address of each, and the one
+// after its last.
+func rangeElements(list []addrRange) []nftables.SetElement {
+	out := make([]nftables.SetElement, 0, 2*len(list))
+	for _, r := range list {
+		out = append(out, nftables.SetElement{Key: r.first.AsSlice()})
+		if end := r.last.Next(); end.IsValid() {
+			out = append(out, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
+		}
+	}
+	return out
+}

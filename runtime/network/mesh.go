@@ -1,0 +1,514 @@
+package network
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// routeProtocol marks the routes and rules that a Mesh owns (see
+// /etc/iproute2/rt_protos; the number is free there).
+const routeProtocol = 203
+
+// peersTable is the routing table in which pods look for the addresses of other
+// machines before they do so in the main one; peersPriority is its rule's.
+const (
+	peersTable    = 203
+	peersPriority = 20300
+)
+
+// Peer is another machine of the cluster.
+type Peer struct {
+	// Name of the node; empty for a server, which has no pods.
+	Name   string
+	NodeIP netip.Addr
+	// PodCIDR of the node's pods; the zero value is that of a server.
+	PodCIDR netip.Prefix
+	// Key is the node's public key for WireGuard, if it has published one.
+	Key PublicKey
+}
+
+func (p Peer) isNode() bool { return p.PodCIDR.IsValid() }
+
+// Tunnel says to which peers packets of pods go in VXLAN.
+type Tunnel string
+
+// The values of --tunnel.
+const (
+	// TunnelAuto is for those that are reached by way of a router: it knows nothing
+	// of pods.
+	TunnelAuto Tunnel = "auto"
+	// TunnelAlways is for all.
+	TunnelAlways Tunnel = "always"
+	// TunnelNever is for none: routers between the nodes know where pods are.
+	TunnelNever Tunnel = "never"
+)
+
+// ParseTunnel reads a value of --tunnel.
+func ParseTunnel(s string) (Tunnel, error) {
+	switch t := Tunnel(s); t {
+	case TunnelAuto, TunnelAlways, TunnelNever:
+		return t, nil
+	}
+	return "", fmt.Errorf("%q is none of %s, %s and %s", s, TunnelAuto, TunnelAlways, TunnelNever)
+}
+
+// MeshConfig of a machine's Mesh.
+type MeshConfig struct {
+	// NetNS is the path of the machine's namespace; empty for the caller's own.
+	NetNS string
+	// NodeIP is the address at which the peers know this machine.
+	NodeIP netip.Addr
+	Tunnel Tunnel
+	// Key, if it is not zero, is this node's for WireGuard: what its pods, and itself,
+	// exchange with other nodes' pods is encrypted, or not sent at all.
+	Key PrivateKey
+	// Server: the machine runs no pods of this Mesh's. If it is a node besides, its
+	// worker has a Mesh of its own there, and this one does nothing.
+	Server bool
+}
+
+// Mesh keeps the ways from a machine to the other ones' pods: plain routes where they
+// share a link, and tunnels where they do not or where the traffic is encrypted.
+//
+// What goes through a tunnel is what has a pod at one end: pods' packets to each
+// other, those of a node to other nodes' pods, and pods' to other machines' own
+// addresses, for the answers must come back the same way. All others, also the outer
+// packets of the tunnels themselves, go as the machine's own routes say.
+type Mesh struct {
+	cfg MeshConfig
+
+	mu      sync.Mutex
+	guarded *guard // what the kernel has, nil when that is not known
+}
+
+// NewMesh returns a Mesh that has done nothing yet. What an earlier one has left is
+// taken over by the first Sync.
+func NewMesh(cfg MeshConfig) *Mesh { return &Mesh{cfg: cfg} }
+
+// Ways is what a Sync has come to.
+type Ways struct {
+	// MTU that pods' links may have, so that what they send arrives in one piece
+	// whichever peer it goes to.
+	MTU int
+	// Refused are the nodes to which there is no way since they have no key.
+	Refused []Peer
+}
+
+// Sync makes the ways to the peers' pods what peers says, oldest first, and no other.
+// Of two peers with the same address or key the older one has it. A peer with an
+// address of this machine is left out. What can be done is done, also after an error.
+func (m *Mesh) Sync(peers []Peer) (Ways, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	h, err := handle(m.cfg.NetNS, unix.NETLINK_ROUTE)
+	if err != nil {
+		return Ways{}, err
+	}
+	defer h.Close()
+	own, base, err := ownAddresses(h, m.cfg.NodeIP)
+	if err != nil {
+		return Ways{}, err
+	}
+	if m.cfg.Server && slices.ContainsFunc(peers, func(p Peer) bool { return p.isNode() && own[p.NodeIP] }) {
+		return Ways{MTU: base}, nil
+	}
+	hops := map[netip.Addr]hop{}
+	for _, p := range peers {
+		if _, known := hops[p.NodeIP]; !known && !own[p.NodeIP] {
+			hops[p.NodeIP] = hopTo(h, p.NodeIP)
+		}
+	}
+	want := m.cfg.plan(peers, own, hops, base)
+	return Ways{MTU: want.mtu, Refused: want.refused}, m.apply(h, want)
+}
+
+// Seal keeps what pods send to others from leaving in the clear before the first Sync, if
+// it is to be encrypted. What an earlier Mesh has left goes on.
+func (m *Mesh) Seal() error {
+	if m.cfg.Key.IsZero() {
+		return nil
+	}
+	h, err := handle(m.cfg.NetNS, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	if err := h.RouteReplace(kernelRoute(sealed, routeTo{way: refused}, nil, m.cfg.NodeIP)); err != nil {
+		return fmt.Errorf("close the way to pods in the clear: %w", err)
+	}
+	return nil
+}
+
+// hop is how a machine's own routes lead to an address.
+type hop struct {
+	// link is the index of the link that packets leave by; 0: there is no way.
+	link int
+	// onLink: the address is on that link, and no router between.
+	onLink bool
+	mtu    int
+}
+
+func hopTo(h *netlink.Handle, to netip.Addr) hop {
+	found, err := h.RouteGetWithOptions(net.IP(to.AsSlice()), &netlink.RouteGetOptions{FIBMatch: true})
+	if err != nil || len(found) == 0 {
+		return hop{}
+	}
+	r := found[0]
+	out := hop{link: r.LinkIndex, onLink: r.Gw == nil && r.Via == nil, mtu: r.MTU}
+	if len(r.MultiPath) > 0 {
+		out.link, out.onLink = r.MultiPath[0].LinkIndex, r.MultiPath[0].Gw == nil && r.MultiPath[0].Via == nil
+	}
+	link, err := h.LinkByIndex(out.link)
+	if err != nil || r.Type != unix.RTN_UNICAST || isMeshLink(link.Attrs().Name) {
+		return hop{}
+	}
+	if out.mtu == 0 {
+		out.mtu = link.Attrs().MTU
+	}
+	return out
+}
+
+func isMeshLink(name string) bool { return name == vxlanLink || name == wireGuardLink }
+
+// defaultMTU is Ethernet's.
+const defaultMTU = 1500
+
+// ownAddresses are those of the machine, with the MTU of the link that has nodeIP. The
+// tunnels' links borrow that address, and may still have an earlier one.
+func ownAddresses(h *netlink.Handle, nodeIP netip.Addr) (map[netip.Addr]bool, int, error) {
+	links, err := h.LinkList()
+	if err != nil {
+		return nil, 0, fmt.Errorf("list links: %w", err)
+	}
+	byIndex := map[int]*netlink.LinkAttrs{}
+	for _, l := range links {
+		byIndex[l.Attrs().Index] = l.Attrs()
+	}
+	list, err := h.AddrList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return nil, 0, fmt.Errorf("list addresses: %w", err)
+	}
+	own, mtu := map[netip.Addr]bool{nodeIP: true}, defaultMTU
+	for _, a := range list {
+		ip, ok := netip.AddrFromSlice(a.IP.To4())
+		link := byIndex[a.LinkIndex]
+		if !ok || link == nil || isMeshLink(link.Name) {
+			continue
+		}
+		own[ip] = true
+		if ip == nodeIP && link.Flags&net.FlagLoopback == 0 {
+			mtu = link.MTU
+		}
+	}
+	return own, mtu, nil
+}
+
+// way is how packets get to a peer.
+type way int
+
+const (
+	direct    way = iota // by a plain route
+	tunnelled            // in VXLAN
+	encrypted            // in WireGuard
+	unmanaged            // as the machine's own routes say
+	refused              // not at all
+)
+
+// wayTo decides how packets get to a peer.
+func (c MeshConfig) wayTo(p Peer, at hop) way {
+	switch {
+	case !c.Key.IsZero() && p.isNode() && p.Key.IsZero():
+		return refused
+	case !c.Key.IsZero() && p.isNode():
+		return encrypted
+	case c.Tunnel == TunnelAlways:
+		return tunnelled
+	case at.onLink && p.isNode():
+		return direct
+	case at.onLink || c.Tunnel == TunnelNever:
+		return unmanaged
+	}
+	return tunnelled
+}
+
+// What encapsulation adds to a packet: outer IPv4 header, UDP header, and VXLAN's own
+// with the inner Ethernet header, or WireGuard's own with its authentication tag.
+const (
+	vxlanOverhead     = 20 + 8 + 8 + 14
+	wireGuardOverhead = 20 + 8 + 32
+)
+
+// plan is what the kernel is to have.
+type plan struct {
+	routes map[routeKey]routeTo
+	// vxlan are the peers that VXLAN leads to, and its device's MTU; wireGuard the same.
+	vxlan, wireGuard       bool
+	vxlanPeers             []netip.Addr
+	wireGuardPeers         []wireGuardPeer
+	vxlanMTU, wireGuardMTU int
+	// pods are this node's.
+	pods    netip.Prefix
+	guard   guard
+	mtu     int
+	refused []Peer
+}
+
+type routeKey struct {
+	table int
+	to    netip.Prefix
+}
+
+// sealed is the route of all pods: with encryption it leads nowhere.
+var sealed = routeKey{unix.RT_TABLE_MAIN, PodCIDR}
+
+type routeTo struct {
+	way  way
+	via  netip.Addr // of direct and tunnelled ones
+	link int        // of direct ones
+	mtu  int        // of tunnelled and encrypted ones
+}
+
+// plan puts together what the ways to the peers take. base is the MTU of the machine's
+// own link.
+func (c MeshConfig) plan(peers []Peer, own map[netip.Addr]bool, hops map[netip.Addr]hop, base int) plan {
+	out := plan{routes: map[routeKey]routeTo{}, mtu: base}
+	seal := !c.Key.IsZero()
+	hosts, keys := map[netip.Addr]bool{}, map[PublicKey]bool{}
+	// Nodes first: a server that is one, too, has its node's way.
+	for _, p := range slices.Concat(only(peers, Peer.isNode), only(peers, func(p Peer) bool { return !p.isNode() })) {
+		if own[p.NodeIP] {
+			if p.NodeIP == c.NodeIP && p.isNode() && !out.pods.IsValid() {
+				out.pods = p.PodCIDR.Masked()
+			}
+			continue
+		}
+		if !p.NodeIP.Is4() || p.isNode() && !p.PodCIDR.Addr().Is4() {
+			continue
+		}
+		at, first := hops[p.NodeIP], !hosts[p.NodeIP]
+		hosts[p.NodeIP] = true
+		w := c.wayTo(p, at)
+		if w == encrypted && keys[p.Key] {
+			w = refused
+		}
+		if !p.isNode() && !first {
+			continue
+		}
+		to := routeTo{way: w}
+		switch w {
+		case direct:
+			to.via, to.link = p.NodeIP, at.link
+			out.mtu = lowest(out.mtu, at.mtu)
+		case tunnelled:
+			to.via, to.mtu = p.NodeIP, inside(at.mtu, base, vxlanOverhead)
+			out.vxlanMTU, out.mtu = max(out.vxlanMTU, to.mtu), min(out.mtu, to.mtu)
+			if first {
+				out.vxlanPeers = append(out.vxlanPeers, p.NodeIP)
+			}
+		case encrypted:
+			keys[p.Key] = true
+			to.mtu = inside(at.mtu, base, wireGuardOverhead)
+			out.wireGuardMTU, out.mtu = max(out.wireGuardMTU, to.mtu), min(out.mtu, to.mtu)
+			out.wireGuardPeers = append(out.wireGuardPeers, newWireGuardPeer(p, first))
+		case refused:
+			out.refused = append(out.refused, p)
+		case unmanaged:
+			out.mtu = lowest(out.mtu, at.mtu)
+		}
+		if p.isNode() && w != unmanaged {
+			out.routes[routeKey{unix.RT_TABLE_MAIN, p.PodCIDR.Masked()}] = to
+		}
+		if first && (w == tunnelled || w == encrypted || w == refused) {
+			out.routes[routeKey{peersTable, host(p.NodeIP)}] = to
+		}
+		out.guard.add(p, seal)
+	}
+	if seal {
+		// What is not known yet, or not any more, is not sent by the default route.
+		out.routes[sealed] = routeTo{way: refused}
+	}
+	out.wireGuard = seal
+	// A node is ready for peers that tunnel to it even if it need not do so itself:
+	// the two may see the network between them differently.
+	out.vxlan = len(out.vxlanPeers) > 0 || c.Tunnel != TunnelNever && !seal && !c.Server && len(hosts) > 0
+	if out.vxlanMTU == 0 {
+		out.vxlanMTU = base - vxlanOverhead
+	}
+	if out.wireGuardMTU == 0 {
+		out.wireGuardMTU = base - wireGuardOverhead
+	}
+	out.guard.finish(out, seal)
+	return out
+}
+
+func only(peers []Peer, is func(Peer) bool) []Peer {
+	return slices.DeleteFunc(slices.Clone(peers), func(p Peer) bool { return !is(p) })
+}
+
+// lowest is the smaller MTU, unless the second one is not known.
+func lowest(a, b int) int {
+	if b == 0 {
+		return a
+	}
+	return min(a, b)
+}
+
+// inside is what fits into an encapsulated packet on a way with the MTU outer, or
+// base where there is no way at present.
+func inside(outer, base, overhead int) int { return cmp.Or(outer, base) - overhead }
+
+// apply makes the kernel have what the plan says. Packets are guarded before there are
+// tunnels, and until there are none.
+func (m *Mesh) apply(h *netlink.Handle, want plan) error {
+	if !want.guard.empty() {
+		if err := m.applyGuard(want.guard); err != nil {
+			return err // else strangers would come through
+		}
+	}
+	index := map[way]int{}
+	var errs []error
+	if want.vxlan {
+		link, err := ensureVXLAN(h, m.cfg.NetNS, m.cfg.NodeIP, want.vxlanMTU)
+		if err == nil {
+			index[tunnelled], err = link, syncVXLANPeers(h, link, want.vxlanPeers)
+		}
+		// Where nobody needs it the kernel need not have it.
+		if err != nil && (len(want.vxlanPeers) > 0 || !errors.Is(err, unix.EOPNOTSUPP)) {
+			errs = append(errs, err)
+		}
+	}
+	if want.wireGuard {
+		link, err := ensureWireGuard(h, m.cfg, want.wireGuardMTU)
+		if err == nil {
+			index[encrypted], err = link, syncWireGuardPeers(m.cfg, want.wireGuardPeers)
+		}
+		errs = append(errs, err)
+	}
+	errs = append(errs, syncPeerRoutes(h, want.routes, index, m.cfg.NodeIP), syncPeerRule(h, want))
+	if !want.vxlan {
+		errs = append(errs, deleteLink(h, vxlanLink))
+	}
+	if !want.wireGuard {
+		errs = append(errs, deleteLink(h, wireGuardLink))
+	}
+	if want.guard.empty() {
+		errs = append(errs, m.applyGuard(want.guard))
+	}
+	return errors.Join(errs...)
+}
+
+// syncPeerRoutes makes the routes of ours what want says. A route whose tunnel there is
+// not, is an unreachable one: its packets must not leave by another way.
+func syncPeerRoutes(h *netlink.Handle, want map[routeKey]routeTo, index map[way]int, nodeIP netip.Addr) error {
+	have, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: routeProtocol, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	routes := map[routeKey]*netlink.Route{}
+	for key, to := range want {
+		routes[key] = kernelRoute(key, to, index, nodeIP)
+	}
+	var errs []error
+	done := map[routeKey]bool{}
+	for _, r := range have {
+		if r.Dst == nil {
+			continue
+		}
+		ip, _ := netip.AddrFromSlice(r.Dst.IP.To4())
+		bits, _ := r.Dst.Mask.Size()
+		key := routeKey{r.Table, netip.PrefixFrom(ip, bits)}
+		if w := routes[key]; w != nil {
+			done[key] = done[key] || sameRoute(w, &r)
+			continue // else it is replaced below
+		}
+		if err := h.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("delete route to %s: %w", r.Dst, err))
+		}
+	}
+	for key, r := range routes {
+		if done[key] {
+			continue
+		}
+		if err := h.RouteReplace(r); err != nil {
+			errs = append(errs, fmt.Errorf("add route to %s by way of %s: %w", key.to, want[key].via, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func kernelRoute(key routeKey, to routeTo, index map[way]int, nodeIP netip.Addr) *netlink.Route {
+	r := &netlink.Route{Dst: ipNet(key.to), Table: key.table, Protocol: routeProtocol, Type: unix.RTN_UNICAST}
+	link := index[to.way]
+	switch {
+	case to.way == direct:
+		r.Gw, r.LinkIndex = net.IP(to.via.AsSlice()), to.link
+	case link == 0:
+		r.Type = unix.RTN_UNREACHABLE
+	case to.way == tunnelled:
+		r.Gw, r.Flags = net.IP(to.via.AsSlice()), int(netlink.FLAG_ONLINK)
+		fallthrough
+	default:
+		r.LinkIndex, r.Src, r.MTU = link, net.IP(nodeIP.AsSlice()), to.mtu
+		if r.Gw == nil {
+			r.Scope = netlink.SCOPE_LINK
+		}
+	}
+	return r
+}
+
+func sameRoute(a, b *netlink.Route) bool {
+	return a.Type == b.Type && a.Gw.Equal(b.Gw) && a.LinkIndex == b.LinkIndex && a.Src.Equal(b.Src) && a.MTU == b.MTU
+}
+
+// syncPeerRule makes this node's pods look for other machines' addresses in the table
+// of our own, if there is anything in it.
+func syncPeerRule(h *netlink.Handle, want plan) error {
+	needed := false
+	for key := range want.routes {
+		needed = needed || key.table == peersTable && want.pods.IsValid()
+	}
+	have, err := h.RuleList(netlink.FAMILY_V4)
+	if err != nil {
+		return fmt.Errorf("list routing rules: %w", err)
+	}
+	for _, r := range have {
+		if r.Protocol != routeProtocol {
+			continue
+		}
+		if needed && r.Table == peersTable && r.Priority == peersPriority && r.Src != nil && r.Src.String() == want.pods.String() {
+			needed = false
+			continue
+		}
+		if err := h.RuleDel(&r); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("delete routing rule %s: %w", r, err)
+		}
+	}
+	if !needed {
+		return nil
+	}
+	r := netlink.NewRule()
+	r.Family, r.Src, r.Table, r.Priority, r.Protocol = netlink.FAMILY_V4, ipNet(want.pods), peersTable, peersPriority, routeProtocol
+	if err := h.RuleAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add routing rule for %s: %w", want.pods, err)
+	}
+	return nil
+}
+
+func deleteLink(h *netlink.Handle, name string) error {
+	link, err := h.LinkByName(name)
+	if err == nil {
+		err = h.LinkDel(link)
+	}
+	if err != nil && !isMissingLink(err) && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete link %s: %w", name, err)
+	}
+	return nil
+}

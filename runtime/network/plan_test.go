@@ -1,0 +1,150 @@
+package network
+
+import (
+	"net/netip"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+	"pgregory.net/rapid"
+)
+
+func testKey(t interface{ Fatal(...any) }) PrivateKey {
+	k, err := wgtypes.GeneratePrivateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return PrivateKey{k}
+}
+
+func TestWayTo(t *testing.T) {
+	key := testKey(t)
+	node := Peer{Name: "n", NodeIP: siteIP(0, 2), PodCIDR: podCIDR(2)}
+	withKey, server := node, Peer{NodeIP: siteIP(0, 3)}
+	withKey.Key = key.Public()
+	near, far, lost := hop{link: 2, onLink: true, mtu: 1500}, hop{link: 2, mtu: 1500}, hop{}
+	for _, x := range []struct {
+		name   string
+		tunnel Tunnel
+		key    PrivateKey
+		peer   Peer
+		at     hop
+		want   way
+	}{
+		{"same link", TunnelAuto, PrivateKey{}, node, near, direct},
+		{"behind a router", TunnelAuto, PrivateKey{}, node, far, tunnelled},
+		{"no way at present", TunnelAuto, PrivateKey{}, node, lost, tunnelled},
+		{"a key that is not wanted", TunnelAuto, PrivateKey{}, withKey, near, direct},
+		{"same link, always", TunnelAlways, PrivateKey{}, node, near, tunnelled},
+		{"same link, never", TunnelNever, PrivateKey{}, node, near, direct},
+		{"behind a router, never", TunnelNever, PrivateKey{}, node, far, unmanaged},
+		{"server on the same link", TunnelAuto, PrivateKey{}, server, near, unmanaged},
+		{"server behind a router", TunnelAuto, PrivateKey{}, server, far, tunnelled},
+		{"server, always", TunnelAlways, PrivateKey{}, server, near, tunnelled},
+		{"encrypted", TunnelAuto, key, withKey, near, encrypted},
+		{"encrypted, behind a router", TunnelAuto, key, withKey, far, encrypted},
+		{"encrypted, always", TunnelAlways, key, withKey, near, encrypted},
+		{"no key", TunnelAuto, key, node, near, refused},
+		{"no key, behind a router", TunnelNever, key, node, far, refused},
+		{"server has no key", TunnelAuto, key, server, near, unmanaged},
+		{"server has no key, behind a router", TunnelAuto, key, server, far, tunnelled},
+	} {
+		if got := (MeshConfig{Tunnel: x.tunnel, Key: x.key}).wayTo(x.peer, x.at); got != x.want {
+			t.Errorf("%s: %d, want %d", x.name, got, x.want)
+		}
+	}
+}
+
+// Whatever peers there are: nobody is led by a way that was not chosen for them, with
+// encryption nothing of a node's pods goes otherwise, and what a pod may send fits.
+func TestPlan(t *testing.T) {
+	keys := []PublicKey{{}, testKey(t).Public(), testKey(t).Public(), testKey(t).Public()}
+	mine := testKey(t)
+	rapid.Check(t, func(t *rapid.T) {
+		cfg := MeshConfig{NodeIP: siteIP(0, 1), Tunnel: rapid.SampledFrom([]Tunnel{TunnelAuto, TunnelAlways, TunnelNever}).Draw(t, "tunnel")}
+		if rapid.Bool().Draw(t, "encrypt") {
+			cfg.Key = mine
+		}
+		hops := map[netip.Addr]hop{}
+		var peers []Peer
+		for i := range rapid.IntRange(0, 8).Draw(t, "peers") {
+			p := Peer{NodeIP: siteIP(0, rapid.IntRange(1, 6).Draw(t, "address"))}
+			if rapid.Bool().Draw(t, "node") {
+				p.PodCIDR, p.Key = podCIDR(i), rapid.SampledFrom(keys).Draw(t, "key")
+			}
+			peers = append(peers, p)
+			hops[p.NodeIP] = rapid.SampledFrom([]hop{{}, {link: 2, mtu: 1400}, {link: 2, onLink: true, mtu: 1500}, {link: 3, mtu: 9000}}).Draw(t, "hop")
+		}
+		got := cfg.plan(peers, map[netip.Addr]bool{cfg.NodeIP: true}, hops, 1500)
+		refusedPeers, used := map[netip.Prefix]bool{}, map[PublicKey]bool{}
+		for _, p := range got.refused {
+			refusedPeers[p.PodCIDR] = true
+		}
+		for _, p := range peers {
+			r, routed := got.routes[routeKey{unix.RT_TABLE_MAIN, p.PodCIDR}]
+			_, addressed := got.routes[routeKey{peersTable, host(p.NodeIP)}]
+			if p.NodeIP == cfg.NodeIP {
+				if p.isNode() && routed || addressed {
+					t.Fatalf("the machine leads to itself: %v", p)
+				}
+				continue
+			}
+			want := cfg.wayTo(p, hops[p.NodeIP])
+			if want == encrypted && used[p.Key] {
+				want = refused
+			}
+			if want == encrypted {
+				used[p.Key] = true
+			}
+			if !p.isNode() {
+				continue
+			}
+			if routed != (want != unmanaged) || routed && r.way != want || refusedPeers[p.PodCIDR] != (want == refused) {
+				t.Fatalf("%v: %v, want %d", p, r, want)
+			}
+			if !cfg.Key.IsZero() && r.way != encrypted && r.way != refused {
+				t.Fatalf("%v goes in the clear: %v", p, r)
+			}
+			if outer := hops[p.NodeIP].mtu; outer > 0 && want != refused {
+				if fits := outer - map[way]int{tunnelled: vxlanOverhead, encrypted: wireGuardOverhead}[want]; got.mtu > fits || r.mtu > fits {
+					t.Fatalf("%v: pods may send %d and the route takes %d, but %d fit", p, got.mtu, r.mtu, fits)
+				}
+			}
+		}
+		if len(got.vxlanPeers) > 0 && !got.vxlan {
+			t.Fatal("peers of a tunnel that there is not")
+		}
+		if (got.vxlan || got.wireGuard) && len(peers) > 0 && len(hops) > 1 && got.guard.empty() {
+			t.Fatal("a tunnel without a guard")
+		}
+	})
+}
+
+func TestMergedRanges(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var in []addrRange
+		inside := map[netip.Addr]bool{}
+		for range rapid.IntRange(0, 6).Draw(t, "ranges") {
+			p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, 0, rapid.Byte().Draw(t, "address")}), rapid.IntRange(25, 32).Draw(t, "bits")).Masked()
+			in = append(in, rangeOf(p))
+			for a := p.Addr(); p.Contains(a); a = a.Next() {
+				inside[a] = true
+			}
+		}
+		out := merged(in)
+		for i, r := range out {
+			if r.last.Less(r.first) || i > 0 && !out[i-1].last.Next().Less(r.first) {
+				t.Fatalf("%v are not apart", out)
+			}
+			for a := r.first; !r.last.Less(a); a = a.Next() {
+				if !inside[a] {
+					t.Fatalf("%s is in none of %v", a, in)
+				}
+				delete(inside, a)
+			}
+		}
+		if len(inside) > 0 {
+			t.Fatalf("%v lack %v", out, inside)
+		}
+	})
+}
