@@ -57,7 +57,7 @@ func (e *env) down(ctx context.Context, purge bool) error {
 		return err
 	}
 	defer lock.Close()
-	if err := errors.Join(cleanNodes(cfg.DataDir), network.DeleteTopology(topologyID(cfg.DataDir))); err != nil {
+	if err := errors.Join(cleanNodes(cfg.DataDir), leaveServer(cfg.DataDir), network.DeleteTopology(topologyID(cfg.DataDir))); err != nil {
 		return err
 	}
 	if err := endKeeper(cfg.DataDir); err != nil {

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 
 	"github.com/spf13/pflag"
@@ -80,7 +82,7 @@ func (w *worker) openMesh(e *env) error {
 	if err != nil {
 		return usageError("--tunnel: %w", err)
 	}
-	cfg := network.MeshConfig{NodeIP: w.ip, Tunnel: tunnel}
+	cfg := network.MeshConfig{Node: w.name, NodeIP: w.ip, Tunnel: tunnel}
 	switch how := e.v.GetString("encrypt"); how {
 	case "":
 	case encryptWireGuard:
@@ -100,6 +102,23 @@ func (w *worker) openMesh(e *env) error {
 	return w.mesh.Seal()
 }
 
+// meshFile of a data directory says that its server has added ways to pods to the
+// machine's own network.
+const meshFile = "peers"
+
+// leaveServer removes what a server has added to the machine's own network. A worker of
+// another data directory makes anew what it needs.
+func leaveServer(dataDir string) error {
+	file := filepath.Join(dataDir, meshFile)
+	if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err := network.LeaveMesh(""); err != nil {
+		return err
+	}
+	return os.Remove(file)
+}
+
 // followRoutes keeps the ways to the pods of all nodes: the API server's proxy
 // dials pods, in the hub's network namespace or else in its own.
 func (c *controlPlane) followRoutes(ctx context.Context) error {
@@ -111,6 +130,12 @@ func (c *controlPlane) followRoutes(ctx context.Context) error {
 		mesh.NodeIP = ip
 	} else {
 		mesh.Tunnel = network.TunnelNever // nobody elsewhere could answer
+	}
+	if c.hub == "" {
+		// `down` takes away what is added to the machine's own network.
+		if err := os.WriteFile(filepath.Join(c.cfg.DataDir, meshFile), nil, 0o600); err != nil {
+			return err
+		}
 	}
 	return follow.Routes(ctx, c.watched, network.NewMesh(mesh), mesh.NetNS)
 }

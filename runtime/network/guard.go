@@ -89,20 +89,14 @@ func merged(in []addrRange) []addrRange {
 
 func (g guard) empty() bool { return len(g.peers)+len(g.sealed) == 0 }
 
-// nftIn opens nftables in a namespace; done lets go of it.
-func nftIn(ns string) (conn *nftables.Conn, done func(), err error) {
-	if ns == "" {
-		ns = "/proc/thread-self/ns/net"
-	}
-	f, err := os.Open(ns)
-	if err != nil {
-		return nil, nil, err
-	}
-	if conn, err = nftables.New(nftables.WithNetNSFd(int(f.Fd()))); err != nil {
-		_ = f.Close()
-		return nil, nil, err
-	}
-	return conn, func() { _ = f.Close() }, nil
+// nftIn opens nftables in a namespace. It does not enter the namespace later on: from a
+// user namespace there is no way back.
+func nftIn(ns string) (conn *nftables.Conn, err error) {
+	err = inNetNS(ns, func() (err error) {
+		conn, err = nftables.New(nftables.AsLasting())
+		return err
+	})
+	return conn, err
 }
 
 // applyGuard makes the kernel guard as g says, in one transaction, if that is a change.
@@ -113,11 +107,11 @@ func (m *Mesh) applyGuard(g guard) error {
 		}
 		return fmt.Errorf("guard the ways to other nodes: %w", err)
 	}
-	conn, done, err := nftIn(m.cfg.NetNS)
+	conn, err := nftIn(m.cfg.NetNS)
 	if err != nil {
 		return fmt.Errorf("guard the ways to other nodes: %w", err)
 	}
-	defer done()
+	defer conn.CloseLasting()
 	there, err := conn.ListTableOfFamily(guardTable, nftables.TableFamilyIPv4)
 	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("guard the ways to other nodes: %w", err)

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -64,7 +63,9 @@ func ParseTunnel(s string) (Tunnel, error) {
 type MeshConfig struct {
 	// NetNS is the path of the machine's namespace; empty for the caller's own.
 	NetNS string
-	// NodeIP is the address at which the peers know this machine.
+	// Node is this node's name, empty for a server; NodeIP the address at which the peers
+	// know this machine, or soon will.
+	Node   string
 	NodeIP netip.Addr
 	Tunnel Tunnel
 	// Key, if it is not zero, is this node's for WireGuard: what its pods, and itself,
@@ -147,70 +148,6 @@ func (m *Mesh) Seal() error {
 	return nil
 }
 
-// hop is how a machine's own routes lead to an address.
-type hop struct {
-	// link is the index of the link that packets leave by; 0: there is no way.
-	link int
-	// onLink: the address is on that link, and no router between.
-	onLink bool
-	mtu    int
-}
-
-func hopTo(h *netlink.Handle, to netip.Addr) hop {
-	found, err := h.RouteGetWithOptions(net.IP(to.AsSlice()), &netlink.RouteGetOptions{FIBMatch: true})
-	if err != nil || len(found) == 0 {
-		return hop{}
-	}
-	r := found[0]
-	out := hop{link: r.LinkIndex, onLink: r.Gw == nil && r.Via == nil, mtu: r.MTU}
-	if len(r.MultiPath) > 0 {
-		out.link, out.onLink = r.MultiPath[0].LinkIndex, r.MultiPath[0].Gw == nil && r.MultiPath[0].Via == nil
-	}
-	link, err := h.LinkByIndex(out.link)
-	if err != nil || r.Type != unix.RTN_UNICAST || isMeshLink(link.Attrs().Name) {
-		return hop{}
-	}
-	if out.mtu == 0 {
-		out.mtu = link.Attrs().MTU
-	}
-	return out
-}
-
-func isMeshLink(name string) bool { return name == vxlanLink || name == wireGuardLink }
-
-// defaultMTU is Ethernet's.
-const defaultMTU = 1500
-
-// ownAddresses are those of the machine, with the MTU of the link that has nodeIP. The
-// tunnels' links borrow that address, and may still have an earlier one.
-func ownAddresses(h *netlink.Handle, nodeIP netip.Addr) (map[netip.Addr]bool, int, error) {
-	links, err := h.LinkList()
-	if err != nil {
-		return nil, 0, fmt.Errorf("list links: %w", err)
-	}
-	byIndex := map[int]*netlink.LinkAttrs{}
-	for _, l := range links {
-		byIndex[l.Attrs().Index] = l.Attrs()
-	}
-	list, err := h.AddrList(nil, netlink.FAMILY_V4)
-	if err != nil {
-		return nil, 0, fmt.Errorf("list addresses: %w", err)
-	}
-	own, mtu := map[netip.Addr]bool{nodeIP: true}, defaultMTU
-	for _, a := range list {
-		ip, ok := netip.AddrFromSlice(a.IP.To4())
-		link := byIndex[a.LinkIndex]
-		if !ok || link == nil || isMeshLink(link.Name) {
-			continue
-		}
-		own[ip] = true
-		if ip == nodeIP && link.Flags&net.FlagLoopback == 0 {
-			mtu = link.MTU
-		}
-	}
-	return own, mtu, nil
-}
-
 // way is how packets get to a peer.
 type way int
 
@@ -284,10 +221,11 @@ func (c MeshConfig) plan(peers []Peer, own map[netip.Addr]bool, hops map[netip.A
 	hosts, keys := map[netip.Addr]bool{}, map[PublicKey]bool{}
 	// Nodes first: a server that is one, too, has its node's way.
 	for _, p := range slices.Concat(only(peers, Peer.isNode), only(peers, func(p Peer) bool { return !p.isNode() })) {
+		if p.isNode() && p.Name == c.Node {
+			out.pods = p.PodCIDR.Masked()
+			continue
+		}
 		if own[p.NodeIP] {
-			if p.NodeIP == c.NodeIP && p.isNode() && !out.pods.IsValid() {
-				out.pods = p.PodCIDR.Masked()
-			}
 			continue
 		}
 		if !p.NodeIP.Is4() || p.isNode() && !p.PodCIDR.Addr().Is4() {
@@ -403,103 +341,6 @@ func (m *Mesh) apply(h *netlink.Handle, want plan) error {
 		errs = append(errs, m.applyGuard(want.guard))
 	}
 	return errors.Join(errs...)
-}
-
-// syncPeerRoutes makes the routes of ours what want says. A route whose tunnel there is
-// not, is an unreachable one: its packets must not leave by another way.
-func syncPeerRoutes(h *netlink.Handle, want map[routeKey]routeTo, index map[way]int, nodeIP netip.Addr) error {
-	have, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: routeProtocol, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
-	if err != nil {
-		return fmt.Errorf("list routes: %w", err)
-	}
-	routes := map[routeKey]*netlink.Route{}
-	for key, to := range want {
-		routes[key] = kernelRoute(key, to, index, nodeIP)
-	}
-	var errs []error
-	done := map[routeKey]bool{}
-	for _, r := range have {
-		if r.Dst == nil {
-			continue
-		}
-		ip, _ := netip.AddrFromSlice(r.Dst.IP.To4())
-		bits, _ := r.Dst.Mask.Size()
-		key := routeKey{r.Table, netip.PrefixFrom(ip, bits)}
-		if w := routes[key]; w != nil {
-			done[key] = done[key] || sameRoute(w, &r)
-			continue // else it is replaced below
-		}
-		if err := h.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
-			errs = append(errs, fmt.Errorf("delete route to %s: %w", r.Dst, err))
-		}
-	}
-	for key, r := range routes {
-		if done[key] {
-			continue
-		}
-		if err := h.RouteReplace(r); err != nil {
-			errs = append(errs, fmt.Errorf("add route to %s by way of %s: %w", key.to, want[key].via, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func kernelRoute(key routeKey, to routeTo, index map[way]int, nodeIP netip.Addr) *netlink.Route {
-	r := &netlink.Route{Dst: ipNet(key.to), Table: key.table, Protocol: routeProtocol, Type: unix.RTN_UNICAST}
-	link := index[to.way]
-	switch {
-	case to.way == direct:
-		r.Gw, r.LinkIndex = net.IP(to.via.AsSlice()), to.link
-	case link == 0:
-		r.Type = unix.RTN_UNREACHABLE
-	case to.way == tunnelled:
-		r.Gw, r.Flags = net.IP(to.via.AsSlice()), int(netlink.FLAG_ONLINK)
-		fallthrough
-	default:
-		r.LinkIndex, r.Src, r.MTU = link, net.IP(nodeIP.AsSlice()), to.mtu
-		if r.Gw == nil {
-			r.Scope = netlink.SCOPE_LINK
-		}
-	}
-	return r
-}
-
-func sameRoute(a, b *netlink.Route) bool {
-	return a.Type == b.Type && a.Gw.Equal(b.Gw) && a.LinkIndex == b.LinkIndex && a.Src.Equal(b.Src) && a.MTU == b.MTU
-}
-
-// syncPeerRule makes this node's pods look for other machines' addresses in the table
-// of our own, if there is anything in it.
-func syncPeerRule(h *netlink.Handle, want plan) error {
-	needed := false
-	for key := range want.routes {
-		needed = needed || key.table == peersTable && want.pods.IsValid()
-	}
-	have, err := h.RuleList(netlink.FAMILY_V4)
-	if err != nil {
-		return fmt.Errorf("list routing rules: %w", err)
-	}
-	for _, r := range have {
-		if r.Protocol != routeProtocol {
-			continue
-		}
-		if needed && r.Table == peersTable && r.Priority == peersPriority && r.Src != nil && r.Src.String() == want.pods.String() {
-			needed = false
-			continue
-		}
-		if err := h.RuleDel(&r); err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("delete routing rule %s: %w", r, err)
-		}
-	}
-	if !needed {
-		return nil
-	}
-	r := netlink.NewRule()
-	r.Family, r.Src, r.Table, r.Priority, r.Protocol = netlink.FAMILY_V4, ipNet(want.pods), peersTable, peersPriority, routeProtocol
-	if err := h.RuleAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("add routing rule for %s: %w", want.pods, err)
-	}
-	return nil
 }
 
 func deleteLink(h *netlink.Handle, name string) error {

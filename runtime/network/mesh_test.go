@@ -72,7 +72,7 @@ func newSites(t testing.TB, at ...int) *sites {
 		}
 		c.nodes, c.pods = append(c.nodes, node), append(c.pods, pods)
 		s.peers = append(s.peers, Peer{Name: fmt.Sprintf("node-%d", n), NodeIP: node.IP, PodCIDR: podCIDR(n)})
-		s.meshes = append(s.meshes, NewMesh(MeshConfig{NetNS: node.NetNS, NodeIP: node.IP, Tunnel: TunnelAuto}))
+		s.meshes = append(s.meshes, NewMesh(MeshConfig{NetNS: node.NetNS, Node: fmt.Sprintf("node-%d", n), NodeIP: node.IP, Tunnel: TunnelAuto}))
 	}
 	return s
 }
@@ -198,11 +198,11 @@ func (s *sites) state(ns string) string {
 			}
 		}
 	}
-	conn, done, err := nftIn(ns)
+	conn, err := nftIn(ns)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	defer done()
+	defer conn.CloseLasting()
 	if table, err := conn.ListTable(guardTable); err == nil {
 		set, err := conn.GetSetByName(table, "peers")
 		if err != nil {
@@ -319,11 +319,11 @@ func TestTunnel(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.sync()
-		conn, done, err := nftIn(s.nodes[0].NetNS)
+		conn, err := nftIn(s.nodes[0].NetNS)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer done()
+		defer conn.CloseLasting()
 		conn.FlushRuleset()
 		if err := conn.Flush(); err != nil {
 			t.Fatal(err)
@@ -351,7 +351,7 @@ func TestTunnel(t *testing.T) {
 	t.Run("always and never", func(t *testing.T) {
 		for _, tunnel := range []Tunnel{TunnelAlways, TunnelNever, TunnelAuto} {
 			for i := range s.meshes {
-				s.meshes[i] = NewMesh(MeshConfig{NetNS: s.nodes[i].NetNS, NodeIP: s.nodes[i].IP, Tunnel: tunnel})
+				s.meshes[i] = NewMesh(MeshConfig{NetNS: s.nodes[i].NetNS, Node: s.peers[i].Name, NodeIP: s.nodes[i].IP, Tunnel: tunnel})
 			}
 			s.sync()
 			expect(t, string(tunnel)+", same link", ns[1], netip.AddrPortFrom(ip[3], 8080), fmt.Sprintf("p3 %s", ip[1]))
@@ -488,6 +488,34 @@ func transfer(t *testing.T, from, to string, at, by netip.AddrPort, size int) {
 	}
 }
 
+// begin opens a connection, by which the function that it returns sends size bytes.
+func begin(t *testing.T, from, to string, at netip.AddrPort) func(size int) {
+	t.Helper()
+	l, err := ListenIn(to, "tcp4", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := DialIn(from)(t.Context(), "tcp4", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(size int) {
+		defer c.Close()
+		defer accepted.Close()
+		deadline := time.Now().Add(20 * time.Second)
+		_, _ = c.SetDeadline(deadline), accepted.SetDeadline(deadline)
+		go func() { _, _ = c.Write(make([]byte, size)) }()
+		if n, err := io.ReadFull(accepted, make([]byte, size)); err != nil {
+			t.Errorf("of a connection that was open %d bytes of %d arrived: %v", n, size, err)
+		}
+	}
+}
+
 // datagram sends one of a size and says whether it came; fragment allows that it be
 // taken apart.
 func datagram(t *testing.T, from, to string, at, by netip.AddrPort, size int, fragment bool) error {
@@ -562,8 +590,10 @@ func TestTunnelMTU(t *testing.T) {
 		}
 		s.sync()
 	}
-	for _, uplink := range []int{1500, 1400, 9000} {
+	for _, uplink := range []int{1500, 1400, 9000, 1500} {
+		finish := begin(t, early, late, there)
 		uplinks(uplink)
+		finish(1 << 20)
 		mtu := uplink - 50
 		for _, ns := range []string{early, late} {
 			if got := s.link(ns, podLink).Attrs().MTU; got != mtu {
@@ -614,7 +644,6 @@ func TestNodeMoves(t *testing.T) {
 		s.plug("node-2", to.site)
 		s.address(s.nodes[1].NetNS, to.site, to.n)
 		s.nodes[1].IP = siteIP(to.site, to.n)
-		s.peers[1].NodeIP = s.nodes[1].IP
 		// Its worker has started anew.
 		if err := s.pods[1].Close(); err != nil {
 			t.Fatal(err)
@@ -625,7 +654,12 @@ func TestNodeMoves(t *testing.T) {
 		if s.pods[1], err = NewPodNetwork(cfg); err != nil {
 			t.Fatal(err)
 		}
-		s.meshes[1] = NewMesh(MeshConfig{NetNS: s.nodes[1].NetNS, NodeIP: s.nodes[1].IP, Tunnel: TunnelAuto})
+		s.meshes[1] = NewMesh(MeshConfig{NetNS: s.nodes[1].NetNS, Node: "node-2", NodeIP: s.nodes[1].IP, Tunnel: TunnelAuto})
+		s.sync()
+		if state := s.state(s.nodes[1].NetNS); strings.Contains(state, podCIDR(2).String()+" via") || !strings.Contains(state, "rule from "+podCIDR(2).String()) && to.site == 1 {
+			t.Errorf("before the API knows, the node takes itself for another:\n%s", state)
+		}
+		s.peers[1].NodeIP = s.nodes[1].IP
 		s.sync()
 		check()
 		for _, n := range s.nodes {
@@ -687,6 +721,18 @@ func TestPartition(t *testing.T) {
 		}
 	}
 	answered()
+	// A Sync that finds everything in order is not told as a change.
+	s.sync()
+	select {
+	case <-changed:
+	case <-time.After(300 * time.Millisecond):
+	}
+	s.sync()
+	select {
+	case <-changed:
+		t.Error("what changes nothing is told as a change")
+	case <-time.After(300 * time.Millisecond):
+	}
 	h := s.handle(s.router)
 	far := s.link(s.router, "node-2")
 	if err := h.LinkSetDown(far); err != nil {

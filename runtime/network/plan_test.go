@@ -61,7 +61,7 @@ func TestPlan(t *testing.T) {
 	keys := []PublicKey{{}, testKey(t).Public(), testKey(t).Public(), testKey(t).Public()}
 	mine := testKey(t)
 	rapid.Check(t, func(t *rapid.T) {
-		cfg := MeshConfig{NodeIP: siteIP(0, 1), Tunnel: rapid.SampledFrom([]Tunnel{TunnelAuto, TunnelAlways, TunnelNever}).Draw(t, "tunnel")}
+		cfg := MeshConfig{Node: "me", NodeIP: siteIP(0, 1), Tunnel: rapid.SampledFrom([]Tunnel{TunnelAuto, TunnelAlways, TunnelNever}).Draw(t, "tunnel")}
 		if rapid.Bool().Draw(t, "encrypt") {
 			cfg.Key = mine
 		}
@@ -70,7 +70,7 @@ func TestPlan(t *testing.T) {
 		for i := range rapid.IntRange(0, 8).Draw(t, "peers") {
 			p := Peer{NodeIP: siteIP(0, rapid.IntRange(1, 6).Draw(t, "address"))}
 			if rapid.Bool().Draw(t, "node") {
-				p.PodCIDR, p.Key = podCIDR(i), rapid.SampledFrom(keys).Draw(t, "key")
+				p.Name, p.PodCIDR, p.Key = rapid.SampledFrom([]string{"", "me", "other"}).Draw(t, "name"), podCIDR(i), rapid.SampledFrom(keys).Draw(t, "key")
 			}
 			peers = append(peers, p)
 			hops[p.NodeIP] = rapid.SampledFrom([]hop{{}, {link: 2, mtu: 1400}, {link: 2, onLink: true, mtu: 1500}, {link: 3, mtu: 9000}}).Draw(t, "hop")
@@ -83,6 +83,12 @@ func TestPlan(t *testing.T) {
 		for _, p := range peers {
 			r, routed := got.routes[routeKey{unix.RT_TABLE_MAIN, p.PodCIDR}]
 			_, addressed := got.routes[routeKey{peersTable, host(p.NodeIP)}]
+			if p.Name == cfg.Node && p.isNode() {
+				if routed {
+					t.Fatalf("the node leads to itself: %v", p)
+				}
+				continue
+			}
 			if p.NodeIP == cfg.NodeIP {
 				if p.isNode() && routed || addressed {
 					t.Fatalf("the machine leads to itself: %v", p)
@@ -114,7 +120,7 @@ func TestPlan(t *testing.T) {
 		if len(got.vxlanPeers) > 0 && !got.vxlan {
 			t.Fatal("peers of a tunnel that there is not")
 		}
-		if (got.vxlan || got.wireGuard) && len(peers) > 0 && len(hops) > 1 && got.guard.empty() {
+		if len(got.vxlanPeers)+len(got.wireGuardPeers) > 0 && got.guard.empty() {
 			t.Fatal("a tunnel without a guard")
 		}
 	})

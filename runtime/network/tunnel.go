@@ -81,13 +81,18 @@ func tunnelUp(h *netlink.Handle, ns string, link netlink.Link, nodeIP netip.Addr
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", name, err)
 	}
+	there := false
 	for _, a := range have {
 		if a.IP.Equal(nodeIP.AsSlice()) {
+			there = true
 			continue
 		}
 		if err := h.AddrDel(link, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			return fmt.Errorf("delete address %s of %s: %w", a.IP, name, err)
 		}
+	}
+	if there && link.Attrs().Flags&net.FlagUp != 0 {
+		return nil // setting it again would be told as a change
 	}
 	return upWithAddr(h, link, host(nodeIP))
 }

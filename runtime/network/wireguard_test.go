@@ -193,7 +193,7 @@ func TestWireGuard(t *testing.T) {
 	for i := range 2 {
 		key := testKey(t)
 
-		s.meshes[i] = NewMesh(MeshConfig{NetNS: s.nodes[i].NetNS, NodeIP: s.nodes[i].IP, Tunnel: TunnelAuto, Key: key})
+		s.meshes[i] = NewMesh(MeshConfig{NetNS: s.nodes[i].NetNS, Node: s.peers[i].Name, NodeIP: s.nodes[i].IP, Tunnel: TunnelAuto, Key: key})
 		s.peers[i].Key = key.Public()
 		if err := s.meshes[i].Seal(); err != nil {
 			t.Fatal(err)
@@ -353,7 +353,7 @@ func TestWireGuard(t *testing.T) {
 	})
 	t.Run("a node that begins to encrypt is let in", func(t *testing.T) {
 		key := testKey(t)
-		s.meshes[2] = NewMesh(MeshConfig{NetNS: s.nodes[2].NetNS, NodeIP: s.nodes[2].IP, Tunnel: TunnelAuto, Key: key})
+		s.meshes[2] = NewMesh(MeshConfig{NetNS: s.nodes[2].NetNS, Node: "node-3", NodeIP: s.nodes[2].IP, Tunnel: TunnelAuto, Key: key})
 		s.peers[2].Key = key.Public()
 		s.sync()
 		expect(t, "pod to pod", ns[1], netip.AddrPortFrom(ip[3], 8080), fmt.Sprintf("p3 %s", ip[1]))

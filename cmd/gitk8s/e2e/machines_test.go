@@ -90,10 +90,12 @@ func (m *machine) clean(t *testing.T) {
 	if err := m.leftovers(); err != nil {
 		t.Error(err)
 	}
-	// As in /proc/net/route: the least significant byte comes first. The server's own
-	// routes to the pods are its machine's to keep.
-	if routes := m.exec("", "", "cat", "/proc/self/net/route").stdout; m.worker != nil && (strings.Contains(routes, "2A0A\t") || strings.Contains(routes, "2B0A\t")) {
-		t.Errorf("%s still has routes to pods or services:\n%s", m.name, routes)
+	// As in /proc/net/route: the least significant byte comes first.
+	left := m.exec("", "", "cat", "/proc/self/net/route", "/proc/self/net/dev").stdout
+	for _, ours := range []string{"2A0A\t", "2B0A\t", "gitk8s-vxlan", "gitk8s-wg"} {
+		if strings.Contains(left, ours) {
+			t.Errorf("%s still has routes to pods or services, or tunnels:\n%s", m.name, left)
+		}
 	}
 }
 

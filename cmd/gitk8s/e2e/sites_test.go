@@ -311,12 +311,4 @@ spec:
 			t.Errorf("the container changed: %+v, before %+v", lifeOf(now), before)
 		}
 	})
-	t.Run("taken out of service", func(t *testing.T) {
-		if r := two.run("down", "--purge"); r.code != 0 {
-			t.Fatal(r)
-		}
-		if left := two.exec("", "", "sh", "-c", "cat /proc/self/net/dev /proc/self/net/route").stdout; strings.Contains(left, "gitk8s") || strings.Contains(left, "2A0A\t") {
-			t.Error(left)
-		}
-	})
 }
