@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"gitk8s.dev/gitk8s/runtime/network"
 	"gitk8s.dev/gitk8s/runtime/network/policy"
 )
 
@@ -28,7 +29,7 @@ func newNetTrace(e *env) *cobra.Command {
 		Use:   "trace POD TO:PORT[/udp|/sctp]",
 		Short: "Say whether NetworkPolicies let a pod connect, and which of them do",
 		Long: "Say whether NetworkPolicies let a pod connect, and which of them do. TO is a pod,\n" +
-			"of another namespace as NAMESPACE/POD, or an IPv4 address; PORT a number, or the\n" +
+			"of another namespace as NAMESPACE/POD, or an address, [of IPv6]; PORT a number, or the\n" +
 			"name of a port of the pod. Whether something answers there is not asked.",
 		Args: exactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -85,15 +86,22 @@ func traceNet(s policy.Snapshot, namespace, from, target string) (*netTrace, err
 		if err != nil {
 			return nil, err
 		}
-		to, ports = pod.IP, pod.Ports
+		if to = network.Same(source.IPs[0], pod.IPs); !to.IsValid() {
+			to = pod.IPs[0]
+		}
+		ports = pod.Ports
+	}
+	start := network.Same(to, source.IPs)
+	if !start.IsValid() {
+		return nil, fmt.Errorf("pod %s/%s has no address of the family of %s", source.Namespace, source.Name, to)
 	}
 	port, err := portNumber(ports, portText, proto)
 	if err != nil {
 		return nil, err
 	}
 	out := &netTrace{
-		From: source.Namespace + "/" + source.Name, To: fmt.Sprintf("%s:%d", to, port), Allowed: true,
-		Steps: policy.Trace(s, source.IP, to, proto, port),
+		From: source.Namespace + "/" + source.Name, To: netip.AddrPortFrom(to, port).String(), Allowed: true,
+		Steps: policy.Trace(s, start, to, proto, port),
 	}
 	for _, step := range out.Steps {
 		out.Allowed = out.Allowed && step.Allowed

@@ -17,8 +17,8 @@ func TestNetTrace(t *testing.T) {
 	s := policy.Snapshot{
 		Policies: []*networkingv1.NetworkPolicy{deny},
 		Pods: []*policy.Pod{
-			{Namespace: "shop", Name: "web", IP: netip.MustParseAddr("10.42.0.2"), Ports: []policy.Port{{Name: "http", Protocol: policy.TCP, Number: 8080}}},
-			{Namespace: "other", Name: "client", IP: netip.MustParseAddr("10.42.0.3")},
+			{Namespace: "shop", Name: "web", IPs: []netip.Addr{netip.MustParseAddr("10.42.0.2")}, Ports: []policy.Port{{Name: "http", Protocol: policy.TCP, Number: 8080}}},
+			{Namespace: "other", Name: "client", IPs: []netip.Addr{netip.MustParseAddr("10.42.0.3")}},
 		},
 	}
 	for _, tt := range []struct{ from, to, want string }{

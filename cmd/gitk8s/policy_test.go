@@ -35,12 +35,12 @@ func leavesNothing(dir string) error {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return err
 	}
-	e, err := policy.NewEnforcer("")
+	e, err := policy.NewEnforcer("", true)
 	if err != nil {
 		return err
 	}
 	defer e.Close()
-	if err := e.Hold(netip.MustParseAddr("10.42.1.2")); err != nil {
+	if err := e.Hold([]netip.Addr{netip.MustParseAddr("10.42.1.2"), netip.MustParseAddr("fd00::2")}); err != nil {
 		return err
 	}
 	conn, err := nftables.New()

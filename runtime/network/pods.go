@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -26,10 +27,10 @@ const (
 )
 
 var (
-	// gateway is the same in every pod. It exists on no link: the pod's permanent
-	// neighbour entry leads to the node's end of the pair.
-	gateway = netip.MustParseAddr("169.254.1.1")
-	hostMAC = net.HardwareAddr{0xee, 0xee, 0xee, 0xee, 0xee, 0xee}
+	// gateways are the same in every pod. They exist on no link: the pod's permanent
+	// neighbour entries lead to the node's end of the pair.
+	gateways = []netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("fe80::1")}
+	hostMAC  = net.HardwareAddr{0xee, 0xee, 0xee, 0xee, 0xee, 0xee}
 )
 
 // PodConfig of a node's PodNetwork.
@@ -38,10 +39,33 @@ type PodConfig struct {
 	Dir string
 	// NetNS is the path of the node's namespace; empty means the caller's own.
 	NetNS string
-	// PodCIDR is the node's share of the pods' addresses.
-	PodCIDR netip.Prefix
-	// NodeIP is the source address of what the node itself sends to its pods.
-	NodeIP netip.Addr
+	// PodCIDRs are the node's share of the pods' addresses, one of each family of the
+	// cluster. Services are the services' addresses, of the same families.
+	PodCIDRs, Services []netip.Prefix
+	// NodeIPs are the source addresses of what the node itself sends to its pods, one of
+	// each of these families.
+	NodeIPs []netip.Addr
+}
+
+func (c *PodConfig) check() error {
+	if len(c.PodCIDRs) == 0 {
+		return errors.New("pod network: no range of addresses")
+	}
+	for i, p := range c.PodCIDRs {
+		if !p.IsValid() || p.Addr().BitLen()-p.Bits() < 4 {
+			return fmt.Errorf("pod network: %s is no range of at least 16 addresses", p)
+		}
+		if p.Addr().Is6() && p.Bits() > 112 {
+			return fmt.Errorf("pod network: %s is no range of at least 65536 addresses", p)
+		}
+		if !Same(p.Addr(), c.NodeIPs).IsValid() {
+			return fmt.Errorf("pod network: the node has no address of the family of %s; it needs one for its pods to be reached", p)
+		}
+		if i > 0 && p.Addr().Is6() == c.PodCIDRs[0].Addr().Is6() {
+			return fmt.Errorf("pod network: %v are of one family", c.PodCIDRs)
+		}
+	}
+	return nil
 }
 
 // PodNetwork connects the pods of one node, each by a pair of links and a route of
@@ -53,8 +77,8 @@ type PodNetwork struct {
 
 	mu   sync.Mutex
 	pods map[string]Pod
-	used map[netip.Addr]string
-	last netip.Addr
+	used map[uint16]string // by the number that a pod's addresses end in
+	last uint16
 }
 
 // Pod is a pod's place in the network.
@@ -62,7 +86,8 @@ type Pod struct {
 	UID string
 	// Name is namespace/name, for people who look at the records.
 	Name string
-	IP   netip.Addr
+	// IPs are its addresses, one of each family, which end in the same 16 bits.
+	IPs []netip.Addr
 	// NetNS is the path of its namespace.
 	NetNS string
 	// OwnUsers: the namespace belongs to a user namespace of the pod's own, with the
@@ -73,10 +98,13 @@ type Pod struct {
 // NewPodNetwork opens the records and prepares the node: its route to the services'
 // addresses.
 func NewPodNetwork(cfg PodConfig) (*PodNetwork, error) {
-	if !cfg.PodCIDR.IsValid() || !cfg.PodCIDR.Addr().Is4() || cfg.PodCIDR.Bits() > 28 {
-		return nil, fmt.Errorf("pod network: %s is no IPv4 range of at least 16 addresses", cfg.PodCIDR)
+	if err := cfg.check(); err != nil {
+		return nil, err
 	}
-	cfg.PodCIDR = cfg.PodCIDR.Masked()
+	cfg.PodCIDRs = slices.Clone(cfg.PodCIDRs)
+	for i, p := range cfg.PodCIDRs {
+		cfg.PodCIDRs[i] = p.Masked()
+	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("pod network: %w", err)
 	}
@@ -84,18 +112,25 @@ func NewPodNetwork(cfg PodConfig) (*PodNetwork, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pod network: %w", err)
 	}
-	if err := prepareForwarding(cfg.NetNS); err != nil {
+	if err := prepareForwarding(cfg.NetNS, hasIPv6(cfg.PodCIDRs)); err != nil {
 		return nil, fmt.Errorf("pod network: %w", err)
+	}
+	if hasIPv6(cfg.PodCIDRs) {
+		if err := guardSources(cfg.NetNS); err != nil {
+			return nil, fmt.Errorf("pod network: %w", err)
+		}
 	}
 	h, err := handle(cfg.NetNS, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("pod network: %w", err)
 	}
-	n := &PodNetwork{cfg: cfg, h: h, pods: map[string]Pod{}, used: map[netip.Addr]string{}, last: cfg.PodCIDR.Addr().Next()}
+	n := &PodNetwork{cfg: cfg, h: h, pods: map[string]Pod{}, used: map[uint16]string{}}
+	n.last, _ = n.numbers()
 	for _, p := range pods {
-		n.pods[p.UID], n.used[p.IP] = p, p.UID
-		if cfg.PodCIDR.Contains(p.IP) && n.last.Less(p.IP) {
-			n.last = p.IP
+		n.pods[p.UID] = p
+		n.hold(p)
+		if n.fits(p) {
+			n.last = max(n.last, ending(p.IPs[0]))
 		}
 	}
 	if err := n.routeServices(); err != nil {
@@ -112,9 +147,20 @@ func (n *PodNetwork) routeServices() error {
 	if err != nil {
 		return fmt.Errorf("find loopback: %w", err)
 	}
-	r := &netlink.Route{Dst: ipNet(ServiceCIDR), LinkIndex: lo.Attrs().Index, Src: net.IP(n.cfg.NodeIP.AsSlice()), Scope: netlink.SCOPE_LINK}
-	if err := n.h.RouteReplace(r); err != nil {
-		return fmt.Errorf("add route to the services %s: %w", ServiceCIDR, err)
+	for _, services := range n.cfg.Services {
+		from := Same(services.Addr(), n.cfg.NodeIPs)
+		r := &netlink.Route{Dst: ipNet(services), LinkIndex: lo.Attrs().Index, Src: net.IP(from.AsSlice()), Scope: netlink.SCOPE_LINK}
+		if from.Is6() {
+			// By the loopback it would be one that refuses: the kernel allows no others.
+			link, err := linkOf(n.h, from)
+			if err != nil {
+				return err
+			}
+			r.LinkIndex, r.Scope, r.Protocol = link.Attrs().Index, 0, servicesProtocol
+		}
+		if err := n.h.RouteReplace(r); err != nil {
+			return fmt.Errorf("add route to the services %s: %w", services, err)
+		}
 	}
 	return nil
 }
@@ -126,60 +172,116 @@ func (n *PodNetwork) Close() error {
 }
 
 // Setup connects a pod, or finds it connected, and returns its namespace and
-// address. name is namespace/name of the pod; ownUsers makes the namespace one of a new
+// addresses. name is namespace/name of the pod; ownUsers makes the namespace one of a new
 // user namespace.
-func (n *PodNetwork) Setup(ctx context.Context, uid, name string, ownUsers bool) (string, netip.Addr, error) {
+func (n *PodNetwork) Setup(ctx context.Context, uid, name string, ownUsers bool) (string, []netip.Addr, error) {
 	if err := ctx.Err(); err != nil {
-		return "", netip.Addr{}, err
+		return "", nil, err
 	}
 	if !validUID(uid) {
-		return "", netip.Addr{}, fmt.Errorf("connect pod %s: bad uid %q", name, uid)
+		return "", nil, fmt.Errorf("connect pod %s: bad uid %q", name, uid)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	pod, known := n.pods[uid]
 	if known && n.isConnected(pod) {
-		return pod.NetNS, pod.IP, nil
+		return pod.NetNS, pod.IPs, nil
 	}
-	if !known || !n.cfg.PodCIDR.Contains(pod.IP) {
-		ip, err := n.allocate()
+	if !known || !n.fits(pod) {
+		ips, err := n.allocate()
 		if err != nil {
-			return "", netip.Addr{}, fmt.Errorf("connect pod %s: %w", name, err)
+			return "", nil, fmt.Errorf("connect pod %s: %w", name, err)
 		}
-		pod = Pod{UID: uid, Name: name, IP: ip, NetNS: filepath.Join(n.cfg.Dir, uid+pinExt), OwnUsers: ownUsers}
+		if known {
+			n.free(pod)
+		}
+		pod = Pod{UID: uid, Name: name, IPs: ips, NetNS: filepath.Join(n.cfg.Dir, uid+pinExt), OwnUsers: ownUsers}
 	}
 	// Written before anything is made: what is made can then be found and removed.
 	if err := writeRecord(n.cfg.Dir, pod); err != nil {
-		return "", netip.Addr{}, fmt.Errorf("connect pod %s: %w", name, err)
+		return "", nil, fmt.Errorf("connect pod %s: %w", name, err)
 	}
-	n.pods[uid], n.used[pod.IP] = pod, uid
+	n.pods[uid] = pod
+	n.hold(pod)
 	if err := n.connect(pod); err != nil {
-		return "", netip.Addr{}, errors.Join(fmt.Errorf("connect pod %s: %w", name, err), n.remove(pod))
+		return "", nil, errors.Join(fmt.Errorf("connect pod %s: %w", name, err), n.remove(pod))
 	}
-	return pod.NetNS, pod.IP, nil
+	return pod.NetNS, pod.IPs, nil
 }
 
 func validUID(uid string) bool {
 	return uid != "" && len(uid) <= 128 && !strings.ContainsAny(uid, "/\x00") && uid[0] != '.'
 }
 
-// allocate walks on from the last address given out, so that an address rests for
-// as long as possible before another pod gets it.
-func (n *PodNetwork) allocate() (netip.Addr, error) {
-	first := n.cfg.PodCIDR.Addr().Next().Next() // neither the network nor .1
-	size := 1 << (32 - n.cfg.PodCIDR.Bits())
-	ip := n.last
-	for range size {
-		ip = ip.Next()
-		if !ip.IsValid() || !n.cfg.PodCIDR.Contains(ip) || !n.cfg.PodCIDR.Contains(ip.Next()) { // not the broadcast address
-			ip = first
-		}
-		if _, taken := n.used[ip]; !taken {
-			n.last = ip
-			return ip, nil
+// fits says that a pod's addresses are those that it would be given here.
+func (n *PodNetwork) fits(p Pod) bool {
+	return slices.EqualFunc(p.IPs, n.cfg.PodCIDRs, func(a netip.Addr, cidr netip.Prefix) bool { return cidr.Contains(a) }) &&
+		slices.Equal(p.IPs, n.ending(ending(p.IPs[0])))
+}
+
+func (n *PodNetwork) hold(p Pod) {
+	for _, ip := range p.IPs {
+		n.used[ending(ip)] = p.UID
+	}
+}
+
+func (n *PodNetwork) free(p Pod) {
+	for _, ip := range p.IPs {
+		if n.used[ending(ip)] == p.UID {
+			delete(n.used, ending(ip))
 		}
 	}
-	return netip.Addr{}, fmt.Errorf("all %d addresses of %s are taken", size-3, n.cfg.PodCIDR)
+}
+
+// ending is the lower half of an IPv4 address, or as much of an IPv6 one.
+func ending(a netip.Addr) uint16 {
+	b := a.AsSlice()
+	return binary.BigEndian.Uint16(b[len(b)-2:])
+}
+
+// numbers are the first and the last number that a pod's addresses may end in, less the
+// first two and the last: the network, .1, and the broadcast address. They are those
+// of the IPv4 range; IPv6 ranges without one have 256 each that are a neighbour's
+// neither, so that no two pods of a cluster have the same (see UserBase).
+func (n *PodNetwork) numbers() (first, last uint16) {
+	if p := ofFamily(n.cfg.PodCIDRs, false); p.IsValid() {
+		first = ending(p.Addr())
+		return first + 1, first + uint16(1<<(32-max(p.Bits(), 16))-1) - 1
+	}
+	p := n.cfg.PodCIDRs[0]
+	b := p.Addr().As16()
+	subnet := b[(p.Bits()-1)/8] >> ((8 - p.Bits()%8) % 8) // the last bits of the network
+	first = uint16(subnet) << 8
+	return first + 1, first + 254
+}
+
+// ending are the addresses of all families that end in a number.
+func (n *PodNetwork) ending(number uint16) []netip.Addr {
+	out := make([]netip.Addr, 0, len(n.cfg.PodCIDRs))
+	for _, p := range n.cfg.PodCIDRs {
+		b := p.Addr().AsSlice()
+		binary.BigEndian.PutUint16(b[len(b)-2:], number)
+		a, _ := netip.AddrFromSlice(b)
+		out = append(out, a)
+	}
+	return out
+}
+
+// allocate walks on from the last number given out, so that an address rests for
+// as long as possible before another pod gets it.
+func (n *PodNetwork) allocate() ([]netip.Addr, error) {
+	first, last := n.numbers()
+	number := n.last
+	for range int(last - first) {
+		if number++; number <= first || number > last {
+			number = first + 1
+		}
+		if _, taken := n.used[number]; !taken {
+			n.last = number
+			return n.ending(number), nil
+		}
+	}
+	return nil, fmt.Errorf("all %d addresses of %s are taken", last-first, n.cfg.PodCIDRs[0])
 }
 
 // linkName is the node's end of the pair. Links have at most 15 characters.
@@ -196,8 +298,13 @@ func (n *PodNetwork) isConnected(p Pod) bool {
 	if err != nil || link.Attrs().Flags&net.FlagUp == 0 {
 		return false
 	}
-	routes, err := n.h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: ipNet(netip.PrefixFrom(p.IP, 32)), LinkIndex: link.Attrs().Index}, netlink.RT_FILTER_DST|netlink.RT_FILTER_OIF)
-	return err == nil && len(routes) == 1
+	for _, ip := range p.IPs {
+		routes, err := n.h.RouteListFiltered(family(ip), &netlink.Route{Dst: ipNet(host(ip)), LinkIndex: link.Attrs().Index}, netlink.RT_FILTER_DST|netlink.RT_FILTER_OIF)
+		if err != nil || len(routes) != 1 {
+			return false
+		}
+	}
+	return len(p.IPs) == len(n.cfg.PodCIDRs)
 }
 
 // connect makes everything anew.
@@ -207,7 +314,7 @@ func (n *PodNetwork) connect(p Pod) error {
 	}
 	base := uint32(0)
 	if p.OwnUsers {
-		base = UserBase(p.IP)
+		base = UserBase(p.IPs[0])
 	}
 	if err := createNetNSOf(p.NetNS, base); err != nil {
 		return err
@@ -223,9 +330,17 @@ func (n *PodNetwork) connect(p Pod) error {
 	if err != nil {
 		return fmt.Errorf("find link: %w", err)
 	}
-	// What a pod sends must have its own address: policies go by it.
+	// What a pod sends must have its own address: policies go by it. For IPv6 see
+	// guardSources. Nor is a pod a router to whom the node listens.
 	err = inNetNS(n.cfg.NetNS, func() error {
-		return setSysctls(map[string]string{"net.ipv4.conf." + linkName(p.UID) + ".rp_filter": "1"})
+		values := map[string]string{"net.ipv4.conf." + linkName(p.UID) + ".rp_filter": "1"}
+		if hasIPv6(n.cfg.PodCIDRs) {
+			values["net.ipv6.conf."+linkName(p.UID)+".accept_ra"] = "0"
+			values["net.ipv6.conf."+linkName(p.UID)+".accept_dad"] = "0"
+			// Without an address of the link's there are no redirects, as above.
+			values["net.ipv6.conf."+linkName(p.UID)+".addr_gen_mode"] = "1"
+		}
+		return setSysctls(values)
 	})
 	if err != nil {
 		return err
@@ -234,17 +349,20 @@ func (n *PodNetwork) connect(p Pod) error {
 		return fmt.Errorf("set link up: %w", err)
 	}
 	index := link.Attrs().Index
-	if err := n.h.NeighSet(permanent(index, p.IP, mac)); err != nil {
-		return fmt.Errorf("add neighbour %s: %w", p.IP, err)
-	}
-	r := &netlink.Route{Dst: ipNet(netip.PrefixFrom(p.IP, 32)), LinkIndex: index, Scope: netlink.SCOPE_LINK, Src: net.IP(n.cfg.NodeIP.AsSlice())}
-	if err := n.h.RouteReplace(r); err != nil {
-		return fmt.Errorf("add route to %s: %w", p.IP, err)
+	for _, ip := range p.IPs {
+		if err := n.h.NeighSet(permanent(index, ip, mac)); err != nil {
+			return fmt.Errorf("add neighbour %s: %w", ip, err)
+		}
+		from := Same(ip, n.cfg.NodeIPs)
+		r := &netlink.Route{Dst: ipNet(host(ip)), LinkIndex: index, Scope: netlink.SCOPE_LINK, Src: net.IP(from.AsSlice())}
+		if err := n.h.RouteReplace(r); err != nil {
+			return fmt.Errorf("add route to %s: %w", ip, err)
+		}
 	}
 	return nil
 }
 
-// insidePod gives the pod its address and its only way out: to the node.
+// insidePod gives the pod its addresses and its only way out: to the node.
 func (n *PodNetwork) insidePod(p Pod) (net.HardwareAddr, error) {
 	err := inNetNS(p.NetNS, func() error {
 		// As containerd's enable_unprivileged_ports and enable_unprivileged_icmp:
@@ -257,7 +375,13 @@ func (n *PodNetwork) insidePod(p Pod) (net.HardwareAddr, error) {
 			// A user namespace in which not all groups exist. 0 does.
 			err = setSysctls(map[string]string{"net.ipv4.ping_group_range": "0 0"})
 		}
-		return err
+		if err != nil || !hasIPv6(n.cfg.PodCIDRs) {
+			return err
+		}
+		// Nobody else has its addresses, and there is no router but the node.
+		return setSysctls(map[string]string{
+			"net.ipv6.conf." + podLink + ".accept_dad": "0", "net.ipv6.conf." + podLink + ".accept_ra": "0",
+		})
 	})
 	if err != nil {
 		return nil, err
@@ -271,29 +395,42 @@ func (n *PodNetwork) insidePod(p Pod) (net.HardwareAddr, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find %s: %w", podLink, err)
 	}
-	if err := upWithAddr(h, link, netip.PrefixFrom(p.IP, 32)); err != nil {
+	addrs := make([]netip.Prefix, 0, len(p.IPs))
+	for _, ip := range p.IPs {
+		addrs = append(addrs, host(ip))
+	}
+	if err := upWithAddrs(h, link, addrs...); err != nil {
 		return nil, err
 	}
 	index := link.Attrs().Index
-	if err := h.NeighSet(permanent(index, gateway, hostMAC)); err != nil {
-		return nil, fmt.Errorf("add neighbour %s: %w", gateway, err)
-	}
-	toGateway := &netlink.Route{Dst: ipNet(netip.PrefixFrom(gateway, 32)), LinkIndex: index, Scope: netlink.SCOPE_LINK}
-	if err := h.RouteReplace(toGateway); err != nil {
-		return nil, fmt.Errorf("add route to %s: %w", gateway, err)
-	}
-	def := &netlink.Route{Dst: ipNet(netip.MustParsePrefix("0.0.0.0/0")), LinkIndex: index, Gw: net.IP(gateway.AsSlice())}
-	if err := h.RouteReplace(def); err != nil {
-		return nil, fmt.Errorf("add default route: %w", err)
+	for _, ip := range p.IPs {
+		gateway := Same(ip, gateways)
+		if err := h.NeighSet(permanent(index, gateway, hostMAC)); err != nil {
+			return nil, fmt.Errorf("add neighbour %s: %w", gateway, err)
+		}
+		if ip.Is4() { // the IPv6 one is on the link by its nature
+			toGateway := &netlink.Route{Dst: ipNet(host(gateway)), LinkIndex: index, Scope: netlink.SCOPE_LINK}
+			if err := h.RouteReplace(toGateway); err != nil {
+				return nil, fmt.Errorf("add route to %s: %w", gateway, err)
+			}
+		}
+		all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if ip.Is6() {
+			all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+		def := &netlink.Route{Dst: ipNet(all), LinkIndex: index, Gw: net.IP(gateway.AsSlice())}
+		if err := h.RouteReplace(def); err != nil {
+			return nil, fmt.Errorf("add default route: %w", err)
+		}
 	}
 	return link.Attrs().HardwareAddr, nil
 }
 
 func permanent(index int, ip netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
-	return &netlink.Neigh{LinkIndex: index, Family: netlink.FAMILY_V4, State: netlink.NUD_PERMANENT, IP: net.IP(ip.AsSlice()), HardwareAddr: mac}
+	return &netlink.Neigh{LinkIndex: index, Family: family(ip), State: netlink.NUD_PERMANENT, IP: net.IP(ip.AsSlice()), HardwareAddr: mac}
 }
 
-// disconnect removes the link and the namespace. The address stays the pod's.
+// disconnect removes the link and the namespace. The addresses stay the pod's.
 func (n *PodNetwork) disconnect(p Pod) error {
 	link, err := n.h.LinkByName(linkName(p.UID))
 	if err == nil {
@@ -328,7 +465,7 @@ func (n *PodNetwork) remove(p Pod) error {
 		return err
 	}
 	delete(n.pods, p.UID)
-	delete(n.used, p.IP)
+	n.free(p)
 	return nil
 }
 
@@ -410,8 +547,16 @@ func readRecords(dir string) ([]Pod, error) {
 		}
 		uid := strings.TrimSuffix(filepath.Base(f), recordExt)
 		pin := filepath.Join(dir, uid+pinExt)
-		var p Pod
-		if json.Unmarshal(b, &p) != nil || p.UID != uid || !p.IP.Is4() {
+		var r struct {
+			Pod
+			IP netip.Addr // all that there was before there were several
+		}
+		err = json.Unmarshal(b, &r)
+		p := r.Pod
+		if len(p.IPs) == 0 && r.IP.IsValid() {
+			p.IPs = []netip.Addr{r.IP}
+		}
+		if err != nil || p.UID != uid || len(p.IPs) == 0 || slices.ContainsFunc(p.IPs, func(a netip.Addr) bool { return !a.IsValid() }) {
 			if err := errors.Join(deleteNetNS(pin), os.Remove(f)); err != nil {
 				return nil, err
 			}

@@ -3,6 +3,7 @@ package network
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 
@@ -13,6 +14,9 @@ import (
 // routeProtocol marks the routes that SyncRoutes owns (see /etc/iproute2/rt_protos;
 // the number is free there).
 const routeProtocol = 203
+
+// servicesProtocol marks the route to the services' IPv6 addresses.
+const servicesProtocol = 204
 
 // Peer is a node whose pods are reached by way of its address.
 type Peer struct {
@@ -28,23 +32,25 @@ func SyncRoutes(ns string, peers []Peer) error {
 		return err
 	}
 	defer h.Close()
-	own, err := h.AddrList(nil, netlink.FAMILY_V4)
+	return errors.Join(syncRoutes(h, familyIPv4, peers), syncRoutes(h, familyIPv6, peers))
+}
+
+func syncRoutes(h *netlink.Handle, family int, peers []Peer) error {
+	own, err := h.AddrList(nil, family)
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
 	isOwn := map[netip.Addr]bool{}
 	for _, a := range own {
-		if ip, ok := netip.AddrFromSlice(a.IP.To4()); ok {
-			isOwn[ip] = true
-		}
+		isOwn[addrOf(a.IP)] = true
 	}
 	want := map[string]netip.Addr{}
 	for _, p := range peers {
-		if !isOwn[p.NodeIP] {
+		if p.NodeIP.Is6() == (family == familyIPv6) && !isOwn[p.NodeIP] {
 			want[p.PodCIDR.Masked().String()] = p.NodeIP
 		}
 	}
-	have, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
+	have, err := h.RouteListFiltered(family, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
@@ -52,8 +58,7 @@ func SyncRoutes(ns string, peers []Peer) error {
 		if r.Dst == nil {
 			continue
 		}
-		via, _ := netip.AddrFromSlice(r.Gw.To4())
-		if want[r.Dst.String()] == via && via.IsValid() {
+		if via := addrOf(r.Gw); want[r.Dst.String()] == via && via.IsValid() {
 			delete(want, r.Dst.String())
 			continue
 		}
@@ -70,20 +75,36 @@ func SyncRoutes(ns string, peers []Peer) error {
 	return nil
 }
 
-// EnsureDNSAddress gives a node the address at which it answers names.
-func EnsureDNSAddress(ns string) error {
+// addrOf is an address as the netlink library has it; invalid for none.
+func addrOf(ip net.IP) netip.Addr {
+	a, _ := netip.AddrFromSlice(ip)
+	return a.Unmap()
+}
+
+// EnsureDNSAddress gives a node the addresses at which it answers names.
+func EnsureDNSAddress(ns string, ranges Ranges) error {
 	h, lo, err := loopback(ns)
 	if err != nil {
 		return err
 	}
 	defer h.Close()
-	return addHostAddress(h, lo, DNSIP, "")
+	for _, ip := range ranges.DNS() {
+		if err := addHostAddress(h, lo, ip, ""); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // addHostAddress gives the loopback interface an address that is for the host alone: no
 // packet of the node's gets it as its source by itself.
 func addHostAddress(h *netlink.Handle, lo netlink.Link, ip netip.Addr, label string) error {
-	if err := h.AddrReplace(lo, &netlink.Addr{IPNet: ipNet(host(ip)), Label: label, Scope: int(netlink.SCOPE_HOST)}); err != nil {
+	a := &netlink.Addr{IPNet: ipNet(host(ip)), Label: label, Scope: int(netlink.SCOPE_HOST)}
+	if ip.Is6() {
+		// IPv6 has neither labels nor such a scope; what is deprecated is nobody's choice.
+		a.Label, a.Scope, a.Flags, a.ValidLft = "", 0, unix.IFA_F_NODAD, math.MaxUint32
+	}
+	if err := h.AddrReplace(lo, a); err != nil {
 		return fmt.Errorf("add address %s: %w", ip, err)
 	}
 	return nil
@@ -103,17 +124,15 @@ func loopback(ns string) (*netlink.Handle, netlink.Link, error) {
 	return h, lo, nil
 }
 
-func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
-
 // Leave removes from a namespace what a node adds to it besides its pods: the
 // services, load balancers' addresses, and the routes to them and to the other nodes' pods.
-func Leave(ns string) error {
-	proxy, err := NewProxy(ns)
+func Leave(ns string, ranges Ranges) error {
+	proxy, err := NewProxy(ns, ranges.Services)
 	if err != nil {
 		return err
 	}
 	defer proxy.Close()
-	if err := errors.Join(proxy.Remove(), SyncRoutes(ns, nil), SyncAddresses(ns, netip.Addr{}, nil)); err != nil {
+	if err := errors.Join(proxy.Remove(), removeGuard(ns), SyncRoutes(ns, nil), SyncAddresses(ns, netip.Addr{}, nil)); err != nil {
 		return err
 	}
 	h, lo, err := loopback(ns)
@@ -121,16 +140,20 @@ func Leave(ns string) error {
 		return err
 	}
 	defer h.Close()
-	if err := h.AddrDel(lo, &netlink.Addr{IPNet: ipNet(host(DNSIP))}); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-		return fmt.Errorf("delete address %s: %w", DNSIP, err)
+	for _, ip := range ranges.DNS() {
+		if err := h.AddrDel(lo, &netlink.Addr{IPNet: ipNet(host(ip))}); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("delete address %s: %w", ip, err)
+		}
 	}
-	routes, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: ipNet(ServiceCIDR)}, netlink.RT_FILTER_DST)
-	if err != nil {
-		return fmt.Errorf("list routes: %w", err)
-	}
-	for _, r := range routes {
-		if err := h.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("delete route to %s: %w", r.Dst, err)
+	for _, p := range ranges.Services {
+		routes, err := h.RouteListFiltered(family(p.Addr()), &netlink.Route{Dst: ipNet(p)}, netlink.RT_FILTER_DST)
+		if err != nil {
+			return fmt.Errorf("list routes: %w", err)
+		}
+		for _, r := range routes {
+			if err := h.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("delete route to %s: %w", r.Dst, err)
+			}
 		}
 	}
 	return nil

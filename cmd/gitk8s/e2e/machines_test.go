@@ -47,19 +47,19 @@ func machines(t *testing.T, n int) []*machine {
 			t.Error(err)
 		}
 	})
-	if err := network.EnsureHub(id); err != nil {
+	if err := network.EnsureHub(id, ranges); err != nil {
 		t.Fatal(err)
 	}
 	var out []*machine
 	for i := 1; i <= n; i++ {
 		name := fmt.Sprintf("machine-%d", i)
-		node, err := network.EnsureNode(id, name, i)
+		node, err := network.EnsureNode(id, name, i, ranges)
 		if err != nil {
 			t.Fatal(err)
 		}
 		c := newCluster(name)
 		c.netns = node.NetNS
-		m := &machine{cluster: c, ip: node.IP, bin: suite.bin}
+		m := &machine{cluster: c, ip: node.IPs[0], bin: suite.bin}
 		out = append(out, m)
 		t.Cleanup(func() { m.clean(t) })
 	}

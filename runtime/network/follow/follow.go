@@ -6,6 +6,7 @@ package follow
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -38,10 +39,12 @@ type Config struct {
 	Informers informers.SharedInformerFactory
 	// Pods, of this node, have host ports; the caller starts it.
 	Pods cache.SharedIndexInformer
-	// Node is its name, IP its address, NetNS the path of its network namespace, empty
+	// Ranges are the cluster's.
+	Ranges network.Ranges
+	// Node is its name, IPs its addresses, NetNS the path of its network namespace, empty
 	// for the caller's own.
 	Node  string
-	IP    netip.Addr
+	IPs   []netip.Addr
 	NetNS string
 	// Proxy, Zone and Checks are kept up to date.
 	Proxy  *network.Proxy
@@ -89,7 +92,7 @@ func Node(ctx context.Context, cfg Config) error {
 		if err != nil {
 			return err
 		}
-		at := network.Place{Node: cfg.Node}
+		at := network.Place{Node: cfg.Node, Names: cfg.Ranges.DNS()}
 		if n, err := nodes.Lister().Get(cfg.Node); err == nil {
 			at.Zone = n.Labels[corev1.LabelTopologyZone]
 		}
@@ -101,7 +104,7 @@ func Node(ctx context.Context, cfg Config) error {
 		}
 		return errors.Join(
 			cfg.Proxy.Apply(network.Desired(at, svcs, eps).WithHostPorts(pods)),
-			network.SyncAddresses(cfg.NetNS, cfg.IP, network.Announced(cfg.Node, svcs)),
+			network.SyncAddresses(cfg.NetNS, network.Same(netip.IPv4Unspecified(), cfg.IPs), network.Announced(cfg.Node, svcs)),
 			cfg.Checks.Apply(healthcheck.Desired(cfg.Node, svcs, eps)))
 	})
 	return nil
@@ -263,7 +266,7 @@ func Signal(ch chan<- struct{}) cache.ResourceEventHandler {
 // onPlace signals when a node comes, goes, or changes its addresses; not at each
 // of its status reports.
 func onPlace(ch chan<- struct{}) cache.ResourceEventHandler {
-	return onNode(ch, func(n *corev1.Node) string { return n.Spec.PodCIDR + " " + address(n) })
+	return onNode(ch, func(n *corev1.Node) string { return fmt.Sprint(n.Spec.PodCIDR, n.Spec.PodCIDRs, addresses(n)) })
 }
 
 // onReady signals when a node becomes reachable, or ceases to be.
@@ -271,10 +274,10 @@ func onReady(ch chan<- struct{}) cache.ResourceEventHandler {
 	return onNode(ch, func(n *corev1.Node) string {
 		for _, c := range n.Status.Conditions {
 			if c.Type == corev1.NodeReady {
-				return string(c.Status) + " " + address(n)
+				return fmt.Sprint(c.Status, addresses(n))
 			}
 		}
-		return address(n)
+		return fmt.Sprint(addresses(n))
 	})
 }
 
@@ -329,13 +332,32 @@ func onNode(ch chan<- struct{}, aspect func(*corev1.Node) string) cache.Resource
 	}
 }
 
-func address(n *corev1.Node) string {
+// addresses are the internal ones that a node says it has.
+func addresses(n *corev1.Node) (out []netip.Addr) {
 	for _, a := range n.Status.Addresses {
-		if a.Type == corev1.NodeInternalIP {
-			return a.Address
+		if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == corev1.NodeInternalIP {
+			out = append(out, ip)
 		}
 	}
-	return ""
+	return out
+}
+
+// peers are the ways to a node's pods; none until it has been given addresses for them.
+func peers(n *corev1.Node) (out []network.Peer) {
+	cidrs := n.Spec.PodCIDRs
+	if len(cidrs) == 0 {
+		cidrs = []string{n.Spec.PodCIDR}
+	}
+	for _, text := range cidrs {
+		cidr, err := netip.ParsePrefix(text)
+		if err != nil {
+			continue
+		}
+		if ip := network.Same(cidr.Addr(), addresses(n)); ip.IsValid() {
+			out = append(out, network.Peer{PodCIDR: cidr, NodeIP: ip})
+		}
+	}
+	return out
 }
 
 func syncRoutes(nodes corelisters.NodeLister, netNS string) error {
@@ -343,17 +365,9 @@ func syncRoutes(nodes corelisters.NodeLister, netNS string) error {
 	if err != nil {
 		return err
 	}
-	var peers []network.Peer
+	var ways []network.Peer
 	for _, n := range all {
-		cidr, err := netip.ParsePrefix(n.Spec.PodCIDR)
-		if err != nil {
-			continue // not given yet
-		}
-		ip, err := netip.ParseAddr(address(n))
-		if err != nil {
-			continue
-		}
-		peers = append(peers, network.Peer{PodCIDR: cidr, NodeIP: ip})
+		ways = append(ways, peers(n)...)
 	}
-	return network.SyncRoutes(netNS, peers)
+	return network.SyncRoutes(netNS, ways)
 }

@@ -25,7 +25,7 @@ type Step struct {
 
 // Trace says for a connection what the policies at both ends say about it: those of from
 // about what goes out, those of the pod at to about what comes in. An end that is no pod
-// of the snapshot has none.
+// of the snapshot has none. Both addresses are of one family.
 func Trace(s Snapshot, from, to netip.Addr, proto Protocol, port uint16) []Step {
 	c := newCompiler(s)
 	var out []Step
@@ -33,7 +33,7 @@ func Trace(s Snapshot, from, to netip.Addr, proto Protocol, port uint16) []Step 
 		t         networkingv1.PolicyType
 		pod, peer netip.Addr
 	}{{networkingv1.PolicyTypeEgress, from, to}, {networkingv1.PolicyTypeIngress, to, from}} {
-		i := slices.IndexFunc(s.Pods, func(p *Pod) bool { return p.IP == end.pod })
+		i := slices.IndexFunc(s.Pods, func(p *Pod) bool { return slices.Contains(p.IPs, end.pod) })
 		if i < 0 {
 			continue
 		}
@@ -41,7 +41,7 @@ func Trace(s Snapshot, from, to netip.Addr, proto Protocol, port uint16) []Step 
 		step := Step{Pod: p.Namespace + "/" + p.Name, Direction: end.t}
 		for _, pol := range c.selecting(p, end.t) {
 			step.SelectedBy = append(step.SelectedBy, pol.name)
-			if slices.ContainsFunc(boxes(c.rules(pol, p, end.t)), func(b Box) bool { return b.has(end.peer, proto, port) }) {
+			if slices.ContainsFunc(boxes(c.rules(pol, p, end.t, end.peer.Is6())), func(b Box) bool { return b.has(end.peer, proto, port) }) {
 				step.AllowedBy = append(step.AllowedBy, pol.name)
 			}
 		}
