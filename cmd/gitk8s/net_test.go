@@ -19,6 +19,7 @@ func TestNetTrace(t *testing.T) {
 		Pods: []*policy.Pod{
 			{Namespace: "shop", Name: "web", IPs: []netip.Addr{netip.MustParseAddr("10.42.0.2")}, Ports: []policy.Port{{Name: "http", Protocol: policy.TCP, Number: 8080}}},
 			{Namespace: "other", Name: "client", IPs: []netip.Addr{netip.MustParseAddr("10.42.0.3")}},
+			{Namespace: "shop", Name: "six", IPs: []netip.Addr{netip.MustParseAddr("fd00::6"), netip.MustParseAddr("10.42.0.6")}},
 		},
 	}
 	for _, tt := range []struct{ from, to, want string }{
@@ -28,6 +29,9 @@ func TestNetTrace(t *testing.T) {
 		{"other/client", "10.42.0.2:1", "selected by shop/deny; none of them allows it"},
 		{"web", "web:http", "a pod reaches itself"},
 		{"gone", "web:http", "there is no pod shop/gone"},
+		{"six", "[fd00::9]:53/udp", "shop/six to [fd00::9]:53: allowed"},
+		{"other/client", "six:80", "other/client to 10.42.0.6:80: denied"},
+		{"other/client", "[fd00::6]:80", "other/client has no address of the family of fd00::6"},
 		{"web", "web:http/udp", `port "http" is no number`},
 		{"web", "web:http/icmp", "none of tcp, udp and sctp"},
 		{"web", "web", "missing port"},

@@ -154,6 +154,17 @@ func (c Config) ranges(withNodes bool) (network.Ranges, error) {
 	return parseRanges(c.ClusterCIDR, c.ServiceCIDR, nodes)
 }
 
+// advertisesFirst: the API's own service has the first family, and its endpoint must be of
+// the same.
+func advertisesFirst(c Config, r network.Ranges) error {
+	ip, err := netip.ParseAddr(c.advertised())
+	if err == nil && ip.Unmap().Is6() != r.Services[0].Addr().Is6() {
+		return usageError("this server is reached at %s, which is not of the family of %s, the first range of --%s: add an --advertise-address that is, or put the other range first in --%s and --%s",
+			ip, r.Services[0], servicesFlag, podsFlag, servicesFlag)
+	}
+	return nil
+}
+
 // joinRanges is the value of a flag for ranges.
 func joinRanges(list []netip.Prefix) string {
 	var b strings.Builder

@@ -65,6 +65,11 @@ func TestDerivedAddresses(t *testing.T) {
 			t.Errorf("%s, want %s", joinAddrs(got), what)
 		}
 	}
+	for address, ok := range map[string]bool{"192.0.2.1": true, "2001:db8::1": false, "": true} {
+		if err := advertisesFirst(Config{AdvertiseAddress: address, Listen: "127.0.0.1"}, r); (err == nil) != ok {
+			t.Errorf("%q: %v", address, err)
+		}
+	}
 	for text, want := range map[string]string{
 		"192.0.2.1,2001:db8::1": "192.0.2.1,2001:db8::1", "2001:db8::1, 192.0.2.1": "192.0.2.1,2001:db8::1",
 		"192.0.2.1": "! no IPv6 address", "2001:db8::1": "! no IPv4 address", "192.0.2.1,192.0.2.2": "! two addresses of one family", "x": "! no IP address",

@@ -90,6 +90,9 @@ func newServer(e *env) *cobra.Command {
 			if ip := net.ParseIP(cfg.advertised()); ip != nil && ip.IsUnspecified() {
 				return usageError("--listen %s says nothing about where workers reach this server; add --advertise-address", cfg.Listen)
 			}
+			if err := advertisesFirst(cfg, ranges); err != nil {
+				return err
+			}
 			lock, err := lockDataDir(cfg.DataDir)
 			if err != nil {
 				return err

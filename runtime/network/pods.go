@@ -3,9 +3,7 @@ package network
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -211,77 +209,6 @@ func (n *PodNetwork) Setup(ctx context.Context, uid, name string, ownUsers bool)
 
 func validUID(uid string) bool {
 	return uid != "" && len(uid) <= 128 && !strings.ContainsAny(uid, "/\x00") && uid[0] != '.'
-}
-
-// fits says that a pod's addresses are those that it would be given here.
-func (n *PodNetwork) fits(p Pod) bool {
-	return slices.EqualFunc(p.IPs, n.cfg.PodCIDRs, func(a netip.Addr, cidr netip.Prefix) bool { return cidr.Contains(a) }) &&
-		slices.Equal(p.IPs, n.ending(ending(p.IPs[0])))
-}
-
-func (n *PodNetwork) hold(p Pod) {
-	for _, ip := range p.IPs {
-		n.used[ending(ip)] = p.UID
-	}
-}
-
-func (n *PodNetwork) free(p Pod) {
-	for _, ip := range p.IPs {
-		if n.used[ending(ip)] == p.UID {
-			delete(n.used, ending(ip))
-		}
-	}
-}
-
-// ending is the lower half of an IPv4 address, or as much of an IPv6 one.
-func ending(a netip.Addr) uint16 {
-	b := a.AsSlice()
-	return binary.BigEndian.Uint16(b[len(b)-2:])
-}
-
-// numbers are the first and the last number that a pod's addresses may end in, less the
-// first two and the last: the network, .1, and the broadcast address. They are those
-// of the IPv4 range; IPv6 ranges without one have 256 each that are a neighbour's
-// neither, so that no two pods of a cluster have the same (see UserBase).
-func (n *PodNetwork) numbers() (first, last uint16) {
-	if p := ofFamily(n.cfg.PodCIDRs, false); p.IsValid() {
-		first = ending(p.Addr())
-		return first + 1, first + uint16(1<<(32-max(p.Bits(), 16))-1) - 1
-	}
-	p := n.cfg.PodCIDRs[0]
-	b := p.Addr().As16()
-	subnet := b[(p.Bits()-1)/8] >> ((8 - p.Bits()%8) % 8) // the last bits of the network
-	first = uint16(subnet) << 8
-	return first + 1, first + 254
-}
-
-// ending are the addresses of all families that end in a number.
-func (n *PodNetwork) ending(number uint16) []netip.Addr {
-	out := make([]netip.Addr, 0, len(n.cfg.PodCIDRs))
-	for _, p := range n.cfg.PodCIDRs {
-		b := p.Addr().AsSlice()
-		binary.BigEndian.PutUint16(b[len(b)-2:], number)
-		a, _ := netip.AddrFromSlice(b)
-		out = append(out, a)
-	}
-	return out
-}
-
-// allocate walks on from the last number given out, so that an address rests for
-// as long as possible before another pod gets it.
-func (n *PodNetwork) allocate() ([]netip.Addr, error) {
-	first, last := n.numbers()
-	number := n.last
-	for range int(last - first) {
-		if number++; number <= first || number > last {
-			number = first + 1
-		}
-		if _, taken := n.used[number]; !taken {
-			n.last = number
-			return n.ending(number), nil
-		}
-	}
-	return nil, fmt.Errorf("all %d addresses of %s are taken", last-first, n.cfg.PodCIDRs[0])
 }
 
 // linkName is the node's end of the pair. Links have at most 15 characters.
@@ -490,80 +417,4 @@ func (n *PodNetwork) Reconcile(live func(uid string) bool) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// DeletePods removes every pod's namespace below a PodNetwork's directory without
-// the node: for cleaning up after a process that was killed. The links go with the
-// namespaces.
-func DeletePods(dir string) error {
-	pods, err := readRecords(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("delete pods' networks: %w", err)
-	}
-	var errs []error
-	for _, p := range pods {
-		if err := emptyAndDelete(p.NetNS); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		errs = append(errs, os.Remove(filepath.Join(dir, p.UID+recordExt)))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("delete pods' networks: %w", err)
-	}
-	return nil
-}
-
-func writeRecord(dir string, p Pod) error {
-	b, err := json.Marshal(p)
-	if err != nil {
-		return err
-	}
-	file := filepath.Join(dir, p.UID+recordExt)
-	if err := os.WriteFile(file+".tmp", b, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(file+".tmp", file)
-}
-
-// readRecords leaves out what a crash of the machine made unreadable; the pods of
-// those are gone as well.
-func readRecords(dir string) ([]Pod, error) {
-	if _, err := os.Stat(dir); err != nil {
-		return nil, err
-	}
-	files, err := filepath.Glob(filepath.Join(dir, "*"+recordExt))
-	if err != nil {
-		return nil, err
-	}
-	var out []Pod
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			return nil, err
-		}
-		uid := strings.TrimSuffix(filepath.Base(f), recordExt)
-		pin := filepath.Join(dir, uid+pinExt)
-		var r struct {
-			Pod
-			IP netip.Addr // all that there was before there were several
-		}
-		err = json.Unmarshal(b, &r)
-		p := r.Pod
-		if len(p.IPs) == 0 && r.IP.IsValid() {
-			p.IPs = []netip.Addr{r.IP}
-		}
-		if err != nil || p.UID != uid || len(p.IPs) == 0 || slices.ContainsFunc(p.IPs, func(a netip.Addr) bool { return !a.IsValid() }) {
-			if err := errors.Join(deleteNetNS(pin), os.Remove(f)); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		p.NetNS = pin
-		out = append(out, p)
-	}
-	return out, nil
 }

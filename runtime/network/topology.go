@@ -39,7 +39,7 @@ func EnsureHub(id string, r Ranges) error {
 		return err
 	}
 	if hasIPv6(r.Nodes) {
-		if err := inNetNS(ns, noDelay); err != nil {
+		if err := errors.Join(requireIPv6(), inNetNS(ns, noDelay)); err != nil {
 			return fmt.Errorf("prepare %s: %w", ns, err)
 		}
 	}
@@ -115,7 +115,7 @@ func prepareForwarding(ns string, ipv6 bool) error {
 		if err != nil || !ipv6 {
 			return err
 		}
-		if err := keepRouters(); err != nil {
+		if err := errors.Join(requireIPv6(), keepRouters()); err != nil {
 			return err
 		}
 		if ns != "" { // a node's own
@@ -127,19 +127,29 @@ func prepareForwarding(ns string, ipv6 bool) error {
 	})
 }
 
+// sysctlsIPv6 has the kernel's parameters for links.
+const sysctlsIPv6 = "/proc/sys/net/ipv6/conf"
+
 // noDelay lets addresses of the links that come be used at once: nobody else can have
 // them.
 func noDelay() error {
 	return setSysctls(map[string]string{"net.ipv6.conf.default.accept_dad": "0", "net.ipv6.conf.default.accept_ra": "0"})
 }
 
+// requireIPv6 says in words what otherwise is a file that is missing.
+func requireIPv6() error {
+	if _, err := os.Stat(sysctlsIPv6); err != nil {
+		return errors.New("this machine's kernel has no IPv6, of which the cluster is to have addresses: begin one with IPv4 alone")
+	}
+	return nil
+}
+
 // keepRouters: a machine that has its routes from routers' advertisements must keep them
 // although it forwards now, which would end them ("accept_ra" in the kernel's
 // ip-sysctl.rst). Links that come later are left alone.
 func keepRouters() error {
-	const dir = "/proc/sys/net/ipv6/conf"
-	if b, err := os.ReadFile(dir + "/all/forwarding"); err != nil || strings.TrimSpace(string(b)) != "0" {
-		return nil // a kernel without IPv6 says so when it is asked to forward
+	if b, err := os.ReadFile(sysctlsIPv6 + "/all/forwarding"); err != nil || strings.TrimSpace(string(b)) != "0" {
+		return err // nothing to do where it forwards already
 	}
 	links, err := net.Interfaces()
 	if err != nil {
@@ -149,7 +159,7 @@ func keepRouters() error {
 		if strings.HasPrefix(l.Name, podLinks) {
 			continue
 		}
-		file := filepath.Join(dir, l.Name, "accept_ra")
+		file := filepath.Join(sysctlsIPv6, l.Name, "accept_ra")
 		if b, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(b)) != "1" {
 			continue
 		}

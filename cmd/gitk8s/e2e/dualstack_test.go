@@ -51,8 +51,8 @@ func dualService(name, spec string) string {
 	return "apiVersion: v1\nkind: Service\nmetadata: {name: " + name + "}\nspec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]" + spec + "}\n---\n"
 }
 
-// url of a port at an address.
-func url(ip string, port int) string {
+// clientURL of a port at an address.
+func clientURL(ip string, port int) string {
 	return "http://" + netip.AddrPortFrom(netip.MustParseAddr(ip), uint16(port)).String() + "/client"
 }
 
@@ -66,9 +66,9 @@ func podIPs(p *corev1.Pod) (out []string) {
 // dual is a cluster with pods of more than the default addresses.
 type dual struct {
 	*cluster
-	k              tool
-	ns             string
-	one, two, asks *corev1.Pod
+	k                tool
+	ns               string
+	one, two, client *corev1.Pod
 }
 
 func newDual(t *testing.T, pods, services, nodes string) *dual {
@@ -88,7 +88,7 @@ func newDual(t *testing.T, pods, services, nodes string) *dual {
 // look takes note of the pods.
 func (d *dual) look(t *testing.T) {
 	t.Helper()
-	for name, p := range map[string]**corev1.Pod{"one": &d.one, "two": &d.two, "asks": &d.asks} {
+	for name, p := range map[string]**corev1.Pod{"one": &d.one, "two": &d.two, "asks": &d.client} {
 		*p = d.awaitPod(t, d.ns, name, "it is ready", ready)
 	}
 }
@@ -122,7 +122,7 @@ func (d *dual) looksUp(t *testing.T, kind, name, want string) {
 func (d *dual) families(t *testing.T, name, want string) *corev1.Service {
 	t.Helper()
 	svc := d.service(t, d.ns, name)
-	if got := fmt.Sprint(*svc.Spec.IPFamilyPolicy, svc.Spec.IPFamilies); got != want || len(svc.Spec.ClusterIPs) != len(svc.Spec.IPFamilies) && svc.Spec.ClusterIP != "None" {
+	if got := fmt.Sprintf("%s %s", *svc.Spec.IPFamilyPolicy, svc.Spec.IPFamilies); got != want || len(svc.Spec.ClusterIPs) != len(svc.Spec.IPFamilies) && svc.Spec.ClusterIP != "None" {
 		t.Errorf("service %s has %s and %v, want %s", name, got, svc.Spec.ClusterIPs, want)
 	}
 	return svc
@@ -140,24 +140,24 @@ func TestDualStack(t *testing.T) {
 }
 
 func dualPodsReach(t *testing.T, d *dual) {
-	for _, p := range []*corev1.Pod{d.one, d.two, d.asks} {
+	for _, p := range []*corev1.Pod{d.one, d.two, d.client} {
 		ips := podIPs(p)
 		if len(ips) != 2 || !netip.MustParsePrefix(pods4).Contains(netip.MustParseAddr(ips[0])) || !netip.MustParsePrefix(pods6).Contains(netip.MustParseAddr(ips[1])) || p.Status.PodIP != ips[0] || len(p.Status.HostIPs) != 2 {
 			t.Fatalf("%s has %v of %v", p.Name, ips, p.Status.HostIPs)
 		}
 	}
-	ips, hosts := podIPs(d.asks), d.asks.Status.HostIPs
+	ips, hosts := podIPs(d.client), d.client.Status.HostIPs
 	for _, to := range []*corev1.Pod{d.one, d.two} {
 		for i, ip := range podIPs(to) {
-			d.fetches(t, "asks", url(ip, 8080), to.Name+" asked by "+ips[i]+"\n")
+			d.fetches(t, "asks", clientURL(ip, 8080), to.Name+" asked by "+ips[i]+"\n")
 		}
 	}
 	contains(t, d.k.run(t, "exec", "asks", "--", "/server", "env"), "POD_IPS="+strings.Join(ips, ","), "HOST_IPS="+hosts[0].IP+","+hosts[1].IP)
 	contains(t, d.k.run(t, "exec", "asks", "--", "/server", "cat", "/etc/hosts"), ips[0]+"\tasks", ips[1]+"\tasks")
 	contains(t, d.k.run(t, "get", "node", "worker-2", "-o", "jsonpath={.spec.podCIDRs} {.status.addresses[*].address}"), `/24","fd00:10:52`, "10.51.0.12 fd00:10:51::c")
 	contains(t, d.k.run(t, "describe", "pod", "asks"), "IPs:", "IP:  "+ips[0], "IP:  "+ips[1])
-	d.fetches(t, "asks", url("10.51.0.11", 8095), "one asked by")
-	d.fetches(t, "asks", url("fd00:10:51::b", 8095), "one asked by "+ips[1]+"\n")
+	d.fetches(t, "asks", clientURL("10.51.0.11", 8095), "one asked by")
+	d.fetches(t, "asks", clientURL("fd00:10:51::b", 8095), "one asked by "+ips[1]+"\n")
 }
 
 func dualServices(t *testing.T, d *dual) {
@@ -176,7 +176,7 @@ func dualServices(t *testing.T, d *dual) {
 			if !netip.MustParsePrefix(map[corev1.IPFamily]string{corev1.IPv4Protocol: services4, corev1.IPv6Protocol: services6}[svc.Spec.IPFamilies[i]]).Contains(netip.MustParseAddr(ip)) {
 				t.Errorf("%s has %v", name, svc.Spec.ClusterIPs)
 			}
-			d.fetches(t, "asks", url(ip, 80), " asked by")
+			d.fetches(t, "asks", clientURL(ip, 80), " asked by")
 		}
 	}
 	contains(t, d.k.run(t, "get", "endpointslices", "-l", "kubernetes.io/service-name=prefer", "-o", "jsonpath={.items[*].addressType}"), "IPv4", "IPv6")
@@ -186,30 +186,34 @@ func dualServices(t *testing.T, d *dual) {
 	// To both families and back.
 	d.k.run(t, "patch", "service", "plain", "-p", `{"spec":{"ipFamilyPolicy":"PreferDualStack"}}`)
 	second := d.families(t, "plain", "PreferDualStack [IPv4 IPv6]").Spec.ClusterIPs[1]
-	d.fetches(t, "asks", url(second, 80), " asked by")
+	d.fetches(t, "asks", clientURL(second, 80), " asked by")
 	d.k.run(t, "patch", "service", "plain", "-p", `{"spec":{"ipFamilyPolicy":"SingleStack"}}`)
 	d.families(t, "plain", "SingleStack [IPv4]")
 	eventually(t, "the second address is gone", func() error {
-		if r := d.k.try("", "exec", "asks", "--", "/server", "fetch", url(second, 80)); r.code == 0 || !strings.Contains(r.stderr, "refused") {
+		if r := d.k.try("", "exec", "asks", "--", "/server", "fetch", clientURL(second, 80)); r.code == 0 || !strings.Contains(r.stderr, "refused") {
 			return errors.New(r.String())
 		}
 		return nil
 	})
 	hub, at := network.HubNetNS(d.id()), int(d.service(t, d.ns, "port").Spec.Ports[0].NodePort)
-	d.asks2(t, hub, "10.51.0.11", at, "asked by 10.51.0.11\n")
-	d.asks2(t, hub, "fd00:10:51::c", at, "asked by fd00:10:51::c\n")
-	d.asks2(t, "", "127.0.0.1", at, "asked by")
+	d.reaches(t, hub, "10.51.0.11", at, "asked by 10.51.0.11\n")
+	d.reaches(t, hub, "fd00:10:51::c", at, "asked by fd00:10:51::c\n")
+	d.reaches(t, "", "127.0.0.1", at, "asked by")
 	eventually(t, "the load balancer has the nodes' addresses", func() error {
 		if got := d.k.run(t, "get", "service", "balancer", "-o", "jsonpath={.status.loadBalancer.ingress[*].ip}"); got != "10.51.0.11 fd00:10:51::b 10.51.0.12 fd00:10:51::c" {
 			return errors.New(got)
 		}
 		return nil
 	})
-	d.asks2(t, hub, "fd00:10:51::b", 80, "one asked by fd00:10:51::1\n")
+	d.reaches(t, hub, "fd00:10:51::b", 80, "one asked by fd00:10:51::1\n")
+	check := netip.AddrPortFrom(netip.MustParseAddr("fd00:10:51::b"), uint16(d.service(t, d.ns, "balancer").Spec.HealthCheckNodePort)).String()
+	if body, code, err := d.from(hub, check, "/healthz"); err != nil || code != 200 || !strings.Contains(body, `"localEndpoints":1`) {
+		t.Errorf("health check: %s %d %v", body, code, err)
+	}
 }
 
-// asks2 is asks of an address and a port.
-func (d *dual) asks2(t *testing.T, ns, ip string, port int, want string) {
+// reaches is asks of an address and a port.
+func (d *dual) reaches(t *testing.T, ns, ip string, port int, want string) {
 	t.Helper()
 	d.cluster.asks(t, ip, ns, netip.AddrPortFrom(netip.MustParseAddr(ip), uint16(port)).String(), want)
 }
@@ -229,7 +233,7 @@ func dualNames(t *testing.T, d *dual) {
 	d.looksUp(t, "srv", "_http._tcp.headless."+d.ns+".svc.cluster.local", "one.headless."+d.ns+".svc.cluster.local.:8080 two.headless."+d.ns+".svc.cluster.local.:8080")
 	d.looksUp(t, "ip6", "kube-dns.kube-system", "fd00:10:53::a")
 	d.looksUp(t, "ip4", "kubernetes.default", "10.53.0.1")
-	d.fetches(t, "asks", "http://six/client", " asked by "+podIPs(d.asks)[1])
+	d.fetches(t, "asks", "http://six/client", " asked by "+podIPs(d.client)[1])
 	// The same names at the other address.
 	d.apply(t, d.ns, `apiVersion: v1
 kind: Pod
@@ -255,16 +259,16 @@ func dualPolicy(t *testing.T, d *dual) {
 		}
 		return out
 	}
-	w.settles("no policy", slices.Concat(flows(d.asks, d.one, true, true), flows(d.two, d.one, true, true))...)
+	w.settles("no policy", slices.Concat(flows(d.client, d.one, true, true), flows(d.two, d.one, true, true))...)
 	policy := func(rules string) string {
 		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: one}\nspec: {podSelector: {matchExpressions: [{key: app, operator: In, values: [web]}]}, policyTypes: [Ingress], ingress: " + rules + "}\n"
 	}
 	d.apply(t, d.ns, policy("[]"))
-	w.settles("nobody", slices.Concat(flows(d.asks, d.one, false, false), flows(d.two, d.one, false, false), flows(d.one, d.asks, true, true))...)
+	w.settles("nobody", slices.Concat(flows(d.client, d.one, false, false), flows(d.two, d.one, false, false), flows(d.one, d.client, true, true))...)
 	d.apply(t, d.ns, policy("[{from: [{podSelector: {matchLabels: {app: asks}}}], ports: [{port: http}]}]"))
-	w.settles("one of them", slices.Concat(flows(d.asks, d.one, true, true), flows(d.two, d.one, false, false))...)
+	w.settles("one of them", slices.Concat(flows(d.client, d.one, true, true), flows(d.two, d.one, false, false))...)
 	d.apply(t, d.ns, policy(fmt.Sprintf(`[{from: [{ipBlock: {cidr: %s, except: ["%s/128"]}}]}]`, pods6, podIPs(d.two)[1])))
-	w.settles("an IPv6 block", slices.Concat(flows(d.asks, d.one, false, true), flows(d.two, d.one, false, false))...)
+	w.settles("an IPv6 block", slices.Concat(flows(d.client, d.one, false, true), flows(d.two, d.one, false, false))...)
 	contains(t, d.ok(t, "net", "trace", "-n", d.ns, "asks", "["+podIPs(d.one)[1]+"]:8080"), ": allowed")
 	contains(t, d.ok(t, "net", "trace", "-n", d.ns, "asks", podIPs(d.one)[0]+":8080"), ": denied")
 	d.k.run(t, "delete", "networkpolicy", "one")
@@ -287,7 +291,7 @@ func dualRestart(t *testing.T, d *dual) {
 	if d.one.UID != was.UID || !slices.Equal(podIPs(d.one), before) || d.one.Status.ContainerStatuses[0].RestartCount != 0 {
 		t.Errorf("%s %v %+v", d.one.UID, podIPs(d.one), d.one.Status.ContainerStatuses)
 	}
-	d.fetches(t, "asks", url(before[1], 8080), "one asked by "+podIPs(d.asks)[1])
+	d.fetches(t, "asks", clientURL(before[1], 8080), "one asked by "+podIPs(d.client)[1])
 }
 
 // TestIPv6Only: a cluster without IPv4.
@@ -297,19 +301,19 @@ func TestIPv6Only(t *testing.T) {
 	if ips := podIPs(d.one); len(ips) != 1 || !netip.MustParsePrefix(pods6).Contains(netip.MustParseAddr(ips[0])) {
 		t.Fatalf("%v", ips)
 	}
-	own := podIPs(d.asks)[0]
+	own := podIPs(d.client)[0]
 	for _, p := range []*corev1.Pod{d.one, d.two} {
-		d.fetches(t, "asks", url(podIPs(p)[0], 8080), p.Name+" asked by "+own+"\n")
+		d.fetches(t, "asks", clientURL(podIPs(p)[0], 8080), p.Name+" asked by "+own+"\n")
 	}
 	d.apply(t, d.ns, dualService("web", ", type: NodePort"))
 	svc := d.families(t, "web", "SingleStack [IPv6]")
-	d.fetches(t, "asks", url(svc.Spec.ClusterIP, 80), " asked by "+own+"\n")
+	d.fetches(t, "asks", clientURL(svc.Spec.ClusterIP, 80), " asked by "+own+"\n")
 	d.fetches(t, "asks", "http://web."+d.ns+"/client", " asked by "+own+"\n")
 	d.looksUp(t, "ip6", "web", svc.Spec.ClusterIP)
 	d.looksUp(t, "ip4", "web", "")
 	contains(t, d.k.run(t, "exec", "asks", "--", "/server", "env"), "KUBERNETES_SERVICE_HOST=fd00:10:53::1", "KUBERNETES_PORT=tcp://[fd00:10:53::1]:443")
-	d.asks2(t, network.HubNetNS(d.id()), "fd00:10:51::b", int(svc.Spec.Ports[0].NodePort), "asked by fd00:10:51::b\n")
-	d.asks2(t, "", "127.0.0.1", int(svc.Spec.Ports[0].NodePort), "asked by")
+	d.reaches(t, network.HubNetNS(d.id()), "fd00:10:51::b", int(svc.Spec.Ports[0].NodePort), "asked by fd00:10:51::b\n")
+	d.reaches(t, "", "127.0.0.1", int(svc.Spec.Ports[0].NodePort), "asked by")
 	if r := d.k.try(dualService("bad", ", ipFamilyPolicy: RequireDualStack"), "apply", "-f", "-"); !strings.Contains(r.stderr, "this cluster is not configured for dual-stack services") {
 		t.Error(r)
 	}
@@ -322,7 +326,7 @@ func TestIPv6Only(t *testing.T) {
 	w := wire{t, d.cluster}
 	to := netip.AddrPortFrom(netip.MustParseAddr(podIPs(d.one)[0]), 8080).String()
 	d.apply(t, d.ns, "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: one}\nspec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: asks}}}]}]}\n")
-	w.settles("a policy", flow{d.asks, to, true}, flow{d.two, to, false})
+	w.settles("a policy", flow{d.client, to, true}, flow{d.two, to, false})
 	if nodes, err := d.cluster.k.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{}); err != nil || len(nodes.Items) != 2 || len(nodes.Items[0].Spec.PodCIDRs) != 1 {
 		t.Errorf("%v", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	networkingv1 "k8s.io/api/networking/v1"
@@ -129,15 +130,24 @@ func TestCompileAgrees(t *testing.T) {
 			}
 			for range 20 {
 				p := rapid.SampledFrom(s.Pods).Draw(t, "pod")
-				peer := netip.AddrFrom4([4]byte{10, 42, 0, byte(rapid.IntRange(0, 15).Draw(t, "peer"))})
+				own := rapid.SampledFrom(p.IPs).Draw(t, "address")
+				peer := addressOf(rapid.IntRange(0, 15).Draw(t, "peer"), own.Is6())
 				proto := rapid.SampledFrom([]Protocol{1, TCP, UDP}).Draw(t, "protocol")
 				port := uint16(rapid.IntRange(0, 8).Draw(t, "port"))
-				if got, want := d.passes(p.IPs[0], peer, proto, port), !p.Local || says(s, name, p, peer, proto, port); got != want {
+				if got, want := d.passes(own, peer, proto, port), !p.Local || says(s, name, p, peer, proto, port); got != want {
 					t.Fatalf("%s of %s/%s with %s, %d/%d: %v, want %v", name, p.Namespace, p.Name, peer, port, proto, got, want)
 				}
 			}
 		}
 	})
+}
+
+// addressOf is one of a handful of addresses.
+func addressOf(i int, v6 bool) netip.Addr {
+	if v6 {
+		return netip.MustParseAddr(fmt.Sprintf("fd00:42::%x", i))
+	}
+	return netip.AddrFrom4([4]byte{10, 42, 0, byte(i)})
 }
 
 // says evaluates policies as they are written.
@@ -158,7 +168,7 @@ func says(s Snapshot, t networkingv1.PolicyType, p *Pod, peer netip.Addr, proto 
 			continue
 		}
 		var other *Pod
-		if i := slices.IndexFunc(s.Pods, func(o *Pod) bool { return o.IPs[0] == peer }); i >= 0 {
+		if i := slices.IndexFunc(s.Pods, func(o *Pod) bool { return slices.Contains(o.IPs, peer) }); i >= 0 {
 			other = s.Pods[i]
 		}
 		for _, r := range pol.Spec.Egress {
@@ -195,7 +205,7 @@ func meets(s Snapshot, ns string, peers []networkingv1.NetworkPolicyPeer, peer n
 			continue
 		}
 		for _, p := range s.Pods {
-			if p.IPs[0] != peer {
+			if !slices.Contains(p.IPs, peer) {
 				continue
 			}
 			inNS := p.Namespace == ns
@@ -239,7 +249,10 @@ func snapshots(t *rapid.T) Snapshot {
 	s := Snapshot{Namespaces: map[string]labels.Set{"a": {"x": "1"}, "b": {"x": "2"}}}
 	value := rapid.SampledFrom([]string{"1", "2"})
 	for i := range rapid.IntRange(1, 6).Draw(t, "pods") {
-		p := &Pod{Namespace: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "namespace"), Name: fmt.Sprint("p", i), IPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 42, 0, byte(i + 1)})}, Local: rapid.Bool().Draw(t, "local")}
+		p := &Pod{Namespace: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "namespace"), Name: fmt.Sprint("p", i), Local: rapid.Bool().Draw(t, "local")}
+		for _, v6 := range rapid.SampledFrom([][]bool{{false}, {true}, {false, true}, {true, false}}).Draw(t, "families") {
+			p.IPs = append(p.IPs, addressOf(i+1, v6))
+		}
 		p.Labels = labels.Set{"x": value.Draw(t, "label")}
 		if rapid.Bool().Draw(t, "named") {
 			p.Ports = []Port{{"http", TCP, uint16(rapid.IntRange(1, 4).Draw(t, "number"))}}
@@ -263,9 +276,9 @@ func snapshots(t *rapid.T) Snapshot {
 			case 2:
 				out = append(out, networkingv1.NetworkPolicyPeer{NamespaceSelector: sel("namespaces"), PodSelector: sel("pods")})
 			default:
-				b := &networkingv1.IPBlock{CIDR: rapid.SampledFrom([]string{"0.0.0.0/0", "10.42.0.0/28", "10.42.0.4/30"}).Draw(t, "cidr")}
-				if rapid.Bool().Draw(t, "exception") && b.CIDR != "10.42.0.4/30" {
-					b.Except = []string{rapid.SampledFrom([]string{"10.42.0.2/31", "10.42.0.0/30", "10.42.0.8/29"}).Draw(t, "except")}
+				b := &networkingv1.IPBlock{CIDR: rapid.SampledFrom([]string{"0.0.0.0/0", "10.42.0.0/28", "10.42.0.4/30", "::/0", "fd00:42::/124", "fd00:42::4/126"}).Draw(t, "cidr")}
+				if rapid.Bool().Draw(t, "exception") && !strings.Contains(b.CIDR, "4/") {
+					b.Except = []string{rapid.SampledFrom(map[bool][]string{false: {"10.42.0.2/31", "10.42.0.0/30", "10.42.0.8/29"}, true: {"fd00:42::2/127", "fd00:42::/126", "fd00:42::8/125"}}[strings.Contains(b.CIDR, ":")]).Draw(t, "except")}
 				}
 				out = append(out, networkingv1.NetworkPolicyPeer{IPBlock: b})
 			}
