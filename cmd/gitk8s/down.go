@@ -158,7 +158,10 @@ func leaveMachine(dir string) error {
 		return err
 	}
 	ranges, err := parseRanges(fmt.Sprint(values[podsFlag]), fmt.Sprint(values[servicesFlag]), "")
-	return errors.Join(err, removePolicies(), network.Leave("", ranges))
+	if err != nil {
+		return err
+	}
+	return errors.Join(removePolicies(ranges), network.Leave("", ranges))
 }
 
 func cleanNode(dir string) error {

@@ -17,7 +17,7 @@ import (
 // TestLeaveMachine: what a worker enforced on a machine of its own goes with it.
 func TestLeaveMachine(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, workerConfig), nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, workerConfig), []byte("cluster-cidr: 10.42.0.0/16,fd00::/56\nservice-cidr: 10.43.0.0/16,fd01::/112\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	result := make(chan error)
@@ -47,7 +47,7 @@ func leavesNothing(dir string) error {
 	if err != nil {
 		return err
 	}
-	if before, err := conn.ListTables(); err != nil || len(before) != 1 {
+	if before, err := conn.ListTables(); err != nil || len(before) != 2 {
 		return fmt.Errorf("%d tables before, %v", len(before), err)
 	}
 	if err := leaveMachine(dir); err != nil {

@@ -52,6 +52,9 @@ func (r Ranges) API() []netip.Addr { return each(r.Services, 1) }
 // DNS are the service addresses at which every node answers names itself.
 func (r Ranges) DNS() []netip.Addr { return each(r.Services, dnsService) }
 
+// HasIPv6 says whether pods and services have IPv6 addresses.
+func (r Ranges) HasIPv6() bool { return hasIPv6(r.Pods) }
+
 func each(ranges []netip.Prefix, n uint16) []netip.Addr {
 	out := make([]netip.Addr, 0, len(ranges))
 	for _, p := range ranges {

@@ -132,8 +132,13 @@ func Leave(ns string, ranges Ranges) error {
 		return err
 	}
 	defer proxy.Close()
-	if err := errors.Join(proxy.Remove(), removeGuard(ns), SyncRoutes(ns, nil), SyncAddresses(ns, netip.Addr{}, nil)); err != nil {
+	if err := errors.Join(proxy.Remove(), SyncRoutes(ns, nil), SyncAddresses(ns, netip.Addr{}, nil)); err != nil {
 		return err
+	}
+	if ranges.HasIPv6() {
+		if err := removeGuard(ns); err != nil {
+			return err
+		}
 	}
 	h, lo, err := loopback(ns)
 	if err != nil {
