@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -292,6 +293,45 @@ func dualRestart(t *testing.T, d *dual) {
 		t.Errorf("%s %v %+v", d.one.UID, podIPs(d.one), d.one.Status.ContainerStatuses)
 	}
 	d.fetches(t, "asks", clientURL(before[1], 8080), "one asked by "+podIPs(d.client)[1])
+}
+
+// TestDualStackMachines: workers that are enrolled with both of their addresses.
+func TestDualStackMachines(t *testing.T) {
+	prefixes := func(list ...string) (out []netip.Prefix) {
+		for _, text := range list {
+			out = append(out, netip.MustParsePrefix(text))
+		}
+		return out
+	}
+	all := machinesIn(t, 3, network.Ranges{Nodes: prefixes(nodes4, nodes6), Pods: prefixes(pods4, pods6), Services: prefixes(services4, services6)})
+	server, workers := all[0], map[string]*machine{"one": all[1], "two": all[2]}
+	c := server.cluster
+	if err := errors.Join(c.serve("--listen", server.ip.String(), "--cluster-cidr", pods4+","+pods6, "--service-cidr", services4+","+services6), c.pushImages()); err != nil {
+		t.Fatal(err)
+	}
+	if r := c.run("server", "enroll", "half", all[1].ip.String()); r.code == 0 || !strings.Contains(r.stderr, "has no IPv6 address") {
+		t.Error(r)
+	}
+	for name, m := range workers {
+		c.ok(t, "server", "enroll", name, m.ips[0].String()+","+m.ips[1].String(), "--out", filepath.Join(m.dataDir, "nodes", name))
+		m.startWorker(t, name)
+	}
+	for name := range workers {
+		await(t, c, nodesGVR, "", name, "the node is Ready", nodeReady)
+	}
+	d := &dual{cluster: c, ns: c.namespace(t, "machines")}
+	d.k = kubectls(c)["own"].in(d.ns)
+	c.apply(t, d.ns, strings.NewReplacer("worker-1", "one", "worker-2", "two").Replace(dualPods(d.ns))+dualService("web", ", ipFamilyPolicy: PreferDualStack"))
+	d.look(t)
+	for i, ip := range podIPs(d.one) {
+		d.fetches(t, "asks", clientURL(ip, 8080), "one asked by "+podIPs(d.client)[i]+"\n")
+	}
+	for _, ip := range d.families(t, "web", "PreferDualStack [IPv4 IPv6]").Spec.ClusterIPs {
+		d.fetches(t, "asks", clientURL(ip, 80), " asked by ")
+	}
+	if _, err := c.k.CoreV1().Services(d.ns).ProxyGet("http", "web", "http", "/client", nil).DoRaw(t.Context()); err != nil {
+		t.Error("the API's proxy:", err)
+	}
 }
 
 // TestIPv6Only: a cluster without IPv4.

@@ -34,12 +34,16 @@ func inNetNS(ns string, args []string) []string {
 type machine struct {
 	*cluster // its data directory and network namespace, for commands on it
 	ip       netip.Addr
-	bin      string // the program of its worker
+	ips      []netip.Addr // all it has
+	bin      string       // the program of its worker
 	worker   *process
 }
 
 // machines makes n of them, removed with the test.
-func machines(t *testing.T, n int) []*machine {
+func machines(t *testing.T, n int) []*machine { return machinesIn(t, n, ranges) }
+
+// machinesIn makes them with addresses of other ranges.
+func machinesIn(t *testing.T, n int, ranges network.Ranges) []*machine {
 	t.Helper()
 	id := fmt.Sprintf("e2e-%d", os.Getpid())
 	t.Cleanup(func() {
@@ -59,7 +63,7 @@ func machines(t *testing.T, n int) []*machine {
 		}
 		c := newCluster(name)
 		c.netns = node.NetNS
-		m := &machine{cluster: c, ip: node.IPs[0], bin: suite.bin}
+		m := &machine{cluster: c, ip: node.IPs[0], ips: node.IPs, bin: suite.bin}
 		out = append(out, m)
 		t.Cleanup(func() { m.clean(t) })
 	}
@@ -89,6 +93,10 @@ func (m *machine) clean(t *testing.T) {
 	// As in /proc/net/route: the least significant byte comes first. The server's own
 	// routes to the pods are its machine's to keep.
 	if routes := m.exec("", "", "cat", "/proc/self/net/route").stdout; m.worker != nil && (strings.Contains(routes, "2A0A\t") || strings.Contains(routes, "2B0A\t")) {
+		t.Errorf("%s still has routes to pods or services:\n%s", m.name, routes)
+	}
+	// fd00:10:52 and fd00:10:53 are those of TestDualStackMachines.
+	if routes := m.exec("", "", "cat", "/proc/self/net/ipv6_route").stdout; m.worker != nil && (strings.Contains(routes, "fd0000100052") || strings.Contains(routes, "fd0000100053")) {
 		t.Errorf("%s still has routes to pods or services:\n%s", m.name, routes)
 	}
 }
