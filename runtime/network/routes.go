@@ -6,6 +6,7 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -32,11 +33,18 @@ func SyncRoutes(ns string, peers []Peer) error {
 		return err
 	}
 	defer h.Close()
-	return errors.Join(syncRoutes(h, familyIPv4, peers), syncRoutes(h, familyIPv6, peers))
+	var errs []error
+	for _, f := range []int{familyIPv4, familyIPv6} {
+		// Who has no peers at all is to have no routes of either.
+		if len(peers) == 0 || slices.ContainsFunc(peers, func(p Peer) bool { return family(p.NodeIP) == f }) {
+			errs = append(errs, syncRoutes(h, f, peers))
+		}
+	}
+	return errors.Join(errs...)
 }
 
-func syncRoutes(h *netlink.Handle, family int, peers []Peer) error {
-	own, err := h.AddrList(nil, family)
+func syncRoutes(h *netlink.Handle, f int, peers []Peer) error {
+	own, err := h.AddrList(nil, f)
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
@@ -46,11 +54,11 @@ func syncRoutes(h *netlink.Handle, family int, peers []Peer) error {
 	}
 	want := map[string]netip.Addr{}
 	for _, p := range peers {
-		if p.NodeIP.Is6() == (family == familyIPv6) && !isOwn[p.NodeIP] {
+		if family(p.NodeIP) == f && !isOwn[p.NodeIP] {
 			want[p.PodCIDR.Masked().String()] = p.NodeIP
 		}
 	}
-	have, err := h.RouteListFiltered(family, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
+	have, err := h.RouteListFiltered(f, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
