@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -31,7 +32,7 @@ needs one of each. Copy the folder to the other machine and run there
 			if err != nil {
 				return err
 			}
-			ranges, err := parseRanges(info.ClusterCIDR, info.ServiceCIDR, "")
+			ranges, err := parseRanges(cmp.Or(info.ClusterCIDR, defaultPods), cmp.Or(info.ServiceCIDR, defaultServices), "")
 			if err != nil {
 				return err
 			}
@@ -100,7 +101,7 @@ func writeWorkerConfig(info Info, dir, name string, ips []netip.Addr) error {
 		return err
 	}
 	config, err := yaml.Marshal(map[string]string{
-		"name": name, "node-ip": joinAddrs(ips), "registry": info.Registry, podsFlag: info.ClusterCIDR, servicesFlag: info.ServiceCIDR,
+		"name": name, "node-ip": joinAddrs(ips), "registry": info.Registry, podsFlag: cmp.Or(info.ClusterCIDR, defaultPods), servicesFlag: cmp.Or(info.ServiceCIDR, defaultServices),
 	})
 	if err != nil {
 		return err

@@ -85,21 +85,21 @@ func listenForNames(ctx context.Context, s *dns.Server, ranges network.Ranges) e
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
-	defer wg.Wait()
-	var errs []error
 	var mu sync.Mutex
+	var errs []error
+	ended := func(err error) {
+		cancel() // one address without the other would be half of a name server
+		mu.Lock()
+		defer mu.Unlock()
+		errs = append(errs, err)
+	}
 	for _, ip := range ranges.DNS() {
 		udp, tcp, err := dns.Listen(netip.AddrPortFrom(ip, dnsPort))
 		if err != nil {
-			return fmt.Errorf("%w; is another name server listening on all addresses of this machine?", err)
+			ended(fmt.Errorf("%w; is another name server listening on all addresses of this machine?", err))
+			break
 		}
-		wg.Go(func() {
-			defer cancel()
-			err := s.Serve(ctx, udp, tcp)
-			mu.Lock()
-			defer mu.Unlock()
-			errs = append(errs, err)
-		})
+		wg.Go(func() { ended(s.Serve(ctx, udp, tcp)) })
 	}
 	wg.Wait()
 	return errors.Join(errs...)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -439,4 +440,63 @@ func open(t *testing.T, path string) int {
 	}
 	t.Cleanup(func() { _ = f.Close() })
 	return int(f.Fd())
+}
+
+// BenchmarkPodOfBoth is BenchmarkPod with both families.
+func BenchmarkPodOfBoth(tb *testing.B) {
+	c := newClusterOf(tb, rangesBoth)
+	for i := 0; tb.Loop(); i++ {
+		uid := fmt.Sprint("bench-", i)
+		if _, _, err := c.pods[0].Setup(context.Background(), uid, "default/bench", false); err != nil {
+			tb.Fatal(err)
+		}
+		tb.StopTimer()
+		if err := c.pods[0].Teardown(uid); err != nil {
+			tb.Fatal(err)
+		}
+		tb.StartTimer()
+	}
+}
+
+// TestKeepRouters: a machine that begins to forward keeps the routes that routers tell it,
+// and hears none from pods.
+func TestKeepRouters(t *testing.T) {
+	ns := filepath.Join(t.TempDir(), "ns")
+	if err := createNetNS(ns); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := emptyAndDelete(ns); err != nil {
+			t.Error(err)
+		}
+	})
+	h, err := handle(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	for _, name := range []string{"uplink0", "pod0"} {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = name
+		if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if err := prepareForwarding(ns, true); err != nil {
+			t.Fatal(err)
+		}
+		for link, want := range map[string]string{"uplink0/accept_ra": "2", "pod0/accept_ra": "1", "uplink0/forwarding": "1", "all/forwarding": "1"} {
+			err := inNetNS(ns, func() error {
+				got, err := os.ReadFile(sysctlsIPv6 + "/" + link)
+				if err == nil && strings.TrimSpace(string(got)) != want {
+					err = fmt.Errorf("%s is %s, want %s", link, got, want)
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	}
 }

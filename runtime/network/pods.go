@@ -262,6 +262,7 @@ func (n *PodNetwork) connect(p Pod) error {
 	err = inNetNS(n.cfg.NetNS, func() error {
 		values := map[string]string{"net.ipv4.conf." + linkName(p.UID) + ".rp_filter": "1"}
 		if hasIPv6(n.cfg.PodCIDRs) {
+			values["net.ipv6.conf."+linkName(p.UID)+".disable_ipv6"] = "0"
 			values["net.ipv6.conf."+linkName(p.UID)+".accept_ra"] = "0"
 			values["net.ipv6.conf."+linkName(p.UID)+".accept_dad"] = "0"
 			// Without an address of the link's there are no redirects, as above.
@@ -305,9 +306,11 @@ func (n *PodNetwork) insidePod(p Pod) (net.HardwareAddr, error) {
 		if err != nil || !hasIPv6(n.cfg.PodCIDRs) {
 			return err
 		}
-		// Nobody else has its addresses, and there is no router but the node.
+		// Nobody else has its addresses, and there is no router but the node. A machine
+		// may have switched IPv6 off for new links.
 		return setSysctls(map[string]string{
-			"net.ipv6.conf." + podLink + ".accept_dad": "0", "net.ipv6.conf." + podLink + ".accept_ra": "0",
+			"net.ipv6.conf." + podLink + ".disable_ipv6": "0",
+			"net.ipv6.conf." + podLink + ".accept_dad":   "0", "net.ipv6.conf." + podLink + ".accept_ra": "0",
 		})
 	})
 	if err != nil {
