@@ -35,14 +35,14 @@ func (b *bench) floor(ctx context.Context, n, runs int) (took sample, err error)
 	if err := copyFile(filepath.Join(layer, "server"), b.server); err != nil {
 		return nil, err
 	}
-	if err := network.EnsureHub(id); err != nil {
+	if err := network.EnsureHub(id, floorRanges); err != nil {
 		return nil, err
 	}
-	node, err := network.EnsureNode(id, "floor", 1)
+	node, err := network.EnsureNode(id, "floor", 1, floorRanges)
 	if err != nil {
 		return nil, err
 	}
-	pods, err := network.NewPodNetwork(network.PodConfig{Dir: filepath.Join(dir, "network"), NetNS: node.NetNS, PodCIDR: floorCIDR, NodeIP: node.IP})
+	pods, err := network.NewPodNetwork(network.PodConfig{Dir: filepath.Join(dir, "network"), NetNS: node.NetNS, PodCIDRs: floorCIDRs, Services: floorRanges.Services, NodeIPs: node.IPs})
 	if err != nil {
 		return nil, err
 	}
@@ -66,8 +66,15 @@ func (b *bench) floor(ctx context.Context, n, runs int) (took sample, err error)
 	return took, nil
 }
 
-// floorCIDR holds the addresses of the floor's pods, in a namespace of their own.
-var floorCIDR = netip.MustParsePrefix("10.42.1.0/24")
+// floorRanges are those of a cluster that is not told others, floorCIDRs hold the
+// addresses of the floor's pods, in a namespace of their own.
+var (
+	floorRanges = network.Ranges{
+		Nodes: []netip.Prefix{netip.MustParsePrefix("10.41.0.0/24")}, Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
+		Services: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
+	}
+	floorCIDRs = []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24")}
+)
 
 type floorPod struct{ id, layer, cgroup, log string }
 

@@ -20,8 +20,6 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
-
-	"gitk8s.dev/gitk8s/runtime/network"
 )
 
 // fronts puts an Ingress in front of the service "served", and beside it, where the
@@ -49,7 +47,7 @@ func (c *cluster) fronts(ctx context.Context, podIP string) (ways []way, stop fu
 		_ = c.NetworkingV1().Ingresses(namespace).Delete(ctx, "served", metav1.DeleteOptions{})
 		_ = c.CoreV1().Secrets(namespace).Delete(ctx, "served", metav1.DeleteOptions{})
 	}
-	node := network.NodeIP(1).String()
+	node := floorRanges.Node(1)[0].String()
 	ways = []way{
 		{"the node's Ingress", net.JoinHostPort(node, "80"), false},
 		{"the node's Ingress with TLS", net.JoinHostPort(node, "443"), true},

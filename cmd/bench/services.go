@@ -39,11 +39,11 @@ const (
 // has, in a network namespace of its own.
 func (b *bench) proxies(ctx context.Context) (err error) {
 	id := fmt.Sprintf("bench%d", os.Getpid())
-	if err := network.EnsureHub(id); err != nil {
+	if err := network.EnsureHub(id, floorRanges); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, network.DeleteTopology(id)) }()
-	node, err := network.EnsureNode(id, "node", 1)
+	node, err := network.EnsureNode(id, "node", 1, floorRanges)
 	if err != nil {
 		return err
 	}
@@ -51,7 +51,7 @@ func (b *bench) proxies(ctx context.Context) (err error) {
 		services, slices := simulatedServices(n)
 		var all, one sample
 		for range b.runs {
-			p, err := network.NewProxy(node.NetNS) // it knows nothing of what the kernel has
+			p, err := network.NewProxy(node.NetNS, floorRanges.Services) // it knows nothing of what the kernel has
 			if err != nil {
 				return err
 			}
@@ -157,7 +157,7 @@ func (b *bench) requests(ctx context.Context, c *cluster, podIP string) error {
 	ways := []way{
 		{"a pod's address", net.JoinHostPort(podIP, "8080"), false},
 		{"a ClusterIP", net.JoinHostPort(svc.Spec.ClusterIP, "8080"), false},
-		{"a node port, by the node without the pod", net.JoinHostPort(network.NodeIP(1).String(), strconv.Itoa(int(svc.Spec.Ports[0].NodePort))), false},
+		{"a node port, by the node without the pod", net.JoinHostPort(floorRanges.Node(1)[0].String(), strconv.Itoa(int(svc.Spec.Ports[0].NodePort))), false},
 	}
 	fronts, stop, err := c.fronts(ctx, podIP)
 	if err != nil {

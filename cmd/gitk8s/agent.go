@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -86,7 +87,8 @@ within --shutdown-grace-period, the critical ones last, and then the worker does
 	f := cmd.Flags()
 	f.String("name", "", "name of the node (default: the host name)")
 	f.String("node-dir", "", "directory of the worker (default: DATA-DIR/nodes/NAME)")
-	f.String("node-ip", "", "address of the node")
+	f.String("node-ip", "", "address of the node, or one of IPv4 and one of IPv6 with a comma between")
+	rangeFlags(f)
 	f.String("registry", "", "address, host:port, that images under gitk8s.local/ come from")
 	f.String("registry-token-file", "", "file with the password for it")
 	f.String("egress", "", "socket of who dials for the worker what is outside of the cluster (default: the worker itself)")
@@ -127,7 +129,11 @@ func (e *env) runAgent(ctx context.Context) error {
 		return err
 	}
 	name := e.v.GetString("name")
-	ip, err := netip.ParseAddr(e.v.GetString("node-ip"))
+	ranges, err := parseRanges(e.v.GetString(podsFlag), e.v.GetString(servicesFlag), "")
+	if err != nil {
+		return err
+	}
+	ips, err := parseNodeIPs(e.v.GetString("node-ip"), ranges)
 	if err != nil {
 		return usageError("--node-ip: %w", err)
 	}
@@ -136,7 +142,7 @@ func (e *env) runAgent(ctx context.Context) error {
 		return err
 	}
 	defer lock.Close()
-	w, err := e.newWorker(name, dir, ip)
+	w, err := e.newWorker(name, dir, ips, ranges)
 	if err != nil {
 		return err
 	}
@@ -174,7 +180,8 @@ func (e *env) readWorkerConfig(dir string) error {
 // worker is a running agent with what it needs.
 type worker struct {
 	name     string
-	ip       netip.Addr
+	ips      []netip.Addr
+	ranges   network.Ranges
 	dir      string
 	client   kubernetes.Interface
 	gateways gatewayclient.Interface
@@ -197,8 +204,8 @@ type worker struct {
 	httpPort, httpsPort int
 }
 
-func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) {
-	w = &worker{name: name, dir: dir, ip: ip, httpPort: e.v.GetInt("ingress-http-port"), httpsPort: e.v.GetInt("ingress-https-port")}
+func (e *env) newWorker(name, dir string, ips []netip.Addr, ranges network.Ranges) (w *worker, err error) {
+	w = &worker{name: name, dir: dir, ips: ips, ranges: ranges, httpPort: e.v.GetInt("ingress-http-port"), httpsPort: e.v.GetInt("ingress-https-port")}
 	made := w // what is returned with an error is not it
 	defer func() {
 		if err != nil {
@@ -245,20 +252,20 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 	if err := w.openNetwork(e); err != nil {
 		return nil, err
 	}
-	if w.proxy, err = e.openServiceProxy(); err != nil {
+	if w.proxy, err = e.openServiceProxy(ranges.Services); err != nil {
 		w.proxy = nil // not an interface with nothing in it
 		return nil, err
 	}
 	if err := w.openPolicies(); err != nil {
 		return nil, err
 	}
-	upstream, err := e.upstream()
+	upstream, err := e.upstream(ranges)
 	if err != nil {
 		return nil, err
 	}
-	w.zone = dns.NewZone(clusterDomain, network.PodCIDR, network.ServiceCIDR)
+	w.zone = dns.NewZone(clusterDomain, slices.Concat(ranges.Pods, ranges.Services)...)
 	w.names = dns.NewServer(w.zone, upstream)
-	l, err := net.Listen("tcp", netip.AddrPortFrom(ip, workerPort).String())
+	l, err := net.Listen("tcp", netip.AddrPortFrom(ips[0], workerPort).String())
 	if err != nil {
 		return nil, fmt.Errorf("listen on the node's address: %w", err)
 	}
@@ -276,9 +283,9 @@ func (e *env) newWorker(name, dir string, ip netip.Addr) (w *worker, err error) 
 	}
 	w.ingress = ingress.NewProxy(ingress.Config{Dial: (&net.Dialer{}).DialContext, AccessLog: access})
 	w.agent, err = agent.New(agent.Config{
-		NodeName: name, NodeIP: ip, Client: w.client, Runtime: w.driver, Images: w.images,
+		NodeName: name, NodeIPs: ips, Client: w.client, Runtime: w.driver, Images: w.images,
 		Network: w.pods, PodCIDRAssigned: w.pods.Assign, Policies: w.policies, DataDir: dir,
-		ClusterDNS: []string{network.DNSIP.String()}, ClusterDomain: clusterDomain,
+		ClusterDNS: []string{ranges.DNS()[0].String()}, ClusterDomain: clusterDomain,
 		CgroupParent: cgroupParent(dir), Listener: l, ServingCert: cert, ClientCA: pool, DockerConfig: e.v.GetString("docker-config"),
 		NodeAnnotations: map[string]string{follow.AnnotationWireGuardKey: w.publicKey},
 		ImageStore:      w.images,
@@ -360,7 +367,7 @@ func (w *worker) run(ctx context.Context) error {
 	wg.Go(func() {
 		defer cancel()
 		errs <- follow.Node(ctx, follow.Config{
-			Informers: f, Pods: pods, Node: w.name, IP: w.ip, Proxy: w.proxy, Zone: w.zone,
+			Informers: f, Pods: pods, Node: w.name, IPs: w.ips, Ranges: w.ranges, Proxy: w.proxy, Zone: w.zone,
 			Mesh: w.mesh, Links: w.links,
 			Checks: healthcheck.New(""), Events: recorder(ctx, w.client, "gitk8s-agent", w.name),
 		})
@@ -373,7 +380,7 @@ func (w *worker) run(ctx context.Context) error {
 		defer cancel()
 		errs <- w.policies.Run(ctx)
 	})
-	wg.Go(func() { serveNames(ctx, w.names) })
+	wg.Go(func() { serveNames(ctx, w.names, w.ranges) })
 	wg.Wait()
 	err := errors.Join(<-errs, <-errs, <-errs, <-errs)
 	if errors.Is(err, context.Canceled) {

@@ -56,6 +56,11 @@ type Config struct {
 	ServiceAddress string `mapstructure:"service-address"`
 	// LoadBalancerPool has the addresses of load balancers; empty means the nodes'.
 	LoadBalancerPool string `mapstructure:"load-balancer-pool"`
+	// ClusterCIDR, ServiceCIDR and NodeNetworkCIDR are the ranges of addresses of pods,
+	// services and the nodes of `up`.
+	ClusterCIDR     string `mapstructure:"cluster-cidr"`
+	ServiceCIDR     string `mapstructure:"service-cidr"`
+	NodeNetworkCIDR string `mapstructure:"node-network-cidr"`
 	// EvictionHard is when the workers of `up` evict pods.
 	EvictionHard string `mapstructure:"eviction-hard"`
 	// Tunnel says which nodes' pods a server reaches in VXLAN.
@@ -148,6 +153,7 @@ func serverFlags(cmd *cobra.Command) {
 	f.String("etcd-keyfile", "", "key of --etcd-certfile")
 	f.String("load-balancer-pool", "", "addresses for load balancers on the nodes' link, such as 10.41.0.240/28 or 192.0.2.10-192.0.2.20, with commas between (default: they share the nodes' addresses)")
 	f.String("docker-config", "", "docker config file with credentials for image registries")
+	rangeFlags(f)
 }
 
 // quiet drops klog's info lines unless debugging, and what it calls errors though

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -44,16 +45,21 @@ type Info struct {
 	IngressHTTPS string `json:"ingressHTTPS,omitempty"`
 	DockerConfig string `json:"dockerConfig"`
 	DataDir      string `json:"dataDir"`
+	// ClusterCIDR and ServiceCIDR are the addresses of pods and services.
+	ClusterCIDR string `json:"clusterCIDR"`
+	ServiceCIDR string `json:"serviceCIDR"`
 }
 
 // controlPlane is a running server: store, API, controllers, scheduler, Git loop,
 // Git server and registry in one process.
 type controlPlane struct {
-	cfg   Config
-	hub   string // id of the network topology; empty without one
-	ca    *pki.CA
-	info  Info
-	token string
+	cfg Config
+	hub string // id of the network topology; empty without one
+	// ranges are the cluster's addresses.
+	ranges network.Ranges
+	ca     *pki.CA
+	info   Info
+	token  string
 
 	apiAddress string // host:port at which others reach the API
 
@@ -101,9 +107,9 @@ func lockDataDir(dir string) (*os.File, error) {
 
 // startControlPlane starts everything and returns when the API is ready. With a
 // hub the API and the registry are served in its network namespace too.
-func startControlPlane(ctx context.Context, cfg Config, hub string) (*controlPlane, error) {
+func startControlPlane(ctx context.Context, cfg Config, ranges network.Ranges, hub string) (*controlPlane, error) {
 	thrifty()
-	c := &controlPlane{cfg: cfg, hub: hub, stepDown: func() {}, parts: parts{failed: make(chan error, 8)}}
+	c := &controlPlane{cfg: cfg, hub: hub, ranges: ranges, stepDown: func() {}, parts: parts{failed: make(chan error, 8)}}
 	storeReady := make(chan error, 1)
 	go func() {
 		ec := etcd.Config{DataDir: filepath.Join(cfg.DataDir, "etcd")}
@@ -114,11 +120,19 @@ func startControlPlane(ctx context.Context, cfg Config, hub string) (*controlPla
 		c.store, err = etcd.Start(ctx, ec)
 		storeReady <- err
 	}()
-	listeners, apiErr := c.prepare()
-	if err := errors.Join(apiErr, <-storeReady); err != nil {
-		for _, l := range listeners {
-			l.Close()
-		}
+	err := errors.Join(c.prepare(), <-storeReady)
+	if err == nil {
+		err = sameRanges(ctx, c.store.Client(), ranges)
+	}
+	if err == nil && hub != "" {
+		err = network.EnsureHub(hub, ranges)
+	}
+	if err != nil {
+		c.close()
+		return nil, err
+	}
+	listeners, err := c.listen("API", c.cfg.APIPort, 6443)
+	if err != nil {
 		c.close()
 		return nil, err
 	}
@@ -132,15 +146,13 @@ func startControlPlane(ctx context.Context, cfg Config, hub string) (*controlPla
 // replicated says whether other servers may work on the same store.
 func (c *controlPlane) replicated() bool { return len(c.cfg.EtcdEndpoints) > 0 }
 
-// prepare makes certificates, credentials and the API's listeners.
-func (c *controlPlane) prepare() (listeners []net.Listener, err error) {
+// prepare makes certificates and credentials.
+func (c *controlPlane) prepare() (err error) {
 	if c.ca, err = pki.OpenCA(filepath.Join(c.cfg.DataDir, "pki")); err != nil {
-		return nil, err
+		return err
 	}
-	if c.token, err = credentials(filepath.Join(c.cfg.DataDir, "token")); err != nil {
-		return nil, err
-	}
-	return c.listen("API", c.cfg.APIPort, 6443)
+	c.token, err = credentials(filepath.Join(c.cfg.DataDir, "token"))
+	return err
 }
 
 // listen opens a port on the configured address and, where there is a hub, a
@@ -157,7 +169,7 @@ func (c *controlPlane) listen(what string, port, hubPort int) ([]net.Listener, e
 	if c.hub == "" || hubPort == 0 {
 		return []net.Listener{l}, nil
 	}
-	inHub, err := network.ListenIn(network.HubNetNS(c.hub), "tcp", netip.AddrPortFrom(network.HubIP, uint16(hubPort)).String())
+	inHub, err := network.ListenIn(network.HubNetNS(c.hub), "tcp", netip.AddrPortFrom(c.ranges.Hub()[0], uint16(hubPort)).String())
 	if err != nil {
 		l.Close()
 		return nil, fmt.Errorf("listen for the %s in the workers' network: %w", what, err)
@@ -189,7 +201,11 @@ func (c *controlPlane) serve(ctx context.Context, listeners []net.Listener) erro
 			return err
 		}
 	}
-	serving, err := c.ca.Ensure(pki.APIServer(append([]string{c.cfg.Listen, c.cfg.AdvertiseAddress}, c.cfg.TLSSANs...)...))
+	names := []string{c.cfg.Listen, c.cfg.AdvertiseAddress}
+	for _, ip := range slices.Concat(c.ranges.API(), c.ranges.Hub()) {
+		names = append(names, ip.String())
+	}
+	serving, err := c.ca.Ensure(pki.APIServer(append(names, c.cfg.TLSSANs...)...))
 	if err != nil {
 		return err
 	}
@@ -200,12 +216,13 @@ func (c *controlPlane) serve(ctx context.Context, listeners []net.Listener) erro
 	ac := apiserver.Config{
 		Etcd: c.store.Client(), CA: c.ca, ServingCert: serving, WorkerClientCert: toWorkers, Listeners: listeners,
 		AdvertiseAddress: c.cfg.advertised(), AdvertisePort: port, Replicated: c.replicated(),
+		ServiceCIDRs: c.ranges.Services,
 	}
 	if c.store.Embedded() {
 		ac.Room = roomIn(c.cfg.DataDir)
 	}
 	if c.hub != "" {
-		ac.AdvertiseAddress, ac.AdvertisePort = network.HubIP.String(), 6443
+		ac.AdvertiseAddress, ac.AdvertisePort = c.ranges.Hub()[0].String(), 6443
 		ac.NodeDialer = network.DialIn(network.HubNetNS(c.hub))
 	}
 	if c.api, err = apiserver.New(ac); err != nil {
@@ -291,7 +308,7 @@ func (c *controlPlane) openServers(ctx context.Context) error {
 	c.info = Info{
 		Git: "http://" + c.reach(gitListener), Registry: c.reach(regListeners[0]), Metrics: "http://" + c.reach(metricsListener) + "/metrics",
 		DataDir: c.cfg.DataDir, DockerConfig: filepath.Join(c.cfg.DataDir, "docker", "config.json"),
-		Kubeconfig: filepath.Join(c.cfg.DataDir, "admin.kubeconfig"),
+		Kubeconfig: filepath.Join(c.cfg.DataDir, "admin.kubeconfig"), ClusterCIDR: joinRanges(c.ranges.Pods), ServiceCIDR: joinRanges(c.ranges.Services),
 	}
 	if c.hub != "" {
 		if err := c.openIngress(ctx); err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+	"sigs.k8s.io/yaml"
 
 	"gitk8s.dev/gitk8s/runtime/container/driver"
 	"gitk8s.dev/gitk8s/runtime/network"
@@ -146,10 +147,22 @@ func cleanNodes(dataDir string) error {
 // leaveMachine removes what a worker that was enrolled has added to the machine's own
 // network; those of `up` have one each, which goes with all that is in it.
 func leaveMachine(dir string) error {
-	if _, err := os.Stat(filepath.Join(dir, workerConfig)); errors.Is(err, os.ErrNotExist) {
+	config, err := os.ReadFile(filepath.Join(dir, workerConfig))
+	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	return errors.Join(userspace.Remove(""), removePolicies(), network.Leave(""))
+	if err != nil {
+		return err
+	}
+	values := map[string]any{podsFlag: defaultPods, servicesFlag: defaultServices}
+	if err := yaml.Unmarshal(config, &values); err != nil {
+		return err
+	}
+	ranges, err := parseRanges(fmt.Sprint(values[podsFlag]), fmt.Sprint(values[servicesFlag]), "")
+	if err != nil {
+		return err
+	}
+	return errors.Join(userspace.Remove("", ranges.Services), removePolicies(ranges), network.Leave("", ranges))
 }
 
 func cleanNode(dir string) error {

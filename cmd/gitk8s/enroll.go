@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
@@ -16,22 +18,27 @@ import (
 
 func newEnroll(e *env) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "enroll NAME IP",
+		Use:   "enroll NAME IP[,IP]",
 		Short: "Write the files with which a worker on another machine joins",
 		Long: `Write the files with which a worker on another machine joins this server: its
 identity, its serving certificate, the cluster's CA, the credentials for images
-and its configuration. Copy the folder to the other machine and run there
+and its configuration. Where the cluster has two families of addresses the worker
+needs one of each. Copy the folder to the other machine and run there
 
   gitk8s agent --node-dir FOLDER`,
 		Args: exactArgs(2),
 		RunE: func(_ *cobra.Command, args []string) error {
-			ip, err := netip.ParseAddr(args[1])
-			if err != nil {
-				return usageError("%q is no IP address", args[1])
-			}
 			info, err := e.info()
 			if err != nil {
 				return err
+			}
+			ranges, err := parseRanges(cmp.Or(info.ClusterCIDR, defaultPods), cmp.Or(info.ServiceCIDR, defaultServices), "")
+			if err != nil {
+				return err
+			}
+			ips, err := parseNodeIPs(args[1], ranges)
+			if err != nil {
+				return usageError("%w", err)
 			}
 			server := e.v.GetString("server")
 			if server == "" {
@@ -45,10 +52,10 @@ and its configuration. Copy the folder to the other machine and run there
 			if dir == "" {
 				dir = args[0]
 			}
-			if err := writeWorkerFiles(ca, dir, args[0], ip.String(), server); err != nil {
+			if err := writeWorkerFiles(ca, dir, args[0], ips, server); err != nil {
 				return err
 			}
-			if err := writeWorkerConfig(info, dir, args[0], ip); err != nil {
+			if err := writeWorkerConfig(info, dir, args[0], ips); err != nil {
 				return err
 			}
 			if loopback(server) {
@@ -64,7 +71,7 @@ and its configuration. Copy the folder to the other machine and run there
 }
 
 // writeWorkerFiles writes the files with which a worker calls and is called.
-func writeWorkerFiles(ca *pki.CA, dir, name, ip, server string) error {
+func writeWorkerFiles(ca *pki.CA, dir, name string, ips []netip.Addr, server string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -72,7 +79,7 @@ func writeWorkerFiles(ca *pki.CA, dir, name, ip, server string) error {
 	if err != nil {
 		return err
 	}
-	serving, err := ca.Ensure(pki.NodeServer(name, ip))
+	serving, err := ca.Ensure(pki.NodeServer(name, strings.Split(joinAddrs(ips), ",")...))
 	if err != nil {
 		return err
 	}
@@ -88,12 +95,14 @@ func writeWorkerFiles(ca *pki.CA, dir, name, ip, server string) error {
 }
 
 // writeWorkerConfig writes what a worker elsewhere would otherwise need as flags.
-func writeWorkerConfig(info Info, dir, name string, ip netip.Addr) error {
+func writeWorkerConfig(info Info, dir, name string, ips []netip.Addr) error {
 	token, err := os.ReadFile(filepath.Join(info.DataDir, "token"))
 	if err != nil {
 		return err
 	}
-	config, err := yaml.Marshal(map[string]string{"name": name, "node-ip": ip.String(), "registry": info.Registry})
+	config, err := yaml.Marshal(map[string]string{
+		"name": name, "node-ip": joinAddrs(ips), "registry": info.Registry, podsFlag: cmp.Or(info.ClusterCIDR, defaultPods), servicesFlag: cmp.Or(info.ServiceCIDR, defaultServices),
+	})
 	if err != nil {
 		return err
 	}

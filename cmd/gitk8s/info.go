@@ -23,6 +23,7 @@ func newInfo(e *env) *cobra.Command {
 				for _, row := range [][2]string{
 					{"kubeconfig", info.Kubeconfig}, {"api", info.API}, {"git", info.Git}, {"registry", info.Registry},
 					{"docker config", info.DockerConfig}, {"metrics", info.Metrics}, {"ingress", info.IngressHTTP}, {"ingress with TLS", info.IngressHTTPS},
+					{"pods", info.ClusterCIDR}, {"services", info.ServiceCIDR},
 				} {
 					if row[1] == "" {
 						continue

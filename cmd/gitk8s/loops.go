@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
-	"net/netip"
 
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/informers"
@@ -34,12 +33,6 @@ import (
 	"gitk8s.dev/gitk8s/controlplane/scheduler"
 	"gitk8s.dev/gitk8s/gitsource"
 	"gitk8s.dev/gitk8s/reconciler"
-)
-
-// podCIDR is shared out among the nodes, nodeBits each.
-const (
-	podCIDR  = "10.42.0.0/16"
-	nodeBits = 24
 )
 
 // startLoops starts what one server of a cluster alone may run: controllers,
@@ -74,7 +67,7 @@ func (c *controlPlane) startLoops(ctx context.Context, p *parts) error {
 		"mirroring controller":      endpointslicemirroring.New(k, f),
 		"load balancer controller":  serviceloadbalancer.New(c.balancers(), k, f, c.events(ctx, k, "service-controller")),
 		"node lifecycle controller": lifecycle,
-		"pod network controller":    nodeipam.New(k, f, netip.MustParsePrefix(podCIDR), nodeBits),
+		"pod network controller":    nodeipam.New(k, f, c.ranges.Pods),
 		"volume controller":         persistentvolume.New(k, f, rec),
 		"protection controller":     protection.New(k, f),
 		"ephemeral controller":      ephemeral.New(k, f, rec),

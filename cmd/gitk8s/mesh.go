@@ -57,22 +57,33 @@ func (w *worker) openNetwork(e *env) error {
 		}
 	}
 	if conf == "" {
-		if err := network.CheckOverlap(""); err != nil {
+		if err := network.CheckOverlap("", w.ranges); err != nil {
 			return err
 		}
-		pods := agent.NewNodeNetwork(builtIn, w.ip)
+		pods := agent.NewNodeNetwork(builtIn, w.ips, w.ranges.Services)
 		w.pods, w.links = pods, pods
 		return w.openMesh(e)
 	}
 	if e.v.GetString("encrypt") != "" {
 		return usageError("--encrypt is for the built-in network; with --cni-conf-dir encryption is the plugins' business")
 	}
+	if w.ranges.HasIPv6() {
+		return usageError("--cni-conf-dir is for clusters of IPv4 alone")
+	}
 	if err := network.LeaveMesh(""); err != nil {
 		return err
 	}
 	var err error
-	w.pods, err = agent.NewCNINetwork(network.CNIConfig{Dir: plugins, NodeIP: w.ip, ConfDir: conf, BinDirs: e.v.GetStringSlice("cni-bin-dir")})
+	w.pods, err = agent.NewCNINetwork(network.CNIConfig{Dir: plugins, Services: w.ranges.Services, NodeIPs: w.ips, ConfDir: conf, BinDirs: e.v.GetStringSlice("cni-bin-dir")})
 	return err
+}
+
+// first is the address by which ways are made: that of IPv4, where there is one.
+func first(ips []netip.Addr) netip.Addr {
+	if a := network.Same(netip.IPv4Unspecified(), ips); a.IsValid() {
+		return a
+	}
+	return ips[0]
 }
 
 // openMesh prepares the ways to the other nodes' pods, with the key in the worker's
@@ -82,10 +93,13 @@ func (w *worker) openMesh(e *env) error {
 	if err != nil {
 		return usageError("--tunnel: %w", err)
 	}
-	cfg := network.MeshConfig{Node: w.name, NodeIP: w.ip, Tunnel: tunnel}
+	cfg := network.MeshConfig{Node: w.name, NodeIP: first(w.ips), Tunnel: tunnel, Pods: w.ranges.Pods[0]}
 	switch how := e.v.GetString("encrypt"); how {
 	case "":
 	case encryptWireGuard:
+		if w.ranges.HasIPv6() {
+			return usageError("--encrypt is for clusters of IPv4 alone")
+		}
 		if err := network.CheckWireGuard(""); err != nil {
 			return fmt.Errorf("--encrypt %s: %w", how, err)
 		}
@@ -125,7 +139,7 @@ func (c *controlPlane) followRoutes(ctx context.Context) error {
 	mesh := network.MeshConfig{Tunnel: c.cfg.Tunnel, Server: true}
 	if c.hub != "" {
 		// All nodes are at the hub's bridge.
-		mesh.NetNS, mesh.NodeIP, mesh.Tunnel = network.HubNetNS(c.hub), network.HubIP, network.TunnelNever
+		mesh.NetNS, mesh.NodeIP, mesh.Tunnel = network.HubNetNS(c.hub), first(c.ranges.Hub()), network.TunnelNever
 	} else if ip, err := netip.ParseAddr(c.cfg.advertised()); err == nil && !ip.IsLoopback() {
 		mesh.NodeIP = ip
 	} else {

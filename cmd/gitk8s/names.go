@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	miekg "github.com/miekg/dns"
@@ -27,7 +30,7 @@ const (
 
 // upstream is whom a worker asks for names outside of the cluster; from where it
 // reaches registries.
-func (e *env) upstream() (*dns.Upstream, error) {
+func (e *env) upstream(ranges network.Ranges) (*dns.Upstream, error) {
 	given := e.v.GetString("dns-upstream")
 	if given == noUpstream {
 		return nil, nil
@@ -51,7 +54,7 @@ func (e *env) upstream() (*dns.Upstream, error) {
 	}
 	var servers []string
 	for _, s := range conf.Servers {
-		if s != network.DNSIP.String() {
+		if ip, err := netip.ParseAddr(s); err != nil || !slices.Contains(ranges.DNS(), ip) {
 			servers = append(servers, net.JoinHostPort(s, conf.Port))
 		}
 	}
@@ -61,9 +64,9 @@ func (e *env) upstream() (*dns.Upstream, error) {
 // serveNames answers names on the node until ctx ends. What keeps it from doing so,
 // as another name server on all addresses of a machine, does not keep pods from
 // running; it is told and tried again.
-func serveNames(ctx context.Context, s *dns.Server) {
+func serveNames(ctx context.Context, s *dns.Server, ranges network.Ranges) {
 	for ctx.Err() == nil {
-		err := listenForNames(ctx, s)
+		err := listenForNames(ctx, s, ranges)
 		if ctx.Err() != nil {
 			return
 		}
@@ -75,13 +78,29 @@ func serveNames(ctx context.Context, s *dns.Server) {
 	}
 }
 
-func listenForNames(ctx context.Context, s *dns.Server) error {
-	if err := network.EnsureDNSAddress(""); err != nil {
+func listenForNames(ctx context.Context, s *dns.Server, ranges network.Ranges) error {
+	if err := network.EnsureDNSAddress("", ranges); err != nil {
 		return err
 	}
-	udp, tcp, err := dns.Listen(netip.AddrPortFrom(network.DNSIP, dnsPort))
-	if err != nil {
-		return fmt.Errorf("%w; is another name server listening on all addresses of this machine?", err)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var errs []error
+	ended := func(err error) {
+		cancel() // one address without the other would be half of a name server
+		mu.Lock()
+		defer mu.Unlock()
+		errs = append(errs, err)
 	}
-	return s.Serve(ctx, udp, tcp)
+	for _, ip := range ranges.DNS() {
+		udp, tcp, err := dns.Listen(netip.AddrPortFrom(ip, dnsPort))
+		if err != nil {
+			ended(fmt.Errorf("%w; is another name server listening on all addresses of this machine?", err))
+			break
+		}
+		wg.Go(func() { ended(s.Serve(ctx, udp, tcp)) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }

@@ -24,8 +24,9 @@ func TestNetTrace(t *testing.T) {
 	s := policy.Snapshot{
 		Policies: []*networkingv1.NetworkPolicy{deny},
 		Pods: []*policy.Pod{
-			{Namespace: "shop", Name: "web", IP: netip.MustParseAddr("10.42.0.2"), Ports: []policy.Port{{Name: "http", Protocol: policy.TCP, Number: 8080}}},
-			{Namespace: "other", Name: "client", IP: netip.MustParseAddr("10.42.0.3")},
+			{Namespace: "shop", Name: "web", IPs: []netip.Addr{netip.MustParseAddr("10.42.0.2")}, Ports: []policy.Port{{Name: "http", Protocol: policy.TCP, Number: 8080}}},
+			{Namespace: "other", Name: "client", IPs: []netip.Addr{netip.MustParseAddr("10.42.0.3")}},
+			{Namespace: "shop", Name: "six", IPs: []netip.Addr{netip.MustParseAddr("fd00::6"), netip.MustParseAddr("10.42.0.6")}},
 		},
 	}
 	v := testNetView()
@@ -44,6 +45,9 @@ func TestNetTrace(t *testing.T) {
 		{"other/client", "shop/front:80/udp", "has no port 80/UDP"},
 		{"other/client", "shop/empty:80", "refused: no endpoint is ready"},
 		{"other/client", "shop/headless:80", "has no address: ask for one of its pods"},
+		{"six", "[fd00::9]:53/udp", "shop/six to [fd00::9]:53: allowed"},
+		{"other/client", "six:80", "other/client to 10.42.0.6:80: denied"},
+		{"other/client", "[fd00::6]:80", "other/client has no address of the family of fd00::6"},
 		{"web", "web:http/udp", `port "http" is no number`},
 		{"web", "web:http/icmp", "none of tcp, udp and sctp"},
 		{"web", "web", "missing port"},
@@ -142,10 +146,10 @@ func TestNetPolicies(t *testing.T) {
 			{From: []networkingv1.NetworkPolicyPeer{{IPBlock: &networkingv1.IPBlock{CIDR: "192.0.2.0/24"}}}, Ports: []networkingv1.NetworkPolicyPort{{}}},
 		},
 	}}
-	web := &policy.Pod{Namespace: "shop", Name: "web", IP: netip.MustParseAddr("10.42.0.2")}
+	web := &policy.Pod{Namespace: "shop", Name: "web", IPs: []netip.Addr{netip.MustParseAddr("10.42.0.2")}}
 	s := policy.Snapshot{Policies: []*networkingv1.NetworkPolicy{p}, Pods: []*policy.Pod{web}}
 	pods := []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}, Spec: corev1.PodSpec{NodeName: "one"}}}
-	nodes := []netNode{{Place: network.Place{Node: "one"}, state: &networkState{Policies: policy.Installed{Ingress: []netip.Addr{web.IP}}}}}
+	nodes := []netNode{{Place: network.Place{Node: "one"}, state: &networkState{Policies: policy.Installed{Ingress: web.IPs}}}}
 	var b strings.Builder
 	if err := writeHeldPods(&b, heldPods(s, func(*policy.Pod) bool { return true }, pods, nodes)); err != nil {
 		t.Fatal(err)

@@ -88,14 +88,16 @@ type heldPod struct {
 func heldPods(s policy.Snapshot, wanted func(*policy.Pod) bool, pods []corev1.Pod, nodes []netNode) []heldPod {
 	names := map[netip.Addr]string{}
 	for _, p := range s.Pods {
-		names[p.IP] = p.Namespace + "/" + p.Name
+		for _, ip := range p.IPs {
+			names[ip] = p.Namespace + "/" + p.Name
+		}
 	}
 	out := []heldPod{}
 	for _, h := range policy.Holdings(s) {
 		if !wanted(h.Pod) {
 			continue
 		}
-		held := heldPod{Pod: names[h.Pod.IP], Direction: string(h.Direction), SelectedBy: h.SelectedBy, Allowed: []string{}, Enforced: "unknown"}
+		held := heldPod{Pod: h.Pod.Namespace + "/" + h.Pod.Name, Direction: string(h.Direction), SelectedBy: h.SelectedBy, Allowed: []string{}, Enforced: "unknown"}
 		for _, b := range h.Allowed {
 			held.Allowed = append(held.Allowed, boxText(b, names))
 		}
@@ -109,10 +111,13 @@ func heldPods(s policy.Snapshot, wanted func(*policy.Pod) bool, pods []corev1.Po
 			case n.Node != held.Node:
 			case n.err != nil:
 				held.Enforced = "unknown: " + n.err.Error()
-			case n.state.Policies.Has(h.Pod.IP, h.Direction):
-				held.Enforced = "yes"
 			default:
-				held.Enforced = "no"
+				held.Enforced = "yes"
+				for _, ip := range h.Pod.IPs {
+					if !n.state.Policies.Has(ip, h.Direction) {
+						held.Enforced = "no"
+					}
+				}
 			}
 		}
 		out = append(out, held)

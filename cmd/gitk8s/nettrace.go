@@ -25,7 +25,7 @@ func newNetTrace(e *env) *cobra.Command {
 		Short: "Say whether services and NetworkPolicies let a pod connect, and which rules do",
 		Long: "Say whether services and NetworkPolicies let a pod connect, and which rules of them\n" +
 			"do. TO is a pod or a service, of another namespace as NAMESPACE/NAME, or an IP\n" +
-			"address, of a service, too; PORT a number, or the name of a port. Whether something\n" +
+			"address ([of IPv6]), of a service, too; PORT a number, or the name of a port. Whether something\n" +
 			"answers there is not asked.",
 		Args: exactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -97,7 +97,11 @@ func traceNet(s policy.Snapshot, v *netView, namespace, from, target string) (*n
 	}
 	out.To, out.Service, out.Allowed = to.Address, to.From, len(ends) > 0
 	for _, end := range ends {
-		path := netPath{To: end.String(), Allowed: true, Steps: policy.Trace(s, source.IP, end.Addr(), proto, end.Port())}
+		start := network.Same(end.Addr(), source.IPs)
+		if !start.IsValid() {
+			return nil, fmt.Errorf("pod %s has no address of the family of %s", out.From, end.Addr())
+		}
+		path := netPath{To: end.String(), Allowed: true, Steps: policy.Trace(s, start, end.Addr(), proto, end.Port())}
 		for _, step := range path.Steps {
 			path.Allowed = path.Allowed && step.Allowed
 		}
@@ -116,7 +120,10 @@ func (v *netView) destination(s policy.Snapshot, from *policy.Pod, namespace, ho
 	pod, err := findPod(s, namespace, host)
 	switch {
 	case err == nil:
-		ip, ports, svc = pod.IP, pod.Ports, nil
+		if ip = network.Same(from.IPs[0], pod.IPs); !ip.IsValid() {
+			ip = pod.IPs[0]
+		}
+		ports, svc = pod.Ports, nil
 	case svc == nil && !isAddress:
 		return netRoute{}, nil, fmt.Errorf("%w, and no service either", err)
 	}
@@ -137,7 +144,9 @@ func (v *netView) destination(s policy.Snapshot, from *policy.Pod, namespace, ho
 		return netRoute{}, nil, fmt.Errorf("service %s has no port %s/%s", name, port, network.Protocol(proto))
 	}
 	fronts := network.Desired(v.placeOf(from), []*corev1.Service{&one}, v.slices).Services
-	i := slices.IndexFunc(fronts, func(f network.Service) bool { return !isAddress || f.IP == ip })
+	i := slices.IndexFunc(fronts, func(f network.Service) bool {
+		return f.IP == ip || !isAddress && network.Same(f.IP, from.IPs).IsValid()
+	})
 	if i < 0 {
 		return netRoute{}, nil, fmt.Errorf("service %s has no address: ask for one of its pods", name)
 	}

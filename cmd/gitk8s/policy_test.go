@@ -17,7 +17,7 @@ import (
 // TestLeaveMachine: what a worker enforced on a machine of its own goes with it.
 func TestLeaveMachine(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, workerConfig), nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, workerConfig), []byte("cluster-cidr: 10.42.0.0/16,fd00::/56\nservice-cidr: 10.43.0.0/16,fd01::/112\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	result := make(chan error)
@@ -35,19 +35,19 @@ func leavesNothing(dir string) error {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return err
 	}
-	e, err := policy.NewEnforcer("")
+	e, err := policy.NewEnforcer("", true)
 	if err != nil {
 		return err
 	}
 	defer e.Close()
-	if err := e.Hold(netip.MustParseAddr("10.42.1.2")); err != nil {
+	if err := e.Hold([]netip.Addr{netip.MustParseAddr("10.42.1.2"), netip.MustParseAddr("fd00::2")}); err != nil {
 		return err
 	}
 	conn, err := nftables.New()
 	if err != nil {
 		return err
 	}
-	if before, err := conn.ListTables(); err != nil || len(before) != 1 {
+	if before, err := conn.ListTables(); err != nil || len(before) != 2 {
 		return fmt.Errorf("%d tables before, %v", len(before), err)
 	}
 	if err := leaveMachine(dir); err != nil {

@@ -52,12 +52,15 @@ func (c *controlPlane) exposeServices(ctx context.Context) error {
 
 // poolOfUp checks that the addresses of load balancers are on the nodes' link, and not
 // those of nodes: nothing leads anywhere else.
-func poolOfUp(cfg Config) error {
+func poolOfUp(cfg Config, ranges network.Ranges) error {
 	pool, err := serviceloadbalancer.ParsePool(cfg.LoadBalancerPool)
 	if err != nil {
 		return usageError("--load-balancer-pool: %w", err)
 	}
-	first, last := network.NodeIP(maxWorkers).Next(), netip.MustParseAddr("10.41.0.254")
+	first, last := ranges.SpareNodes(maxWorkers, false)
+	if len(pool) > 0 && !first.IsValid() {
+		return usageError("--load-balancer-pool: the nodes' network %s has no IPv4 addresses", joinRanges(ranges.Nodes))
+	}
 	for _, r := range pool {
 		if r.First.Less(first) || last.Less(r.Last) {
 			return usageError("--load-balancer-pool: with `up` it is a part of %s to %s", first, last)

@@ -3,6 +3,10 @@ package main
 import "testing"
 
 func TestPoolOfUp(t *testing.T) {
+	ranges, err := parseRanges(defaultPods, defaultServices, defaultNodesIPv4)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for pool, ok := range map[string]bool{
 		"":                        true,
 		"10.41.0.240/28":          true,
@@ -12,7 +16,7 @@ func TestPoolOfUp(t *testing.T) {
 		"192.0.2.0/24":            false,
 		"x":                       false,
 	} {
-		if err := poolOfUp(Config{LoadBalancerPool: pool}); (err == nil) != ok {
+		if err := poolOfUp(Config{LoadBalancerPool: pool}, ranges); (err == nil) != ok {
 			t.Errorf("%q: %v", pool, err)
 		}
 	}

@@ -116,7 +116,7 @@ func TestEnrolledConfig(t *testing.T) {
 	if err := os.MkdirAll(node, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeWorkerConfig(Info{DataDir: dir, Registry: "10.0.0.1:5000"}, node, "one", netip.MustParseAddr("10.0.0.2")); err != nil {
+	if err := writeWorkerConfig(Info{DataDir: dir, Registry: "10.0.0.1:5000"}, node, "one", []netip.Addr{netip.MustParseAddr("10.0.0.2")}); err != nil {
 		t.Fatal(err)
 	}
 	written := map[string]string{}

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -64,6 +65,7 @@ and cgroup. After a crash the next start goes on with the running containers;
 	cmd.Flags().Int("https-port", 8443, "the same with TLS")
 	ingressLogFlag(cmd.Flags())
 	serviceFlags(cmd.Flags())
+	nodesRangeFlag(cmd.Flags())
 	cmd.Flags().Int("workers", 2, "how many workers to run")
 	cmd.Flags().Bool("pod-egress", true, "let pods reach what this machine reaches, by TCP and UDP")
 	// A disk that others fill is not emptied by evicting pods.
@@ -82,15 +84,22 @@ func newServer(e *env) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			ranges, err := cfg.ranges(false)
+			if err != nil {
+				return err
+			}
 			if ip := net.ParseIP(cfg.advertised()); ip != nil && ip.IsUnspecified() {
 				return usageError("--listen %s says nothing about where workers reach this server; add --advertise-address", cfg.Listen)
+			}
+			if err := advertisesFirst(cfg, ranges); err != nil {
+				return err
 			}
 			lock, err := lockDataDir(cfg.DataDir)
 			if err != nil {
 				return err
 			}
 			defer lock.Close()
-			return e.serve(cmd.Context(), cfg)
+			return e.serve(cmd.Context(), cfg, ranges)
 		},
 	}
 	serverFlags(cmd)
@@ -100,13 +109,13 @@ func newServer(e *env) *cobra.Command {
 }
 
 // serve runs the control plane until ctx ends.
-func (e *env) serve(ctx context.Context, cfg Config) error {
+func (e *env) serve(ctx context.Context, cfg Config, ranges network.Ranges) error {
 	// Parts outlive the signal that ends us: the lease of the loops is given back
 	// through the API.
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	started := context.AfterFunc(ctx, cancel)
-	c, err := startControlPlane(run, cfg, "")
+	c, err := startControlPlane(run, cfg, ranges, "")
 	if err != nil {
 		return err
 	}
@@ -137,7 +146,11 @@ func (e *env) up(ctx context.Context, source string) error {
 	if err != nil {
 		return err
 	}
-	if err := poolOfUp(cfg); err != nil {
+	ranges, err := cfg.ranges(true)
+	if err != nil {
+		return err
+	}
+	if err := poolOfUp(cfg, ranges); err != nil {
 		return err
 	}
 	if err := enterAsUser(cfg.DataDir, true); err != nil {
@@ -163,15 +176,17 @@ func (e *env) up(ctx context.Context, source string) error {
 	if err := dropLost(cfg.DataDir); err != nil {
 		return err
 	}
-	if err := network.EnsureHub(id); err != nil {
-		return err
-	}
+	// What runs since before a crash is not to end because this start is refused.
+	fresh := !network.HasHub(id)
 	// Parts outlive the signal that ends us: workloads are stopped through them.
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	c, err := startControlPlane(run, cfg, id)
+	c, err := startControlPlane(run, cfg, ranges, id)
 	if err != nil {
-		return errors.Join(err, network.DeleteTopology(id))
+		if fresh {
+			err = errors.Join(err, network.DeleteTopology(id))
+		}
+		return err
 	}
 	e.say("API ready after %s: %s", round(time.Since(started)), c.info.API)
 	crew, err := c.startWorkers(run, e, cfg.Workers)
@@ -394,15 +409,15 @@ func (c *controlPlane) workerLog(name string) string {
 
 func (c *controlPlane) startWorker(i int) (*member, error) {
 	name := fmt.Sprintf("worker-%d", i)
-	node, err := network.EnsureNode(c.hub, name, i)
+	node, err := network.EnsureNode(c.hub, name, i, c.ranges)
 	if err != nil {
 		return nil, err
 	}
-	if err := network.LeadOut(node.NetNS, c.wayOut); err != nil {
+	inHub := c.ranges.Hub()[0].String()
+	if err := network.LeadOut(node.NetNS, c.ranges, c.wayOut); err != nil {
 		return nil, err
 	}
-	server := fmt.Sprintf("https://%s:6443", network.HubIP)
-	if err := writeWorkerFiles(c.ca, c.nodeDir(name), name, node.IP.String(), server); err != nil {
+	if err := writeWorkerFiles(c.ca, c.nodeDir(name), name, node.IPs, "https://"+net.JoinHostPort(inHub, "6443")); err != nil {
 		return nil, err
 	}
 	log, err := os.OpenFile(c.workerLog(name), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -415,8 +430,9 @@ func (c *controlPlane) startWorker(i int) (*member, error) {
 		return nil, err
 	}
 	args := []string{
-		"agent", "--attached", "--name", name, "--node-dir", c.nodeDir(name), "--node-ip", node.IP.String(),
-		"--registry", fmt.Sprintf("%s:%d", network.HubIP, registryHubPort),
+		"agent", "--attached", "--name", name, "--node-dir", c.nodeDir(name), "--node-ip", joinAddrs(node.IPs),
+		"--" + podsFlag, joinRanges(c.ranges.Pods), "--" + servicesFlag, joinRanges(c.ranges.Services),
+		"--registry", net.JoinHostPort(inHub, strconv.Itoa(registryHubPort)),
 		"--registry-token-file", filepath.Join(c.cfg.DataDir, "token"),
 		"--egress", c.egressSocket(), "--log-level", "info", "--tunnel", string(network.TunnelNever),
 	}

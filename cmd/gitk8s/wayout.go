@@ -3,7 +3,7 @@ package main
 import (
 	"context"
 	"net"
-	"net/netip"
+	"slices"
 
 	"gitk8s.dev/gitk8s/runtime/network"
 	"gitk8s.dev/gitk8s/runtime/network/usernet"
@@ -17,7 +17,7 @@ func (c *controlPlane) openWayOut(ctx context.Context, e *env) {
 	}
 	out, err := usernet.Open(usernet.Config{
 		NetNS: network.HubNetNS(c.hub), Dial: (&net.Dialer{}).DialContext,
-		Refuse: []netip.Prefix{network.NodeCIDR, network.PodCIDR, network.ServiceCIDR},
+		Refuse: slices.Concat(c.ranges.Nodes, c.ranges.Pods, c.ranges.Services),
 	})
 	if err != nil {
 		e.say("pods reach nothing outside of the cluster: %v", err)

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -21,6 +23,9 @@ type addresses struct {
 
 const (
 	addressPrefix = "/gitk8s/clusterips"
+	// MaxServiceBits is how many bits of a service's address may be its own, as in
+	// kube-apiserver.
+	MaxServiceBits = 20
 	// attempts at random addresses before looking at all of them.
 	randomAttempts = 16
 )
@@ -32,21 +37,37 @@ var (
 )
 
 func newAddresses(client *clientv3.Client, cidr netip.Prefix, now func() time.Time) (*addresses, error) {
-	if !cidr.Addr().Is4() || cidr.Bits() > 30 {
-		return nil, fmt.Errorf("apiserver: the service network %s must be IPv4 with at least 2 host bits", cidr)
+	if bits := cidr.Addr().BitLen() - cidr.Bits(); !cidr.IsValid() || bits < 2 || bits > MaxServiceBits {
+		return nil, fmt.Errorf("apiserver: the service network %s must have 2 to %d host bits", cidr, MaxServiceBits)
 	}
 	return &addresses{ownership{client: client, prefix: addressPrefix, what: "service address", now: now}, cidr.Masked()}, nil
 }
 
+// family is that of the range.
+func (a *addresses) family() corev1.IPFamily { return familyOf(a.cidr.Addr()) }
+
+func familyOf(a netip.Addr) corev1.IPFamily {
+	if a.Is6() {
+		return corev1.IPv6Protocol
+	}
+	return corev1.IPv4Protocol
+}
+
 // size is the number of addresses without the network's own and the last one.
-func (a *addresses) size() uint32 { return 1<<(32-a.cidr.Bits()) - 2 }
+func (a *addresses) size() uint32 { return 1<<(a.cidr.Addr().BitLen()-a.cidr.Bits()) - 2 }
+
+// low are the lowest 32 bits of an address.
+func low(a netip.Addr) uint32 {
+	b := a.AsSlice()
+	return binary.BigEndian.Uint32(b[len(b)-4:])
+}
 
 // at returns the i-th address, from 0.
 func (a *addresses) at(i uint32) string {
-	base := a.cidr.Addr().As4()
-	var out [4]byte
-	binary.BigEndian.PutUint32(out[:], binary.BigEndian.Uint32(base[:])+1+i)
-	return netip.AddrFrom4(out).String()
+	b := a.cidr.Addr().AsSlice()
+	binary.BigEndian.PutUint32(b[len(b)-4:], low(a.cidr.Addr())+1+i)
+	out, _ := netip.AddrFromSlice(b)
+	return out.String()
 }
 
 // first is the address of the API server itself.
@@ -54,12 +75,10 @@ func (a *addresses) first() string { return a.at(0) }
 
 func (a *addresses) inRange(ip string) (string, error) {
 	addr, err := netip.ParseAddr(ip)
-	if err != nil || !addr.Is4() {
+	if err != nil || !a.cidr.Contains(addr) {
 		return "", fmt.Errorf("%w, which is %s", errOutOfRange, a.cidr)
 	}
-	base, own := a.cidr.Addr().As4(), addr.As4()
-	offset := binary.BigEndian.Uint32(own[:]) - binary.BigEndian.Uint32(base[:])
-	if !a.cidr.Contains(addr) || offset == 0 || offset > a.size() {
+	if offset := low(addr) - low(a.cidr.Addr()); offset == 0 || offset > a.size() {
 		return "", fmt.Errorf("%w, which is %s", errOutOfRange, a.cidr)
 	}
 	return addr.String(), nil

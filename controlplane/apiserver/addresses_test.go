@@ -29,7 +29,13 @@ func testAddresses(t *testing.T, cidr string) (*addresses, *time.Time) {
 
 // Everybody gets an address of their own until there are none left.
 func TestAddressesAreUnique(t *testing.T) {
-	a, _ := testAddresses(t, "10.9.0.0/27")
+	for cidr, ninth := range map[string]string{"10.9.0.0/27": "10.9.0.9", "fd00:9::/123": "fd00:9::9"} {
+		t.Run(cidr, func(t *testing.T) { testUnique(t, cidr, ninth) })
+	}
+}
+
+func testUnique(t *testing.T, cidr, ninth string) {
+	a, _ := testAddresses(t, cidr)
 	var mu sync.Mutex
 	var group sync.WaitGroup
 	given := map[string]bool{}
@@ -48,12 +54,12 @@ func TestAddressesAreUnique(t *testing.T) {
 	if _, err := a.allocate(t.Context(), "", "ns/x"); !errors.Is(err, errExhausted) {
 		t.Errorf("a full range: %v", err)
 	}
-	a.release(t.Context(), "10.9.0.9", "ns/other")
-	if err := a.check(t.Context(), "10.9.0.9"); !errors.Is(err, errTaken) {
+	a.release(t.Context(), ninth, "ns/other")
+	if err := a.check(t.Context(), ninth); !errors.Is(err, errTaken) {
 		t.Errorf("somebody else gave it back: %v", err)
 	}
-	a.release(t.Context(), "10.9.0.9", "ns/x")
-	if ip, err := a.allocate(t.Context(), "", "ns/x"); err != nil || ip != "10.9.0.9" {
+	a.release(t.Context(), ninth, "ns/x")
+	if ip, err := a.allocate(t.Context(), "", "ns/x"); err != nil || ip != ninth {
 		t.Errorf("%s %v", ip, err)
 	}
 }
@@ -70,7 +76,15 @@ func TestAddressesAreRepaired(t *testing.T) {
 	take("10.9.0.6", "ns/lost")
 	*now = now.Add(orphanAge + time.Second)
 	take("10.9.0.7", "ns/just-being-made")
-	owners := map[string]string{"10.9.0.5": "ns/kept", "10.9.0.8": "ns/without-key"}
+	// Both ranges' addresses are kept together.
+	six, err := newAddresses(a.client, netip.MustParsePrefix("fd00:9::/112"), a.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := six.allocate(t.Context(), "fd00:9::7", "ns/kept"); err != nil {
+		t.Fatal(err)
+	}
+	owners := map[string]string{"10.9.0.5": "ns/kept", "10.9.0.8": "ns/without-key", "fd00:9::7": "ns/kept", "fd00:9::8": "ns/without-key"}
 	if err := a.repair(t.Context(), owners); err != nil {
 		t.Fatal(err)
 	}
@@ -79,10 +93,15 @@ func TestAddressesAreRepaired(t *testing.T) {
 			t.Errorf("%s: %v", ip, err)
 		}
 	}
+	for ip, taken := range map[string]bool{"fd00:9::7": true, "fd00:9::8": true, "fd00:9::9": false} {
+		if err := six.check(context.Background(), ip); errors.Is(err, errTaken) != taken {
+			t.Errorf("%s: %v", ip, err)
+		}
+	}
 }
 
 func TestServiceNetworkTooSmall(t *testing.T) {
-	for _, cidr := range []string{"10.9.0.0/31", "fd00::/112"} {
+	for _, cidr := range []string{"10.9.0.0/31", "10.0.0.0/11", "fd00::/127", "fd00::/107"} {
 		if _, err := newAddresses(nil, netip.MustParsePrefix(cidr), time.Now); err == nil {
 			t.Errorf("%s was accepted", cidr)
 		}

@@ -25,7 +25,7 @@ import (
 
 const (
 	// The name server of the cluster, under the names that it has everywhere: the
-	// tenth service address (10.43.0.10).
+	// tenth service address (10.43.0.10), of each family.
 	dnsName    = "kube-dns"
 	dnsAddress = 9
 	dnsPort    = 53
@@ -87,7 +87,7 @@ func (s *Server) bootstrapService(ctx context.Context, client kubernetes.Interfa
 		},
 		Spec: corev1.ServiceSpec{
 			Type:      corev1.ServiceTypeClusterIP,
-			ClusterIP: s.addresses.first(),
+			ClusterIP: s.addresses[0].first(),
 			Ports: []corev1.ServicePort{{
 				Name: "https", Port: apiServicePort, Protocol: corev1.ProtocolTCP,
 				TargetPort: intstr.FromInt32(int32(s.config.AdvertisePort)),
@@ -121,10 +121,14 @@ func (s *Server) bootstrapDNS(ctx context.Context, client kubernetes.Interface) 
 	if !apierrors.IsNotFound(err) {
 		return err
 	}
+	var ips []string
+	for _, r := range s.addresses {
+		ips = append(ips, r.at(dnsAddress))
+	}
 	_, err = services.Create(ctx, &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: dnsName, Labels: map[string]string{"k8s-app": dnsName}},
 		Spec: corev1.ServiceSpec{
-			Type: corev1.ServiceTypeClusterIP, ClusterIP: s.addresses.at(dnsAddress),
+			Type: corev1.ServiceTypeClusterIP, ClusterIP: ips[0], ClusterIPs: ips,
 			Ports: []corev1.ServicePort{
 				{Name: "dns", Port: dnsPort, Protocol: corev1.ProtocolUDP, TargetPort: intstr.FromInt32(dnsPort)},
 				{Name: "dns-tcp", Port: dnsPort, Protocol: corev1.ProtocolTCP, TargetPort: intstr.FromInt32(dnsPort)},
@@ -133,7 +137,7 @@ func (s *Server) bootstrapDNS(ctx context.Context, client kubernetes.Interface) 
 	}, metav1.CreateOptions{})
 	switch {
 	case apierrors.IsInvalid(err):
-		slog.Warn("pods cannot look up names: another service has the address", "address", s.addresses.at(dnsAddress), "error", err)
+		slog.Warn("pods cannot look up names: another service has the address", "address", ips, "error", err)
 	case err != nil && !apierrors.IsAlreadyExists(err):
 		return fmt.Errorf("write service %s: %w", dnsName, err)
 	}

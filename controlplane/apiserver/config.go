@@ -3,7 +3,6 @@ package apiserver
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"time"
@@ -13,12 +12,8 @@ import (
 	"gitk8s.dev/gitk8s/controlplane/pki"
 )
 
-const (
-	// DefaultServiceCIDR is the network of the services' addresses.
-	DefaultServiceCIDR = "10.43.0.0/16"
-	// shutdownTimeout bounds how long a stop waits for requests under way.
-	shutdownTimeout = 5 * time.Second
-)
+// shutdownTimeout bounds how long a stop waits for requests under way.
+const shutdownTimeout = 5 * time.Second
 
 // Config is what a Server needs.
 type Config struct {
@@ -35,9 +30,10 @@ type Config struct {
 	// Listeners are served all alike. The first one's address is the server's own.
 	// Run closes them.
 	Listeners []net.Listener
-	// ServiceCIDR of services' addresses, DefaultServiceCIDR when empty. Its first
-	// address is the API's.
-	ServiceCIDR string
+	// ServiceCIDRs are the ranges of services' addresses: one, or one of each family, of
+	// which the first is that of services that ask for none. Its first address is the
+	// API's.
+	ServiceCIDRs []netip.Prefix
 	// AdvertiseAddress and AdvertisePort are where pods and workers reach the
 	// server; they make the endpoints of the service default/kubernetes. The first
 	// listener's when empty.
@@ -68,19 +64,14 @@ func (c *Config) Validate() error {
 		return errors.New("apiserver: no client certificate for the workers")
 	case len(c.Listeners) == 0:
 		return errors.New("apiserver: no listener")
+	case len(c.ServiceCIDRs) == 0:
+		return errors.New("apiserver: no range of services' addresses")
 	}
 	return nil
 }
 
 // complete fills in what is empty.
-func (c *Config) complete() (netip.Prefix, error) {
-	if c.ServiceCIDR == "" {
-		c.ServiceCIDR = DefaultServiceCIDR
-	}
-	cidr, err := netip.ParsePrefix(c.ServiceCIDR)
-	if err != nil {
-		return cidr, fmt.Errorf("apiserver: the service network: %w", err)
-	}
+func (c *Config) complete() error {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -96,7 +87,7 @@ func (c *Config) complete() (netip.Prefix, error) {
 		}
 	}
 	if net.ParseIP(c.AdvertiseAddress) == nil || c.AdvertisePort == 0 {
-		return cidr, errors.New("apiserver: no address and port to advertise")
+		return errors.New("apiserver: no address and port to advertise")
 	}
-	return cidr, nil
+	return nil
 }

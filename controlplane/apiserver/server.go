@@ -36,7 +36,7 @@ type Server struct {
 	types           *types
 	options         *restOptions
 	stores          map[schema.GroupResource]*store
-	addresses       *addresses
+	addresses       []*addresses // of each range, the first family first
 	ports           *nodePorts
 	authz           *authz.Authorizer
 	tokens          *tokens
@@ -56,8 +56,7 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	cidr, err := cfg.complete()
-	if err != nil {
+	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
 	t, err := newTypes()
@@ -72,8 +71,12 @@ func New(cfg Config) (*Server, error) {
 		tokens: newTokens(),
 		ready:  make(chan struct{}),
 	}
-	if s.addresses, err = newAddresses(cfg.Etcd, cidr, cfg.Now); err != nil {
-		return nil, err
+	for _, cidr := range cfg.ServiceCIDRs {
+		a, err := newAddresses(cfg.Etcd, cidr, cfg.Now)
+		if err != nil {
+			return nil, err
+		}
+		s.addresses = append(s.addresses, a)
 	}
 	s.ports = newNodePorts(cfg.Etcd, cfg.Now)
 	if s.workerTransport, err = newWorkerTransport(cfg); err != nil {

@@ -55,19 +55,7 @@ func portsOf(svc *corev1.Service) map[int32]bool {
 // as it was.
 func keepAllocated(svc, old *corev1.Service) {
 	spec, was := &svc.Spec, &old.Spec
-	if spec.Type == corev1.ServiceTypeExternalName {
-		if spec.ClusterIP == was.ClusterIP {
-			spec.ClusterIP, spec.ClusterIPs = "", nil
-		}
-	} else {
-		if spec.ClusterIP == "" && was.Type != corev1.ServiceTypeExternalName {
-			spec.ClusterIP = was.ClusterIP
-		}
-		if len(spec.ClusterIPs) == 0 && spec.ClusterIP != "" {
-			spec.ClusterIPs = []string{spec.ClusterIP}
-		}
-		setFamilies(svc)
-	}
+	keepAddresses(spec, was)
 	if mayHaveNodePorts(svc) && mayHaveNodePorts(old) {
 		keepNodePorts(spec.Ports, was.Ports)
 	}
@@ -75,6 +63,39 @@ func keepAllocated(svc, old *corev1.Service) {
 		spec.HealthCheckNodePort = was.HealthCheckNodePort
 	}
 	dropOfOtherType(svc, old)
+}
+
+// keepAddresses is keepAllocated for addresses and their families. Who changes the single
+// clusterIP alone means the first of clusterIPs as well.
+func keepAddresses(spec, was *corev1.ServiceSpec) {
+	if spec.ClusterIP != was.ClusterIP && len(spec.ClusterIPs) > 0 && slices.Equal(spec.ClusterIPs, was.ClusterIPs) {
+		if spec.ClusterIP == "" {
+			spec.ClusterIPs = nil
+		} else {
+			spec.ClusterIPs = append([]string{spec.ClusterIP}, spec.ClusterIPs[1:]...)
+		}
+	}
+	if spec.Type == corev1.ServiceTypeExternalName {
+		if spec.ClusterIP == was.ClusterIP {
+			spec.ClusterIP, spec.ClusterIPs = "", nil
+		}
+		if equality.Semantic.DeepEqual(spec.IPFamilyPolicy, was.IPFamilyPolicy) && slices.Equal(spec.IPFamilies, was.IPFamilies) {
+			spec.IPFamilyPolicy, spec.IPFamilies = nil, nil
+		}
+		return
+	}
+	if was.Type == corev1.ServiceTypeExternalName {
+		return
+	}
+	if spec.ClusterIP == "" && len(spec.ClusterIPs) == 0 {
+		spec.ClusterIP = was.ClusterIP
+	}
+	if len(spec.ClusterIPs) == 0 && spec.ClusterIP == was.ClusterIP {
+		spec.ClusterIPs = slices.Clone(was.ClusterIPs)
+	}
+	if spec.IPFamilyPolicy == nil && len(spec.IPFamilies) == 0 {
+		spec.IPFamilyPolicy, spec.IPFamilies = was.IPFamilyPolicy, slices.Clone(was.IPFamilies)
+	}
 }
 
 // keepNodePorts goes by the ports' names, since whatever else of them may have been

@@ -21,7 +21,7 @@ func (s *Server) repairServices(ctx context.Context, client kubernetes.Interface
 		return err
 	}
 	ips, ports := inUse(services)
-	if err := errors.Join(s.addresses.repair(ctx, ips), s.ports.repair(ctx, ports)); err != nil {
+	if err := errors.Join(s.addresses[0].repair(ctx, ips), s.ports.repair(ctx, ports)); err != nil {
 		return err
 	}
 	for i := range services {
@@ -50,8 +50,8 @@ func inUse(services []corev1.Service) (ips, ports map[string]string) {
 	}
 	for i := range services {
 		svc := &services[i]
-		if hasClusterIP(svc) {
-			claim("address", ips, svc.Spec.ClusterIP, serviceOwner(svc))
+		for _, ip := range ipsOf(svc) {
+			claim("address", ips, ip, serviceOwner(svc))
 		}
 		for port := range portsOf(svc) {
 			claim("port", ports, strconv.Itoa(int(port)), serviceOwner(svc))

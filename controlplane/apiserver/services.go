@@ -25,14 +25,15 @@ func needsClusterIP(svc *corev1.Service) bool {
 	return svc.Spec.Type != corev1.ServiceTypeExternalName && svc.Spec.ClusterIP != corev1.ClusterIPNone
 }
 
-func setFamilies(svc *corev1.Service) {
-	if svc.Spec.IPFamilyPolicy == nil {
-		policy := corev1.IPFamilyPolicySingleStack
-		svc.Spec.IPFamilyPolicy = &policy
+// ipsOf are the addresses that a service has.
+func ipsOf(svc *corev1.Service) []string {
+	switch {
+	case !needsClusterIP(svc) || svc.Spec.ClusterIP == "":
+		return nil
+	case len(svc.Spec.ClusterIPs) == 0:
+		return []string{svc.Spec.ClusterIP}
 	}
-	if len(svc.Spec.IPFamilies) == 0 {
-		svc.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol}
-	}
+	return svc.Spec.ClusterIPs
 }
 
 // configureServices gives services their addresses and node ports.
@@ -72,7 +73,7 @@ type allocation struct {
 // does not need any more.
 func (s *Server) allocate(ctx context.Context, svc, old *corev1.Service, dryRun bool) (registry.FinishFunc, error) {
 	a := &allocation{Server: s, svc: svc, old: old, dryRun: dryRun}
-	err := a.clusterIP(ctx)
+	err := a.clusterIPs(ctx)
 	if err == nil {
 		err = a.nodePorts(ctx)
 	}
@@ -100,41 +101,89 @@ func (a *allocation) rollBack(ctx context.Context) {
 	a.undo = nil
 }
 
-func (a *allocation) clusterIP(ctx context.Context) error {
+// clusterIPs gives a service an address of each family that it has.
+func (a *allocation) clusterIPs(ctx context.Context) error {
 	svc := a.svc
 	if svc.Spec.Type == corev1.ServiceTypeExternalName {
 		return nil
 	}
-	setFamilies(svc)
+	if len(svc.Spec.ClusterIPs) == 0 && svc.Spec.ClusterIP != "" {
+		svc.Spec.ClusterIPs = []string{svc.Spec.ClusterIP}
+	}
+	if errs := setFamilies(svc, a.old, a.families()); len(errs) > 0 {
+		return apierrors.NewInvalid(corev1.SchemeGroupVersion.WithKind("Service").GroupKind(), svc.Name, errs)
+	}
 	if svc.Spec.ClusterIP == corev1.ClusterIPNone {
 		svc.Spec.ClusterIPs = []string{corev1.ClusterIPNone}
 		return nil
 	}
-	if hasClusterIP(a.old) {
-		return nil // for ever
+	if len(svc.Spec.ClusterIPs) > 0 && svc.Spec.ClusterIPs[0] != svc.Spec.ClusterIP {
+		return nil // refused with the rest of the service
 	}
-	if a.dryRun {
-		return a.checkDryRun(ctx, svc)
-	}
-	ip, err := a.addresses.allocate(ctx, svc.Spec.ClusterIP, serviceOwner(svc))
-	if err != nil {
-		if svc.Spec.ClusterIP == "" {
-			return apierrors.NewInternalError(err)
+	had := ipsOf(a.old)
+	var ips []string
+	for i, f := range svc.Spec.IPFamilies {
+		wanted := ""
+		if i < len(svc.Spec.ClusterIPs) {
+			wanted = svc.Spec.ClusterIPs[i]
 		}
-		return invalidClusterIP(svc, err)
+		if wanted == "" || !slices.Contains(had, wanted) {
+			var err error
+			if wanted, err = a.address(ctx, f, wanted); err != nil {
+				return err
+			}
+		}
+		if wanted == "" {
+			return nil // which one it will be is not known
+		}
+		ips = append(ips, wanted)
 	}
-	svc.Spec.ClusterIP, svc.Spec.ClusterIPs = ip, []string{ip}
-	a.undo = append(a.undo, func(ctx context.Context) { a.addresses.release(ctx, ip, serviceOwner(svc)) })
+	if len(ips) < len(svc.Spec.ClusterIPs) {
+		return nil // more than it has families: refused with the rest of the service
+	}
+	svc.Spec.ClusterIP, svc.Spec.ClusterIPs = ips[0], ips
 	return nil
 }
 
-// hasClusterIP tells whether a stored service has an address.
-func hasClusterIP(svc *corev1.Service) bool { return needsClusterIP(svc) && svc.Spec.ClusterIP != "" }
+// address takes the address that is wanted, or else any; with a dry run none.
+func (a *allocation) address(ctx context.Context, f corev1.IPFamily, wanted string) (string, error) {
+	i := slices.IndexFunc(a.addresses, func(r *addresses) bool { return r.family() == f })
+	r := a.addresses[i] // one of the cluster's
+	owner := serviceOwner(a.svc)
+	if a.dryRun {
+		if wanted != "" {
+			if err := r.check(ctx, wanted); err != nil {
+				return "", invalidClusterIP(a.svc, wanted, err)
+			}
+		}
+		return wanted, nil
+	}
+	ip, err := r.allocate(ctx, wanted, owner)
+	switch {
+	case err != nil && wanted == "":
+		return "", apierrors.NewInternalError(fmt.Errorf("failed to allocate a serviceIP: %w", err))
+	case err != nil:
+		return "", invalidClusterIP(a.svc, wanted, err)
+	}
+	a.undo = append(a.undo, func(ctx context.Context) { r.release(ctx, ip, owner) })
+	return ip, nil
+}
+
+// families are those of the cluster's services.
+func (s *Server) families() []corev1.IPFamily {
+	out := make([]corev1.IPFamily, 0, len(s.addresses))
+	for _, r := range s.addresses {
+		out = append(out, r.family())
+	}
+	return out
+}
 
 // releaseUnused gives back what old has and svc does not.
 func (s *Server) releaseUnused(ctx context.Context, old, svc *corev1.Service) {
-	if hasClusterIP(old) && svc.Spec.ClusterIP != old.Spec.ClusterIP {
-		s.addresses.release(ctx, old.Spec.ClusterIP, serviceOwner(old))
+	for _, ip := range ipsOf(old) {
+		if !slices.Contains(ipsOf(svc), ip) {
+			s.addresses[0].release(ctx, ip, serviceOwner(old)) // the keys are the same for all ranges
+		}
 	}
 	kept := portsOf(svc)
 	for port := range portsOf(old) {
@@ -144,23 +193,9 @@ func (s *Server) releaseUnused(ctx context.Context, old, svc *corev1.Service) {
 	}
 }
 
-// checkDryRun answers whether a requested address would be granted. Without a
-// request the field stays empty: which address it will be is not known.
-func (s *Server) checkDryRun(ctx context.Context, svc *corev1.Service) error {
-	if svc.Spec.ClusterIP == "" {
-		return nil
-	}
-	if err := s.addresses.check(ctx, svc.Spec.ClusterIP); err != nil {
-		return invalidClusterIP(svc, err)
-	}
-	svc.Spec.ClusterIPs = []string{svc.Spec.ClusterIP}
-	return nil
-}
-
-func invalidClusterIP(svc *corev1.Service, err error) error {
+func invalidClusterIP(svc *corev1.Service, ip string, err error) error {
 	return apierrors.NewInvalid(corev1.SchemeGroupVersion.WithKind("Service").GroupKind(), svc.Name, field.ErrorList{
-		field.Invalid(field.NewPath("spec", "clusterIPs"), []string{svc.Spec.ClusterIP},
-			fmt.Sprintf("failed to allocate IP %s: %v", svc.Spec.ClusterIP, err)),
+		field.Invalid(field.NewPath("spec", "clusterIPs"), []string{ip}, fmt.Sprintf("failed to allocate IP %s: %v", ip, err)),
 	})
 }
 

@@ -113,7 +113,7 @@ func NodeServer(node string, addresses ...string) Request {
 func APIServer(extra ...string) Request {
 	hosts := []string{
 		"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc",
-		"kubernetes.default.svc.cluster.local", "127.0.0.1", "::1", "10.41.0.1", "10.43.0.1",
+		"kubernetes.default.svc.cluster.local", "127.0.0.1", "::1",
 	}
 	for _, h := range extra {
 		if h != "" && !slices.Contains(hosts, h) {

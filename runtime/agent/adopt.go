@@ -14,13 +14,15 @@ import (
 	v1 "k8s.io/api/core/v1"
 
 	"gitk8s.dev/gitk8s/runtime/container"
+	"gitk8s.dev/gitk8s/runtime/network"
 )
 
 // podMeta is what the agent remembers of a pod beside what the runtime knows.
 type podMeta struct {
 	Namespace  string                  `json:"namespace"`
 	Name       string                  `json:"name"`
-	IP         string                  `json:"ip,omitempty"`
+	IPs        []netip.Addr            `json:"ips,omitempty"`
+	IP         string                  `json:"ip,omitempty"` // what there was before there were several
 	Instances  map[string]instanceMeta `json:"instances,omitempty"`
 	Containers map[string]ctrMeta      `json:"containers,omitempty"`
 	// Status is how a static pod has ended: of other pods the API knows.
@@ -57,9 +59,7 @@ func (w *worker) readMeta() podMeta {
 // agent, not the machine, whose restart ends the containers too.
 func (w *worker) writeMeta() {
 	m := podMeta{Namespace: w.s.pod.Namespace, Name: w.s.pod.Name, Instances: map[string]instanceMeta{}, Containers: map[string]ctrMeta{}}
-	if w.s.ip.IsValid() {
-		m.IP = w.s.ip.String()
-	}
+	m.IPs = w.s.ips
 	for _, c := range w.s.ctrs {
 		for _, in := range []*instance{c.cur, c.prev} {
 			if in != nil {
@@ -95,10 +95,12 @@ func adopt(s *podState, found *container.SandboxStatus, meta podMeta, now time.T
 	if st.StartTime != nil {
 		s.startTime = st.StartTime.Time
 	}
-	if ip, err := netip.ParseAddr(meta.IP); err == nil {
-		s.ip = ip
-	} else if ip, err := netip.ParseAddr(st.PodIP); err == nil && found != nil {
-		s.ip = ip
+	if ip, err := netip.ParseAddr(meta.IP); len(meta.IPs) > 0 {
+		s.ips = meta.IPs
+	} else if err == nil {
+		s.ips = []netip.Addr{ip}
+	} else if found != nil {
+		s.ips = network.PodIPs(st)
 	}
 	if st.Phase == v1.PodSucceeded || st.Phase == v1.PodFailed {
 		s.terminal = st.Phase

@@ -51,11 +51,15 @@ func (n *CNINetwork) Assign(ctx context.Context, _ []netip.Prefix) error {
 
 // Setup implements PodNetwork. Users of a pod's own follow from an address that is not
 // known before the plugins have been in its namespace.
-func (n *CNINetwork) Setup(ctx context.Context, podUID, namespace, name string, ownUsers bool) (string, netip.Addr, error) {
+func (n *CNINetwork) Setup(ctx context.Context, podUID, namespace, name string, ownUsers bool) (string, []netip.Addr, error) {
 	if ownUsers {
-		return "", netip.Addr{}, errors.New("pods with hostUsers: false are not for nodes whose network is made by CNI plugins")
+		return "", nil, errors.New("pods with hostUsers: false are not for nodes whose network is made by CNI plugins")
 	}
-	return n.cni.Setup(ctx, podUID, namespace, name)
+	ns, ip, err := n.cni.Setup(ctx, podUID, namespace, name)
+	if err != nil {
+		return "", nil, err
+	}
+	return ns, []netip.Addr{ip}, nil
 }
 
 // Teardown implements PodNetwork.

@@ -25,9 +25,9 @@ import (
 // PodNetwork gives pods a network namespace and an address.
 type PodNetwork interface {
 	// Setup makes the pod's network namespace, or finds it, and returns its path and
-	// the pod's address. It may be repeated. With ownUsers the namespace belongs to a
+	// the pod's addresses, one of each family. It may be repeated. With ownUsers the namespace belongs to a
 	// user namespace with the users from network.UserBase on.
-	Setup(ctx context.Context, podUID, namespace, name string, ownUsers bool) (netnsPath string, ip netip.Addr, err error)
+	Setup(ctx context.Context, podUID, namespace, name string, ownUsers bool) (netnsPath string, ips []netip.Addr, err error)
 	// Teardown removes it. Removing what is gone succeeds.
 	Teardown(ctx context.Context, podUID string) error
 }
@@ -36,10 +36,10 @@ type PodNetwork interface {
 type PodPolicies interface {
 	// Starts is called when the pod's network has been made and before anything of it
 	// runs; on an error nothing does. It may be repeated.
-	Starts(pod *v1.Pod, ip netip.Addr) error
+	Starts(pod *v1.Pod, ips []netip.Addr) error
 	// Runs is called for a pod that an earlier agent has started.
-	Runs(pod *v1.Pod, ip netip.Addr)
-	// Ends is called when nothing of the pod runs any more, before its address is free.
+	Runs(pod *v1.Pod, ips []netip.Addr)
+	// Ends is called when nothing of the pod runs any more, before its addresses are free.
 	Ends(podUID types.UID)
 }
 
@@ -47,8 +47,9 @@ type PodPolicies interface {
 type Config struct {
 	// NodeName is the name of the Node object.
 	NodeName string
-	// NodeIP is the node's address, where its HTTPS server is reached.
-	NodeIP netip.Addr
+	// NodeIPs are the node's addresses, one of each family that its pods have. At the
+	// first one its HTTPS server is reached.
+	NodeIPs []netip.Addr
 	// Client talks to the API with the identity system:node:<NodeName>.
 	Client kubernetes.Interface
 	// Runtime runs the containers. The agent reads its Events and does not Close it.
@@ -65,9 +66,9 @@ type Config struct {
 	// DataDir is the node's own directory; see docs/contracts.md for what is in it.
 	DataDir string
 
-	// Listener of the HTTPS server, on NodeIP. The agent closes it.
+	// Listener of the HTTPS server, on the first of NodeIPs. The agent closes it.
 	Listener net.Listener
-	// ServingCert is the server's certificate for NodeName and NodeIP.
+	// ServingCert is the server's certificate for NodeName and NodeIPs.
 	ServingCert tls.Certificate
 	// ClientCA verifies clients; only the common name system:apiserver is let in.
 	ClientCA *x509.CertPool
@@ -130,7 +131,7 @@ func (c *Config) complete() error {
 		}
 	}
 	need(c.NodeName != "", "NodeName")
-	need(c.NodeIP.IsValid(), "NodeIP")
+	need(len(c.NodeIPs) > 0, "NodeIPs")
 	need(c.Client != nil, "Client")
 	need(c.Runtime != nil, "Runtime")
 	need(c.Images != nil, "Images")

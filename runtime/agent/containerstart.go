@@ -21,7 +21,7 @@ type startRequest struct {
 	spec    *v1.Container
 	kind    ctrKind
 	attempt int
-	ip      netip.Addr
+	ips     []netip.Addr
 	// crashed: this start follows a back-off.
 	crashed bool
 	// target is the container whose processes this one is to see, or "", and
@@ -194,7 +194,7 @@ func (w *worker) mounts(req startRequest, env environ) ([]container.Mount, error
 		taken[mount.Target] = true
 		out = append(out, mount)
 	}
-	shared, err := w.sharedFiles(pod, req.ip)
+	shared, err := w.sharedFiles(pod, req.ips)
 	if err != nil {
 		return nil, err
 	}

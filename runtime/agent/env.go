@@ -122,11 +122,9 @@ func (w *worker) environment(ctx context.Context, req startRequest) (environ, er
 		}
 	}
 	pod := req.pod.DeepCopy()
-	pod.Status.HostIP = w.a.cfg.NodeIP.String()
-	pod.Status.HostIPs = []v1.HostIP{{IP: pod.Status.HostIP}}
-	if req.ip.IsValid() {
-		pod.Status.PodIP = req.ip.String()
-		pod.Status.PodIPs = []v1.PodIP{{IP: pod.Status.PodIP}}
+	setHostIPs(&pod.Status, w.a.cfg.NodeIPs)
+	if len(req.ips) > 0 {
+		setPodIPs(&pod.Status, req.ips)
 	}
 	return buildEnv(ctx, pod, req.spec, serviceEnv(services, pod), w.a.objects, w.a.allocatable())
 }

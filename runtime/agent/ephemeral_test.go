@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
@@ -56,7 +57,7 @@ func TestEphemeralStatus(t *testing.T) {
 	s := debugged(stateOf("a").runs("a"))
 	check := func(what string) {
 		t.Helper()
-		st := buildStatus(s, v1.PodStatus{}, s.ip, t0)
+		st := buildStatus(s, v1.PodStatus{}, []netip.Addr{netip.MustParseAddr("10.41.0.11")}, t0)
 		if c := findCondition(st.Conditions, v1.PodReady); st.Phase != v1.PodRunning || c.Status != v1.ConditionTrue {
 			t.Errorf("%s: %s, %+v", what, st.Phase, c)
 		}

@@ -233,7 +233,7 @@ type fakeNetwork struct {
 	next byte
 }
 
-func (n *fakeNetwork) Setup(_ context.Context, uid, _, _ string, _ bool) (string, netip.Addr, error) {
+func (n *fakeNetwork) Setup(_ context.Context, uid, _, _ string, _ bool) (string, []netip.Addr, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.ips == nil {
@@ -243,7 +243,7 @@ func (n *fakeNetwork) Setup(_ context.Context, uid, _, _ string, _ bool) (string
 		n.next++
 		n.ips[uid] = netip.AddrFrom4([4]byte{127, 42, 0, n.next})
 	}
-	return "/proc/self/ns/net", n.ips[uid], nil
+	return "/proc/self/ns/net", []netip.Addr{n.ips[uid]}, nil
 }
 
 func (n *fakeNetwork) Teardown(_ context.Context, uid string) error {

@@ -60,7 +60,7 @@ func newTestNode(t testing.TB, plane *apiservertest.ControlPlane, name string, r
 	client := plane.CA.RESTConfig(plane.URL, pair)
 	client.QPS, client.Burst = -1, -1
 	n.cfg = Config{
-		NodeName: name, NodeIP: netip.MustParseAddr("127.0.0.1"),
+		NodeName: name, NodeIPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")},
 		Client: kubernetes.NewForConfigOrDie(client), Runtime: rt, Images: images, Network: network,
 		DataDir: t.TempDir(), ClientCA: plane.CA.Pool(),
 		Logger: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
@@ -82,7 +82,7 @@ func (w testWriter) Write(p []byte) (int, error) {
 // start runs an agent until the test ends or n.stop is called.
 func (n *testNode) start() {
 	n.t.Helper()
-	l, err := net.Listen("tcp", net.JoinHostPort(n.cfg.NodeIP.String(), "0"))
+	l, err := net.Listen("tcp", net.JoinHostPort(n.cfg.NodeIPs[0].String(), "0"))
 	n.must(err)
 	n.cfg.Listener = l
 	a, err := New(n.cfg)

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
@@ -59,9 +60,9 @@ func pidNamespace(pod *v1.Pod) container.PIDNamespace {
 func ownUsers(pod *v1.Pod) bool { return pod.Spec.HostUsers != nil && !*pod.Spec.HostUsers }
 
 // makeNetworkAndSandbox makes the pod's network and its sandbox and returns the
-// pod's address.
-func (w *worker) makeNetworkAndSandbox(ctx context.Context, pod *v1.Pod) (netip.Addr, error) {
-	ip := w.a.cfg.NodeIP
+// pod's addresses.
+func (w *worker) makeNetworkAndSandbox(ctx context.Context, pod *v1.Pod) ([]netip.Addr, error) {
+	ips := w.a.cfg.NodeIPs
 	cfg := container.SandboxConfig{
 		ID: w.uid, Namespace: pod.Namespace, Name: pod.Name,
 		CgroupParent: w.a.cfg.CgroupParent,
@@ -75,42 +76,42 @@ func (w *worker) makeNetworkAndSandbox(ctx context.Context, pod *v1.Pod) (netip.
 			m.MapPorts(w.uid, portMappings(pod))
 		}
 		var err error
-		if cfg.NetNS, ip, err = w.a.cfg.Network.Setup(ctx, w.uid, pod.Namespace, pod.Name, ownUsers(pod)); err != nil {
-			return ip, fmt.Errorf("set up pod network: %w", err)
+		if cfg.NetNS, ips, err = w.a.cfg.Network.Setup(ctx, w.uid, pod.Namespace, pod.Name, ownUsers(pod)); err != nil {
+			return ips, fmt.Errorf("set up pod network: %w", err)
 		}
-		if err := w.enforcePolicies(pod, ip); err != nil {
-			return ip, err
+		if err := w.enforcePolicies(pod, ips); err != nil {
+			return ips, err
 		}
 		if ownUsers(pod) {
-			cfg.UserBase = network.UserBase(ip)
+			cfg.UserBase = network.UserBase(ips[0])
 		}
 		if cfg.Hostname, err = kernelHostname(pod, w.a.cfg.ClusterDomain); err != nil {
-			return ip, err
+			return ips, err
 		}
 	}
 	if err := w.a.cfg.Runtime.RunSandbox(ctx, cfg); err != nil {
-		return ip, fmt.Errorf("run sandbox: %w", err)
+		return ips, fmt.Errorf("run sandbox: %w", err)
 	}
-	return ip, nil
+	return ips, nil
 }
 
 // enforcePolicies holds the pod to the NetworkPolicies before anything of it runs. What
 // an earlier agent has started goes on as that one left it, also without the API.
-func (w *worker) enforcePolicies(pod *v1.Pod, ip netip.Addr) error {
+func (w *worker) enforcePolicies(pod *v1.Pod, ips []netip.Addr) error {
 	policies := w.a.cfg.Policies
 	switch {
 	case policies == nil:
 		return nil
-	case w.adopted == ip:
-		policies.Runs(pod, ip)
+	case slices.Equal(w.adopted, ips):
+		policies.Runs(pod, ips)
 		return nil
 	}
-	return policies.Starts(pod, ip)
+	return policies.Starts(pod, ips)
 }
 
 // sharedFiles writes /etc/hosts, /etc/hostname and /etc/resolv.conf of a pod and
 // says how to mount them.
-func (w *worker) sharedFiles(pod *v1.Pod, ip netip.Addr) ([]container.Mount, error) {
+func (w *worker) sharedFiles(pod *v1.Pod, ips []netip.Addr) ([]container.Mount, error) {
 	dir := w.a.podDir(w.uid)
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, fmt.Errorf("make pod directory: %w", err)
@@ -140,7 +141,7 @@ func (w *worker) sharedFiles(pod *v1.Pod, ip netip.Addr) ([]container.Mount, err
 			name, target string
 			data         []byte
 		}{
-			{"etc-hosts", "/etc/hosts", hostsFile(pod, ip, w.a.cfg.ClusterDomain)},
+			{"etc-hosts", "/etc/hosts", hostsFile(pod, ips, w.a.cfg.ClusterDomain)},
 			{"hostname", "/etc/hostname", []byte(hostname(pod) + "\n")},
 		}...)
 	}
@@ -160,14 +161,14 @@ func (w *worker) sharedFiles(pod *v1.Pod, ip netip.Addr) ([]container.Mount, err
 }
 
 // hostsFile is a pod's /etc/hosts.
-func hostsFile(pod *v1.Pod, ip netip.Addr, domain string) []byte {
+func hostsFile(pod *v1.Pod, ips []netip.Addr, domain string) []byte {
 	var b bytes.Buffer
 	b.WriteString("# Kubernetes-managed hosts file.\n" +
 		"127.0.0.1\tlocalhost\n" +
 		"::1\tlocalhost ip6-localhost ip6-loopback\n" +
 		"fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n")
-	if ip.IsValid() {
-		h := hostname(pod)
+	h := hostname(pod)
+	for _, ip := range ips {
 		if pod.Spec.Subdomain != "" {
 			fmt.Fprintf(&b, "%s\t%s.%s.%s.svc.%s\t%s\n", ip, h, pod.Spec.Subdomain, pod.Namespace, domain, h)
 		} else {

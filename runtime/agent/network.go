@@ -15,8 +15,9 @@ import (
 // namespace. It opens when the node gets its podCIDR: give Assign to
 // Config.PodCIDRAssigned.
 type NodeNetwork struct {
-	dir    string
-	nodeIP netip.Addr
+	dir      string
+	nodeIPs  []netip.Addr
+	services []netip.Prefix
 
 	mu   sync.Mutex
 	pods *network.PodNetwork
@@ -25,33 +26,32 @@ type NodeNetwork struct {
 
 var _ PodNetwork = (*NodeNetwork)(nil)
 
-// NewNodeNetwork returns a network that keeps its records in dir.
-func NewNodeNetwork(dir string, nodeIP netip.Addr) *NodeNetwork {
-	return &NodeNetwork{dir: dir, nodeIP: nodeIP}
+// NewNodeNetwork returns a network that keeps its records in dir. services are the
+// ranges of the services' addresses.
+func NewNodeNetwork(dir string, nodeIPs []netip.Addr, services []netip.Prefix) *NodeNetwork {
+	return &NodeNetwork{dir: dir, nodeIPs: nodeIPs, services: services}
 }
 
-// Assign opens the network with the first IPv4 podCIDR.
+// Assign opens the network with the podCIDRs, which must be of the families of the
+// services' ranges.
 func (n *NodeNetwork) Assign(_ context.Context, cidrs []netip.Prefix) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.pods != nil {
 		return nil
 	}
-	for _, c := range cidrs {
-		if !c.Addr().Is4() {
-			continue
-		}
-		pods, err := network.NewPodNetwork(network.PodConfig{Dir: n.dir, PodCIDR: c, NodeIP: n.nodeIP})
-		if err != nil {
-			return err
-		}
-		n.pods = pods
-		if n.mtu == 0 {
-			return nil
-		}
-		return pods.SetMTU(n.mtu)
+	if len(cidrs) != len(n.services) {
+		return fmt.Errorf("pod network: the node has the podCIDRs %v, but the services the ranges %v; they must be of the same families: has this node been started with the server's --cluster-cidr and --service-cidr?", cidrs, n.services)
 	}
-	return fmt.Errorf("pod network: no IPv4 range among the podCIDRs %v", cidrs)
+	pods, err := network.NewPodNetwork(network.PodConfig{Dir: n.dir, PodCIDRs: cidrs, Services: n.services, NodeIPs: n.nodeIPs})
+	if err != nil {
+		return err
+	}
+	n.pods = pods
+	if n.mtu == 0 {
+		return nil
+	}
+	return pods.SetMTU(n.mtu)
 }
 
 func (n *NodeNetwork) open() *network.PodNetwork {
@@ -61,10 +61,10 @@ func (n *NodeNetwork) open() *network.PodNetwork {
 }
 
 // Setup implements PodNetwork.
-func (n *NodeNetwork) Setup(ctx context.Context, podUID, namespace, name string, ownUsers bool) (string, netip.Addr, error) {
+func (n *NodeNetwork) Setup(ctx context.Context, podUID, namespace, name string, ownUsers bool) (string, []netip.Addr, error) {
 	pods := n.open()
 	if pods == nil {
-		return "", netip.Addr{}, errors.New("the node has no podCIDR yet")
+		return "", nil, errors.New("the node has no podCIDR yet")
 	}
 	return pods.Setup(ctx, podUID, namespace+"/"+name, ownUsers)
 }

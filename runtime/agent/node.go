@@ -317,10 +317,11 @@ func (n *nodeState) status(old *v1.Node, now time.Time) v1.NodeStatus {
 	st.Capacity, st.Allocatable = withExtended(n.capacity, st.Capacity), withExtended(n.allocatable, st.Capacity)
 	st.NodeInfo = n.info
 	st.Images = n.images()
-	st.Addresses = []v1.NodeAddress{
-		{Type: v1.NodeInternalIP, Address: n.a.cfg.NodeIP.String()},
-		{Type: v1.NodeHostName, Address: n.a.cfg.NodeName},
+	st.Addresses = nil
+	for _, ip := range n.a.cfg.NodeIPs {
+		st.Addresses = append(st.Addresses, v1.NodeAddress{Type: v1.NodeInternalIP, Address: ip.String()})
 	}
+	st.Addresses = append(st.Addresses, v1.NodeAddress{Type: v1.NodeHostName, Address: n.a.cfg.NodeName})
 	groups := true
 	st.Features = &v1.NodeFeatures{SupplementalGroupsPolicy: &groups}
 	if tcp, ok := n.a.cfg.Listener.Addr().(*net.TCPAddr); ok {

@@ -32,13 +32,13 @@ func (w *worker) makeSandbox(ctx context.Context, pod *v1.Pod) func() {
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
 	var volumes error
-	var ip netip.Addr
+	var ips []netip.Addr
 	// First of all the directory: by it a later agent finds what this one leaves.
 	err := os.MkdirAll(w.a.podDir(w.uid), 0o750)
 	if err == nil {
 		var wg sync.WaitGroup
 		wg.Go(func() { volumes = w.a.volumes.SetUp(ctx, pod) })
-		ip, err = w.makeNetworkAndSandbox(ctx, pod)
+		ips, err = w.makeNetworkAndSandbox(ctx, pod)
 		wg.Wait()
 	}
 	if ctx.Err() != nil && w.ctx.Err() != nil {
@@ -56,8 +56,8 @@ func (w *worker) makeSandbox(ctx context.Context, pod *v1.Pod) func() {
 		if s.sandbox != sandboxMaking {
 			return // lost meanwhile
 		}
-		if ip.IsValid() {
-			s.ip = ip
+		if len(ips) > 0 {
+			s.ips = ips
 		}
 		if err != nil {
 			s.sandbox = sandboxNone
@@ -88,7 +88,7 @@ func (w *worker) removeSandbox(ctx context.Context, again bool) func() {
 		if w.a.cfg.Policies != nil {
 			w.a.cfg.Policies.Ends(types.UID(w.uid))
 		}
-		w.adopted = netip.Addr{}
+		w.adopted = nil
 		err = w.a.cfg.Network.Teardown(ctx, w.uid)
 	}
 	if w.ctx.Err() != nil {
@@ -149,7 +149,7 @@ func (w *worker) start(c *ctr, now time.Time) {
 	c.stopping, c.kill = false, nil
 	ctx, cancel := context.WithCancel(w.ctx)
 	w.cancels[c] = cancel
-	req := startRequest{pod: w.s.pod, spec: c.spec, kind: c.kind, attempt: c.nextAttempt(), ip: w.s.ip, crashed: c.crash.Delay > 0, target: c.target}
+	req := startRequest{pod: w.s.pod, spec: c.spec, kind: c.kind, attempt: c.nextAttempt(), ips: w.s.ips, crashed: c.crash.Delay > 0, target: c.target}
 	if t := w.s.ctr(c.target); t != nil && t.running() {
 		req.targetID = t.cur.ID
 	}
@@ -162,7 +162,7 @@ func (w *worker) start(c *ctr, now time.Time) {
 		hookErr := error(nil)
 		if res.err == nil && req.spec.Lifecycle != nil && req.spec.Lifecycle.PostStart != nil {
 			w.post(func() { w.started(c, res) })
-			hookErr = w.runHook(ctx, req.spec, res.id, req.ip, req.spec.Lifecycle.PostStart)
+			hookErr = w.runHook(ctx, req.spec, res.id, firstIP(req.ips), req.spec.Lifecycle.PostStart)
 		}
 		if stale != "" && res.created {
 			w.removeInstance(req.pod, req.spec.Name, stale)
@@ -256,7 +256,7 @@ func (w *worker) stop(act action, now time.Time) {
 	if act.message != "" {
 		w.event(v1.EventTypeNormal, "Killing", act.message, c.spec.Name)
 	}
-	spec, id, ip, image := c.spec, c.cur.ID, w.s.ip, c.cur.Image
+	spec, id, ip, image := c.spec, c.cur.ID, firstIP(w.s.ips), c.cur.Image
 	w.async(func(ctx context.Context) func() {
 		begin := time.Now()
 		if !again && act.grace > 0 && spec.Lifecycle != nil && spec.Lifecycle.PreStop != nil {
@@ -281,7 +281,15 @@ func (w *worker) stop(act action, now time.Time) {
 }
 
 // runHook runs a lifecycle handler of a container.
-func (w *worker) runHook(ctx context.Context, spec *v1.Container, id string, ip fmt.Stringer, h *v1.LifecycleHandler) error {
+// firstIP is where probes and hooks reach a pod; empty without an address.
+func firstIP(ips []netip.Addr) string {
+	if len(ips) == 0 {
+		return ""
+	}
+	return ips[0].String()
+}
+
+func (w *worker) runHook(ctx context.Context, spec *v1.Container, id string, ip string, h *v1.LifecycleHandler) error {
 	switch {
 	case h.Exec != nil:
 		code, out, err := w.exec(ctx, id, h.Exec.Command)
@@ -293,7 +301,7 @@ func (w *worker) runHook(ctx context.Context, spec *v1.Container, id string, ip 
 		}
 		return nil
 	case h.HTTPGet != nil:
-		return httpHook(ctx, h.HTTPGet, ip.String(), spec.Ports)
+		return httpHook(ctx, h.HTTPGet, ip, spec.Ports)
 	case h.Sleep != nil:
 		t := time.NewTimer(time.Duration(h.Sleep.Seconds) * time.Second)
 		defer t.Stop()

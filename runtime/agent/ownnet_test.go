@@ -74,8 +74,8 @@ func TestNodeInOwnNetwork(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	pods := NewNodeNetwork(filepath.Join(r.cfg.DataDir, "network"), nodeIP)
-	r.cfg.NodeIP, r.cfg.Images, r.cfg.Network, r.cfg.PodCIDRAssigned = nodeIP, store, pods, pods.Assign
+	pods := NewNodeNetwork(filepath.Join(r.cfg.DataDir, "network"), []netip.Addr{nodeIP}, []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")})
+	r.cfg.NodeIPs, r.cfg.Images, r.cfg.Network, r.cfg.PodCIDRAssigned = []netip.Addr{nodeIP}, store, pods, pods.Assign
 	r.ready()
 	ns := r.namespace("net")
 
@@ -152,7 +152,7 @@ func ownUsersAcrossRestarts(t *testing.T, r *realNode, ns, image string) {
 	r.stop()
 	r.must(r.driver.Close())
 	r.open()
-	pods := NewNodeNetwork(filepath.Join(r.cfg.DataDir, "network"), r.cfg.NodeIP)
+	pods := NewNodeNetwork(filepath.Join(r.cfg.DataDir, "network"), r.cfg.NodeIPs, []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")})
 	r.cfg.Network, r.cfg.PodCIDRAssigned = pods, pods.Assign
 	r.ready()
 	kill()

@@ -26,23 +26,23 @@ type fakePolicies struct {
 	runs          []string
 }
 
-func (f *fakePolicies) Starts(pod *v1.Pod, ip netip.Addr) error {
+func (f *fakePolicies) Starts(pod *v1.Pod, ips []netip.Addr) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.starts++
 	if f.rt.count() > 0 {
 		f.early++
 	}
-	if f.fail == nil && ip.IsValid() {
+	if f.fail == nil && len(ips) > 0 {
 		f.known[pod.UID] = pod.Name
 	}
 	return f.fail
 }
 
-func (f *fakePolicies) Runs(pod *v1.Pod, ip netip.Addr) {
+func (f *fakePolicies) Runs(pod *v1.Pod, ips []netip.Addr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.runs = append(f.runs, pod.Name+" "+ip.String())
+	f.runs = append(f.runs, pod.Name+" "+ips[0].String())
 	f.known[pod.UID] = pod.Name
 }
 

@@ -48,7 +48,7 @@ func (w *worker) addProbe(c *ctr, kind probe.Kind, spec *v1.Probe, adopted bool)
 	job := probe.Job{
 		Kind: kind, Spec: spec, Started: c.cur.StartedAt, Spread: adopted,
 		Target: probe.Target{
-			IP: w.s.ip.String(), Ports: c.spec.Ports,
+			IP: firstIP(w.s.ips), Ports: c.spec.Ports,
 			Exec: func(ctx context.Context, command []string) (int, string, error) { return w.exec(ctx, id, command) },
 		},
 		Report: func(r probe.Report) { w.post(func() { w.probed(c, id, spec, r) }) },

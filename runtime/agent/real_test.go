@@ -136,19 +136,19 @@ type netnsNetwork struct {
 	dir string
 }
 
-func (n *netnsNetwork) Setup(_ context.Context, uid, _, _ string, _ bool) (string, netip.Addr, error) {
+func (n *netnsNetwork) Setup(_ context.Context, uid, _, _ string, _ bool) (string, []netip.Addr, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	path := filepath.Join(n.dir, uid)
-	ip := netip.MustParseAddr("127.0.0.1")
+	ips := []netip.Addr{netip.MustParseAddr("127.0.0.1")}
 	if _, err := os.Stat(path); err == nil {
-		return path, ip, nil
+		return path, ips, nil
 	}
 	if err := os.MkdirAll(n.dir, 0o755); err != nil {
-		return "", ip, err
+		return "", nil, err
 	}
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		return "", ip, err
+		return "", nil, err
 	}
 	done := make(chan error, 1)
 	go func() {
@@ -167,7 +167,7 @@ func (n *netnsNetwork) Setup(_ context.Context, uid, _, _ string, _ bool) (strin
 			return unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), path, "", unix.MS_BIND, "")
 		}()
 	}()
-	return path, ip, <-done
+	return path, ips, <-done
 }
 
 func (n *netnsNetwork) Teardown(_ context.Context, uid string) error {

@@ -44,7 +44,7 @@ type podState struct {
 	sandboxRetry retry
 	// networkReady gates pods with a network of their own.
 	networkReady bool
-	ip           netip.Addr
+	ips          []netip.Addr
 	startTime    time.Time
 	// endStart is when the pod began to end: its grace counts from then.
 	endStart time.Time

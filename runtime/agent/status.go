@@ -36,20 +36,19 @@ var ownConditions = []v1.PodConditionType{v1.PodReadyToStartContainers, v1.PodIn
 
 // buildStatus computes the whole status of a pod. last is the status computed
 // before, for the times of the conditions.
-func buildStatus(s *podState, last v1.PodStatus, nodeIP netip.Addr, now time.Time) v1.PodStatus {
+func buildStatus(s *podState, last v1.PodStatus, nodeIPs []netip.Addr, now time.Time) v1.PodStatus {
 	st := v1.PodStatus{
 		QOSClass:           qosClass(s.pod),
 		NominatedNodeName:  s.pod.Status.NominatedNodeName,
-		HostIP:             nodeIP.String(),
-		HostIPs:            []v1.HostIP{{IP: nodeIP.String()}},
 		ObservedGeneration: s.pod.Generation,
 	}
+	setHostIPs(&st, nodeIPs)
 	if !s.startTime.IsZero() {
 		t := stamp(s.startTime)
 		st.StartTime = &t
 	}
-	if s.ip.IsValid() && (s.sandbox != sandboxRemoved || s.terminal != "") {
-		st.PodIP, st.PodIPs = s.ip.String(), []v1.PodIP{{IP: s.ip.String()}}
+	if len(s.ips) > 0 && (s.sandbox != sandboxRemoved || s.terminal != "") {
+		setPodIPs(&st, s.ips)
 	}
 	for _, c := range s.ctrs {
 		if s.failure != nil && s.failure.Rejected {
@@ -71,6 +70,20 @@ func buildStatus(s *podState, last v1.PodStatus, nodeIP netip.Addr, now time.Tim
 	}
 	st.Conditions = conditions(s, &st, last, now)
 	return st
+}
+
+func setHostIPs(st *v1.PodStatus, ips []netip.Addr) {
+	st.HostIP, st.HostIPs = ips[0].String(), nil
+	for _, ip := range ips {
+		st.HostIPs = append(st.HostIPs, v1.HostIP{IP: ip.String()})
+	}
+}
+
+func setPodIPs(st *v1.PodStatus, ips []netip.Addr) {
+	st.PodIP, st.PodIPs = ips[0].String(), nil
+	for _, ip := range ips {
+		st.PodIPs = append(st.PodIPs, v1.PodIP{IP: ip.String()})
+	}
 }
 
 func containerStatus(s *podState, c *ctr, now time.Time) v1.ContainerStatus {

@@ -95,7 +95,7 @@ func TestBuildStatus(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			st := buildStatus(tt.state, v1.PodStatus{}, netip.MustParseAddr("10.0.0.1"), t0.Add(tt.after))
+			st := buildStatus(tt.state, v1.PodStatus{}, []netip.Addr{netip.MustParseAddr("10.0.0.1")}, t0.Add(tt.after))
 			if got := statusText(st); got != tt.want {
 				t.Errorf("\n%q, want\n%q", got, tt.want)
 			}
@@ -107,9 +107,9 @@ func TestConditionTimesAndForeignConditions(t *testing.T) {
 	s := stateOf("a").runs("a")
 	s.pod.Status.Conditions = []v1.PodCondition{{Type: v1.PodScheduled, Status: v1.ConditionTrue}, {Type: v1.PodReady, Status: v1.ConditionFalse}}
 	node := netip.MustParseAddr("10.0.0.1")
-	first := buildStatus(s, v1.PodStatus{}, node, t0)
+	first := buildStatus(s, v1.PodStatus{}, []netip.Addr{node}, t0)
 	s.ctr("a").ready = false
-	second := buildStatus(s, first, node, t0.Add(time.Minute))
+	second := buildStatus(s, first, []netip.Addr{node}, t0.Add(time.Minute))
 	if c := findCondition(second.Conditions, v1.PodScheduled); c == nil || c.Status != v1.ConditionTrue {
 		t.Errorf("PodScheduled is lost: %+v", second.Conditions)
 	}

@@ -232,7 +232,7 @@ func (w *worker) computeStatus(now time.Time) v1.PodStatus {
 	if w.s.startTime.IsZero() {
 		w.s.startTime = now.Truncate(time.Second)
 	}
-	return buildStatus(w.s, last, w.a.cfg.NodeIP, now)
+	return buildStatus(w.s, last, w.a.cfg.NodeIPs, now)
 }
 
 // podView is what the HTTPS server may read of a pod.
@@ -258,9 +258,7 @@ func (v *podView) container(name string) *v1.Container {
 func (w *worker) publish(now time.Time) {
 	status := w.computeStatus(now)
 	v := &podView{pod: w.s.pod, status: status, cur: map[string]instance{}, prev: map[string]instance{}}
-	if w.s.ip.IsValid() {
-		v.ip = w.s.ip.String()
-	}
+	v.ip = firstIP(w.s.ips)
 	for _, c := range w.s.ctrs {
 		if c.cur != nil {
 			v.cur[c.spec.Name] = *c.cur

@@ -27,9 +27,9 @@ type worker struct {
 	static bool
 	// lastToEnd: when the machine goes down the pod ends with the critical ones.
 	lastToEnd bool
-	// adopted is the address of a pod that an earlier agent started, until its network
+	// adopted are the addresses of a pod that an earlier agent started, until its network
 	// is removed.
-	adopted netip.Addr
+	adopted []netip.Addr
 	log     *slog.Logger
 	// lists says by container name which field of the spec the container is in.
 	lists sync.Map
@@ -83,7 +83,7 @@ func newWorker(a *Agent, pod *v1.Pod, found *container.SandboxStatus) *worker {
 	}
 	adopt(w.s, found, meta, a.cfg.Now())
 	if found != nil {
-		w.adopted = w.s.ip
+		w.adopted = w.s.ips
 	}
 	return w
 }

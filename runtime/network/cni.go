@@ -29,8 +29,10 @@ type CNIConfig struct {
 	Dir string
 	// NetNS is the path of the node's namespace; empty means the caller's own.
 	NetNS string
-	// NodeIP is the source address of what the node itself sends to services.
-	NodeIP netip.Addr
+	// Services are the ranges of the services' addresses, NodeIPs the sources, of the same
+	// families, of what the node itself sends to them.
+	Services []netip.Prefix
+	NodeIPs  []netip.Addr
 	// ConfDir has the network configurations; the first one by name is used, as
 	// containerd and CRI-O do.
 	ConfDir string
@@ -84,7 +86,7 @@ func OpenCNI(cfg CNIConfig) (*CNI, error) {
 	if err != nil {
 		return nil, fmt.Errorf("CNI: %w", err)
 	}
-	if err := prepareForwarding(cfg.NetNS); err != nil {
+	if err := prepareForwarding(cfg.NetNS, hasIPv6(cfg.Services)); err != nil {
 		return nil, fmt.Errorf("CNI: %w", err)
 	}
 	h, err := handle(cfg.NetNS, unix.NETLINK_ROUTE)
@@ -92,7 +94,7 @@ func OpenCNI(cfg CNIConfig) (*CNI, error) {
 		return nil, fmt.Errorf("CNI: %w", err)
 	}
 	defer h.Close()
-	if err := routeServices(h, cfg.NodeIP); err != nil {
+	if err := routeServices(h, cfg.Services, cfg.NodeIPs); err != nil {
 		return nil, fmt.Errorf("CNI: %w", err)
 	}
 	return c, nil

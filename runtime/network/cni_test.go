@@ -32,7 +32,7 @@ func newCNINode(t *testing.T) *cniNode {
 	}
 	s := newSites(t, 0)
 	n := &cniNode{sites: s, data: t.TempDir()}
-	n.cfg = CNIConfig{Dir: t.TempDir(), NetNS: s.nodes[0].NetNS, NodeIP: s.nodes[0].IP, ConfDir: t.TempDir(), BinDirs: []string{t.TempDir(), pluginDir}}
+	n.cfg = CNIConfig{Dir: t.TempDir(), NetNS: s.nodes[0].NetNS, Services: rangesIPv4.Services, NodeIPs: s.nodes[0].IPs, ConfDir: t.TempDir(), BinDirs: []string{t.TempDir(), pluginDir}}
 	n.open()
 	t.Cleanup(func() {
 		for uid := range n.cni.pods {
@@ -118,7 +118,7 @@ func TestCNI(t *testing.T) {
 		t.Errorf("again: %s %s", ns, ip)
 	}
 	t.Run("our services", func(t *testing.T) {
-		p, err := NewProxy(node)
+		p, err := NewProxy(node, rangesIPv4.Services)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -132,8 +132,8 @@ func TestCNI(t *testing.T) {
 		if err := p.Apply(State{Services: svcs}); err != nil {
 			t.Fatal(err)
 		}
-		expect(t, "node to service", node, netip.AddrPortFrom(vip, 80), "b "+n.nodes[0].IP.String())
-		expect(t, "stranger to node port", n.router, netip.AddrPortFrom(n.nodes[0].IP, 30080), "b 10.88.7.1")
+		expect(t, "node to service", node, netip.AddrPortFrom(vip, 80), "b "+n.nodes[0].IPs[0].String())
+		expect(t, "stranger to node port", n.router, netip.AddrPortFrom(n.nodes[0].IPs[0], 30080), "b 10.88.7.1")
 		if err := p.Remove(); err != nil {
 			t.Error(err)
 		}
@@ -242,7 +242,7 @@ func TestCNIHostPorts(t *testing.T) {
 	n.cni.MapPorts("uid-a", []PortMapping{{HostPort: 8888, ContainerPort: 8080, Protocol: "tcp"}, {HostPort: 8888, ContainerPort: 8080, Protocol: "udp"}})
 	ns, ip := n.setup("a")
 	n.serve(ns, netip.AddrPortFrom(ip, 8080), "a")
-	at := netip.AddrPortFrom(n.nodes[0].IP, 8888)
+	at := netip.AddrPortFrom(n.nodes[0].IPs[0], 8888)
 	expect(t, "stranger to host port", n.router, at, "a "+siteIP(0, 1).String())
 	n.open() // DEL needs the ports again
 	if err := n.cni.Teardown(t.Context(), "uid-a"); err != nil {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -15,6 +16,8 @@ type Place struct {
 	Node string
 	// Zone is the node's topology.kubernetes.io/zone.
 	Zone string
+	// Names are the service addresses at which the node answers names itself.
+	Names []netip.Addr
 }
 
 // Desired computes what the proxy of a node has to do from the API's objects: the
@@ -28,20 +31,18 @@ func Desired(at Place, services []*corev1.Service, endpointSlices []*discoveryv1
 	var out State
 	taken := map[portKey]bool{}
 	for _, svc := range sorted {
-		ip, err := netip.ParseAddr(svc.Spec.ClusterIP)
-		if err != nil || !ip.Is4() || svc.Spec.Type == corev1.ServiceTypeExternalName {
-			continue
-		}
-		for _, port := range svc.Spec.Ports {
-			proto, ok := protocol(port.Protocol)
-			if !ok || port.Port < 1 || port.Port > 65535 {
-				continue
-			}
-			chosen := choose(at, svc, port, byService[svc.Namespace+"/"+svc.Name])
-			for _, f := range fronts(svc, port, proto, ip, chosen) {
-				if key := (portKey{f.IP, f.Proto, f.Port}); !taken[key] {
-					taken[key] = true
-					out.Services = append(out.Services, f)
+		for _, ip := range clusterIPs(svc) {
+			for _, port := range svc.Spec.Ports {
+				proto, ok := protocol(port.Protocol)
+				if !ok || port.Port < 1 || port.Port > 65535 {
+					continue
+				}
+				chosen := choose(at, svc, port, byService[svc.Namespace+"/"+svc.Name], ip.Is6())
+				for _, f := range fronts(at, svc, port, proto, ip, chosen) {
+					if key := (portKey{f.IP, f.Proto, f.Port}); !taken[key] {
+						taken[key] = true
+						out.Services = append(out.Services, f)
+					}
 				}
 			}
 		}
@@ -49,15 +50,42 @@ func Desired(at Place, services []*corev1.Service, endpointSlices []*discoveryv1
 	return out
 }
 
+// clusterIPs are a service's own addresses, at most one of each family.
+func clusterIPs(svc *corev1.Service) []netip.Addr {
+	if svc.Spec.Type == corev1.ServiceTypeExternalName {
+		return nil
+	}
+	all := svc.Spec.ClusterIPs
+	if len(all) == 0 {
+		all = []string{svc.Spec.ClusterIP}
+	}
+	var out []netip.Addr
+	for _, text := range all {
+		if ip, err := netip.ParseAddr(text); err == nil && !Same(ip, out).IsValid() {
+			out = append(out, ip)
+		}
+	}
+	return out
+}
+
+// FirstIsIPv6 says that the first or only family of a service is IPv6.
+func FirstIsIPv6(svc *corev1.Service) bool {
+	if len(svc.Spec.IPFamilies) > 0 {
+		return svc.Spec.IPFamilies[0] == corev1.IPv6Protocol
+	}
+	ips := clusterIPs(svc)
+	return len(ips) > 0 && ips[0].Is6()
+}
+
 func older(a, b *corev1.Service) int {
 	return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 }
 
-// SlicesByService sorts the IPv4 slices by namespace/name of their service.
+// SlicesByService sorts the slices that have addresses by namespace/name of their service.
 func SlicesByService(endpointSlices []*discoveryv1.EndpointSlice) map[string][]*discoveryv1.EndpointSlice {
 	out := map[string][]*discoveryv1.EndpointSlice{}
 	for _, s := range endpointSlices {
-		if s.AddressType == discoveryv1.AddressTypeIPv4 {
+		if s.AddressType != discoveryv1.AddressTypeFQDN {
 			key := s.Namespace + "/" + s.Labels[discoveryv1.LabelServiceName]
 			out[key] = append(out[key], s)
 		}
@@ -68,10 +96,10 @@ func SlicesByService(endpointSlices []*discoveryv1.EndpointSlice) map[string][]*
 // fronts are the addresses at which one port of a service is reached. What comes
 // from outside hides its client's address behind the node's, unless
 // externalTrafficPolicy is Local: then it stays on the node.
-func fronts(svc *corev1.Service, port corev1.ServicePort, proto Protocol, clusterIP netip.Addr, e endpoints) []Service {
+func fronts(at Place, svc *corev1.Service, port corev1.ServicePort, proto Protocol, clusterIP netip.Addr, e endpoints) []Service {
 	front := Service{Proto: proto, Port: uint16(port.Port), Affinity: affinity(svc)}
 	inside := front
-	inside.IP, inside.Local, inside.Endpoints = clusterIP, clusterIP == DNSIP, e.cluster
+	inside.IP, inside.Local, inside.Endpoints = clusterIP, slices.Contains(at.Names, clusterIP), e.cluster
 	if p := svc.Spec.InternalTrafficPolicy; p != nil && *p == corev1.ServiceInternalTrafficPolicyLocal {
 		inside.Endpoints = e.local
 	}
@@ -84,7 +112,7 @@ func fronts(svc *corev1.Service, port corev1.ServicePort, proto Protocol, cluste
 	add := func(address string, sources []netip.Prefix) {
 		f := front
 		var err error
-		if f.IP, err = netip.ParseAddr(address); err == nil && f.IP.Is4() && !f.IP.IsUnspecified() {
+		if f.IP, err = netip.ParseAddr(address); err == nil && f.IP.Is6() == clusterIP.Is6() && !f.IP.IsUnspecified() {
 			f.Sources = sources
 			out = append(out, f)
 		}
@@ -96,12 +124,12 @@ func fronts(svc *corev1.Service, port corev1.ServicePort, proto Protocol, cluste
 		for _, ingress := range svc.Status.LoadBalancer.Ingress {
 			// Those of mode Proxy come here with the node's address (KEP-1860).
 			if ingress.IPMode == nil || *ingress.IPMode == corev1.LoadBalancerIPModeVIP {
-				add(ingress.IP, sources(svc))
+				add(ingress.IP, sources(svc, clusterIP.Is6()))
 			}
 		}
 	}
 	if hasNodePorts(svc) && port.NodePort > 0 && port.NodePort <= 65535 {
-		front.IP, front.Port = AnyNodeAddress, uint16(port.NodePort)
+		front.IP, front.Port = anyNodeAddress(clusterIP.Is6()), uint16(port.NodePort)
 		out = append(out, front)
 	}
 	return out
@@ -124,15 +152,15 @@ func affinity(svc *corev1.Service) time.Duration {
 
 // sources leaves out ranges of another family. If that leaves none, nobody may
 // connect.
-func sources(svc *corev1.Service) []netip.Prefix {
+func sources(svc *corev1.Service, v6 bool) []netip.Prefix {
 	var out []netip.Prefix
 	for _, r := range svc.Spec.LoadBalancerSourceRanges {
-		if p, err := netip.ParsePrefix(r); err == nil && p.Addr().Is4() {
+		if p, err := netip.ParsePrefix(strings.TrimSpace(r)); err == nil && p.Addr().Is6() == v6 {
 			out = append(out, p)
 		}
 	}
 	if len(out) == 0 && len(svc.Spec.LoadBalancerSourceRanges) > 0 {
-		out = append(out, host(AnyNodeAddress)) // no client's address
+		out = append(out, host(anyNodeAddress(v6))) // no client's address
 	}
 	return out
 }
@@ -166,8 +194,8 @@ type candidate struct {
 // choose follows KEP-1669 (proxy terminating endpoints): the ready ones, or if
 // there are none those that still serve while they end. With
 // publishNotReadyAddresses all count as ready.
-func choose(at Place, svc *corev1.Service, port corev1.ServicePort, endpointSlices []*discoveryv1.EndpointSlice) endpoints {
-	ready, ending := candidates(at, svc, port, endpointSlices)
+func choose(at Place, svc *corev1.Service, port corev1.ServicePort, endpointSlices []*discoveryv1.EndpointSlice, v6 bool) endpoints {
+	ready, ending := candidates(at, svc, port, endpointSlices, v6)
 	isRemote := func(c candidate) bool { return !c.local }
 	localReady := slices.DeleteFunc(slices.Clone(ready), isRemote)
 	localEnding := slices.DeleteFunc(slices.Clone(ending), isRemote)
@@ -225,11 +253,12 @@ func nearest(at Place, ready []candidate) []candidate {
 	return ready
 }
 
-// candidates are the endpoints that are ready, and those that still serve while they end.
-func candidates(at Place, svc *corev1.Service, port corev1.ServicePort, endpointSlices []*discoveryv1.EndpointSlice) (ready, ending []candidate) {
+// candidates are the endpoints of a family that are ready, and those that still serve
+// while they end.
+func candidates(at Place, svc *corev1.Service, port corev1.ServicePort, endpointSlices []*discoveryv1.EndpointSlice, v6 bool) (ready, ending []candidate) {
 	for _, s := range endpointSlices {
 		number, ok := targetPort(s, port)
-		if !ok {
+		if !ok || (s.AddressType == discoveryv1.AddressTypeIPv6) != v6 {
 			continue
 		}
 		for _, e := range s.Endpoints {
@@ -237,7 +266,7 @@ func candidates(at Place, svc *corev1.Service, port corev1.ServicePort, endpoint
 				continue
 			}
 			ip, err := netip.ParseAddr(e.Addresses[0]) // one address an endpoint, says the API
-			if err != nil || !ip.Is4() || toItself(ip) {
+			if err != nil || ip.Is6() != v6 || ip.Is4In6() || toItself(ip) {
 				continue
 			}
 			found := candidate{to: netip.AddrPortFrom(ip, number), hints: e.Hints, local: e.NodeName != nil && *e.NodeName == at.Node}
@@ -260,9 +289,14 @@ func toItself(ip netip.Addr) bool {
 }
 
 // Serving are the endpoints behind one port of a service, wherever they are: what
-// choose finds for traffic policy Cluster, without hints.
+// choose finds for traffic policy Cluster, without hints, in the service's first family
+// or, if that has none, in the other one.
 func Serving(svc *corev1.Service, port corev1.ServicePort, endpointSlices []*discoveryv1.EndpointSlice) []netip.AddrPort {
-	ready, ending := candidates(Place{}, svc, port, endpointSlices)
+	first := FirstIsIPv6(svc)
+	ready, ending := candidates(Place{}, svc, port, endpointSlices, first)
+	if len(ready)+len(ending) == 0 {
+		ready, ending = candidates(Place{}, svc, port, endpointSlices, !first)
+	}
 	return addresses(ready, ending)
 }
 

@@ -156,14 +156,13 @@ func (g guard) build(conn *nftables.Conn, table *nftables.Table) error {
 		conn.AddRule(&nftables.Rule{Table: table, Chain: c, Exprs: append(join(conditions...), &expr.Verdict{Kind: expr.VerdictDrop})})
 	}
 	from := func(set string, not bool) []expr.Any {
-		return []expr.Any{payload(1, sourceOffset), &expr.Lookup{SourceRegister: 1, SetName: set, Invert: not}}
+		return []expr.Any{ipv4.load(1, ipv4.source), &expr.Lookup{SourceRegister: 1, SetName: set, Invert: not}}
 	}
 	drop(input, inVXLAN(), from("peers", true))
 	drop(prerouting, incoming(vxlanLink, true), from("peers", true), from("pods", true))
 	drop(prerouting, incoming(wireGuardLink, false), from("sealed-pods", false))
 	if g.own.IsValid() {
-		own := g.own.Addr().As4()
-		drop(prerouting, incoming(wireGuardLink, false), from("sealed", false), inNetwork(destinationOffset, own[:], g.own.Bits()))
+		drop(prerouting, incoming(wireGuardLink, false), from("sealed", false), ipv4.inNetwork(ipv4.destination, g.own))
 	}
 	return nil
 }

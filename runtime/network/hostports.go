@@ -16,14 +16,15 @@ func (s State) WithHostPorts(pods []*corev1.Pod) State {
 	taken := map[portKey]bool{}
 	var ports []Service
 	for _, p := range pods {
-		ip, err := netip.ParseAddr(p.Status.PodIP)
-		if err != nil || !ip.Is4() || p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		if p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
 			continue
 		}
-		for _, port := range hostPorts(p, ip) {
-			if key := (portKey{port.IP, port.Proto, port.Port}); !taken[key] {
-				taken[key] = true
-				ports = append(ports, port)
+		for _, ip := range PodIPs(&p.Status) {
+			for _, port := range hostPorts(p, ip) {
+				if key := (portKey{port.IP, port.Proto, port.Port}); !taken[key] {
+					taken[key] = true
+					ports = append(ports, port)
+				}
 			}
 		}
 	}
@@ -35,6 +36,21 @@ func (s State) WithHostPorts(pods []*corev1.Pod) State {
 	return s
 }
 
+// PodIPs are the addresses that a pod's status has, at most one of each family.
+func PodIPs(status *corev1.PodStatus) []netip.Addr {
+	all := status.PodIPs
+	if len(all) == 0 {
+		all = []corev1.PodIP{{IP: status.PodIP}}
+	}
+	var out []netip.Addr
+	for _, text := range all {
+		if ip, err := netip.ParseAddr(text.IP); err == nil && !Same(ip, out).IsValid() {
+			out = append(out, ip)
+		}
+	}
+	return out
+}
+
 // hostPorts are those of a pod's containers and sidecars.
 func hostPorts(p *corev1.Pod, ip netip.Addr) []Service {
 	var out []Service
@@ -44,10 +60,10 @@ func hostPorts(p *corev1.Pod, ip netip.Addr) []Service {
 			if !ok || port.HostPort <= 0 || port.HostPort > 65535 || port.ContainerPort <= 0 || port.ContainerPort > 65535 {
 				continue
 			}
-			at := AnyNodeAddress
+			at := anyNodeAddress(ip.Is6())
 			if port.HostIP != "" {
 				var err error
-				if at, err = netip.ParseAddr(port.HostIP); err != nil || !at.Is4() {
+				if at, err = netip.ParseAddr(port.HostIP); err != nil || at.Is6() != ip.Is6() {
 					continue
 				}
 			}

@@ -22,10 +22,12 @@ func TestHostPorts(t *testing.T) {
 		{IP: AnyNodeAddress, Port: 30080, Proto: TCP, Endpoints: []netip.AddrPort{netip.MustParseAddrPort("10.42.1.1:80")}},
 		{IP: AnyNodeAddress, Port: 30081, Proto: TCP},
 	}}
+	both := pod("fd00::4", corev1.ContainerPort{HostPort: 90, ContainerPort: 3}, corev1.ContainerPort{HostPort: 91, HostIP: "fd00::b", ContainerPort: 4})
+	both.Status.PodIPs = []corev1.PodIP{{IP: "fd00::4"}, {IP: "10.42.0.4"}}
 	got := before.WithHostPorts([]*corev1.Pod{
 		pod("10.42.0.2", corev1.ContainerPort{HostPort: 80, ContainerPort: 8080}, corev1.ContainerPort{HostPort: 30080, ContainerPort: 1}, corev1.ContainerPort{ContainerPort: 7}),
 		pod("10.42.0.3", corev1.ContainerPort{HostPort: 80, ContainerPort: 53, Protocol: corev1.ProtocolUDP}, corev1.ContainerPort{HostPort: 81, HostIP: "10.41.0.11", ContainerPort: 2}),
-		pod("", corev1.ContainerPort{HostPort: 97, ContainerPort: 97}), ended, onHost,
+		pod("", corev1.ContainerPort{HostPort: 97, ContainerPort: 97}), ended, onHost, both,
 	})
 	to := func(s string) []netip.AddrPort { return []netip.AddrPort{netip.MustParseAddrPort(s)} }
 	want := State{Services: []Service{
@@ -34,6 +36,9 @@ func TestHostPorts(t *testing.T) {
 		{IP: AnyNodeAddress, Port: 30080, Proto: TCP, Endpoints: to("10.42.0.2:1")},
 		{IP: AnyNodeAddress, Port: 80, Proto: UDP, Endpoints: to("10.42.0.3:53")},
 		{IP: netip.MustParseAddr("10.41.0.11"), Port: 81, Proto: TCP, Endpoints: to("10.42.0.3:2")},
+		{IP: AnyNodeAddress6, Port: 90, Proto: TCP, Endpoints: to("[fd00::4]:3")},
+		{IP: netip.MustParseAddr("fd00::b"), Port: 91, Proto: TCP, Endpoints: to("[fd00::4]:4")},
+		{IP: AnyNodeAddress, Port: 90, Proto: TCP, Endpoints: to("10.42.0.4:3")},
 	}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v\nwant %+v", got, want)

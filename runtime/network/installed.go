@@ -25,6 +25,18 @@ type Installed struct {
 // Installed reads back from the kernel what it does, in no order. Ports without endpoints
 // are left out.
 func (p *Proxy) Installed() ([]Installed, error) {
+	var out []Installed
+	for _, f := range p.families {
+		found, err := f.installedServices()
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, found...)
+	}
+	return out, nil
+}
+
+func (p *familyProxy) installedServices() ([]Installed, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	tables, err := p.conn.ListTablesOfFamily(p.table().Family)
@@ -38,25 +50,26 @@ func (p *Proxy) Installed() ([]Installed, error) {
 	if err != nil {
 		return nil, fmt.Errorf("service proxy: read the services from the kernel: %w", err)
 	}
-	return installed(elements)
+	return p.parse(elements)
 }
 
-// installed puts together the endpoints of each port from what newPart has laid out.
-func installed(elements []nftables.SetElement) ([]Installed, error) {
+// parse puts together the endpoints of each port from what newPart has laid out.
+func (f *ipFamily) parse(elements []nftables.SetElement) ([]Installed, error) {
 	found := map[portKey]*Installed{}
 	for _, e := range elements {
-		const keySize, valueSize = 4 + 4 + 4 + 4 + 4, 4 + 4
-		if len(e.Key) != keySize || len(e.Val) != valueSize {
+		n := int(f.length)
+		if len(e.Key) != n+16 || len(e.Val) != n+4 {
 			return nil, fmt.Errorf("service proxy: an endpoint in the kernel has %d and %d bytes", len(e.Key), len(e.Val))
 		}
-		key := portKey{netip.AddrFrom4([4]byte(e.Key)), Protocol(e.Key[4]), binary.BigEndian.Uint16(e.Key[8:])}
-		to := netip.AddrPortFrom(netip.AddrFrom4([4]byte(e.Val)), binary.BigEndian.Uint16(e.Val[4:]))
+		rest := e.Key[n:]
+		key := portKey{addrOf(e.Key[:n]), Protocol(rest[0]), binary.BigEndian.Uint16(rest[4:])}
+		to := netip.AddrPortFrom(addrOf(e.Val[:n]), binary.BigEndian.Uint16(e.Val[n:]))
 		at := found[key]
 		if at == nil {
 			at = &Installed{IP: key.ip, Port: key.port, Proto: key.proto}
 			found[key] = at
 		}
-		if binaryutil.NativeEndian.Uint32(e.Key[12:])&insideKind != 0 {
+		if binaryutil.NativeEndian.Uint32(rest[8:])&insideKind != 0 {
 			at.Inside = append(at.Inside, to)
 		} else {
 			at.Endpoints = append(at.Endpoints, to)

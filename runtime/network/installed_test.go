@@ -14,7 +14,7 @@ import (
 // is the last of them.
 func TestInstalled(t *testing.T) {
 	c := newCluster(t)
-	p, err := NewProxy(c.nodes[0].NetNS)
+	p, err := NewProxy(c.nodes[0].NetNS, rangesIPv4.Services)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -117,12 +117,12 @@ func arpFrame(operation uint16, mac net.HardwareAddr, ip netip.Addr) []byte {
 
 // linkOf finds the link that has an address.
 func linkOf(h *netlink.Handle, ip netip.Addr) (netlink.Link, error) {
-	all, err := h.AddrList(nil, netlink.FAMILY_V4)
+	all, err := h.AddrList(nil, family(ip))
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
 	for _, a := range all {
-		if have, ok := netip.AddrFromSlice(a.IP.To4()); ok && have == ip {
+		if addrOf(a.IP) == ip {
 			return h.LinkByIndex(a.LinkIndex)
 		}
 	}

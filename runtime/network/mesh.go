@@ -68,6 +68,8 @@ type MeshConfig struct {
 	Node   string
 	NodeIP netip.Addr
 	Tunnel Tunnel
+	// Pods holds all pods of the cluster, of IPv4; needed with Key alone.
+	Pods netip.Prefix
 	// Key, if it is not zero, is this node's for WireGuard: what its pods, and itself,
 	// exchange with other nodes' pods is encrypted, or not sent at all.
 	Key PrivateKey
@@ -127,8 +129,8 @@ func (m *Mesh) Sync(peers []Peer) (Ways, error) {
 			hops[p.NodeIP] = hopTo(h, p.NodeIP)
 		}
 	}
-	want := m.cfg.plan(peers, own, hops, base)
-	return Ways{MTU: want.mtu, Refused: want.refused}, m.apply(h, want)
+	want := m.cfg.plan(only(peers, func(p Peer) bool { return p.NodeIP.Is4() }), own, hops, base)
+	return Ways{MTU: want.mtu, Refused: want.refused}, errors.Join(m.apply(h, want), syncIPv6(h, peers, own))
 }
 
 // Seal keeps what pods send to others from leaving in the clear before the first Sync, if
@@ -142,7 +144,7 @@ func (m *Mesh) Seal() error {
 		return err
 	}
 	defer h.Close()
-	if err := h.RouteReplace(kernelRoute(sealed, routeTo{way: refused}, nil, m.cfg.NodeIP)); err != nil {
+	if err := h.RouteReplace(kernelRoute(m.cfg.sealed(), routeTo{way: refused}, nil, m.cfg.NodeIP)); err != nil {
 		return fmt.Errorf("close the way to pods in the clear: %w", err)
 	}
 	return nil
@@ -204,7 +206,7 @@ type routeKey struct {
 }
 
 // sealed is the route of all pods: with encryption it leads nowhere.
-var sealed = routeKey{unix.RT_TABLE_MAIN, PodCIDR}
+func (c MeshConfig) sealed() routeKey { return routeKey{unix.RT_TABLE_MAIN, c.Pods} }
 
 type routeTo struct {
 	way  way
@@ -226,9 +228,6 @@ func (c MeshConfig) plan(peers []Peer, own map[netip.Addr]bool, hops map[netip.A
 			continue
 		}
 		if own[p.NodeIP] {
-			continue
-		}
-		if !p.NodeIP.Is4() || p.isNode() && !p.PodCIDR.Addr().Is4() {
 			continue
 		}
 		at, first := hops[p.NodeIP], !hosts[p.NodeIP]
@@ -271,7 +270,7 @@ func (c MeshConfig) plan(peers []Peer, own map[netip.Addr]bool, hops map[netip.A
 	}
 	if seal {
 		// What is not known yet, or not any more, is not sent by the default route.
-		out.routes[sealed] = routeTo{way: refused}
+		out.routes[c.sealed()] = routeTo{way: refused}
 	}
 	out.wireGuard = seal
 	// A node is ready for peers that tunnel to it even if it need not do so itself:

@@ -57,7 +57,7 @@ func newSites(t testing.TB, at ...int) *sites {
 		if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
 			t.Fatal(err)
 		}
-		if err := upWithAddr(h, s.link(s.router, attrs.Name), netip.PrefixFrom(siteIP(site, 1), cidr.Bits())); err != nil {
+		if err := upWithAddrs(h, s.link(s.router, attrs.Name), netip.PrefixFrom(siteIP(site, 1), cidr.Bits())); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -65,14 +65,14 @@ func newSites(t testing.TB, at ...int) *sites {
 	s.sysctl(s.router, "net.ipv4.conf.all.rp_filter", "1")
 	for i, site := range at {
 		n := i + 1
-		node := Node{NetNS: s.machine(fmt.Sprintf("node-%d", n), site, 10+n), IP: siteIP(site, 10+n)}
-		pods, err := NewPodNetwork(PodConfig{Dir: c.podDir(n), NetNS: node.NetNS, PodCIDR: podCIDR(n), NodeIP: node.IP})
+		node := Node{NetNS: s.machine(fmt.Sprintf("node-%d", n), site, 10+n), IPs: []netip.Addr{siteIP(site, 10+n)}}
+		pods, err := NewPodNetwork(PodConfig{Dir: c.podDir(n), NetNS: node.NetNS, PodCIDRs: []netip.Prefix{podCIDR(n)}, Services: rangesIPv4.Services, NodeIPs: node.IPs})
 		if err != nil {
 			t.Fatal(err)
 		}
 		c.nodes, c.pods = append(c.nodes, node), append(c.pods, pods)
-		s.peers = append(s.peers, Peer{Name: fmt.Sprintf("node-%d", n), NodeIP: node.IP, PodCIDR: podCIDR(n)})
-		s.meshes = append(s.meshes, NewMesh(MeshConfig{NetNS: node.NetNS, Node: fmt.Sprintf("node-%d", n), NodeIP: node.IP, Tunnel: TunnelAuto}))
+		s.peers = append(s.peers, Peer{Name: fmt.Sprintf("node-%d", n), NodeIP: node.IPs[0], PodCIDR: podCIDR(n)})
+		s.meshes = append(s.meshes, NewMesh(MeshConfig{NetNS: node.NetNS, Node: fmt.Sprintf("node-%d", n), NodeIP: node.IPs[0], Tunnel: TunnelAuto}))
 	}
 	return s
 }
@@ -117,7 +117,7 @@ func (s *sites) address(ns string, site, n int) {
 			s.t.Fatal(err)
 		}
 	}
-	if err := upWithAddr(h, uplink, netip.PrefixFrom(siteIP(site, n), siteCIDRs[site].Bits())); err != nil {
+	if err := upWithAddrs(h, uplink, netip.PrefixFrom(siteIP(site, n), siteCIDRs[site].Bits())); err != nil {
 		s.t.Fatal(err)
 	}
 	if err := h.RouteReplace(&netlink.Route{Gw: net.IP(siteIP(site, 1).AsSlice())}); err != nil {
@@ -243,7 +243,7 @@ func TestTunnel(t *testing.T) {
 	ip := map[int]netip.Addr{}
 	for n := 1; n <= 3; n++ {
 		ns[n], ip[n] = s.pod(n, fmt.Sprint("p", n))
-		s.serve(s.nodes[n-1].NetNS, netip.AddrPortFrom(s.nodes[n-1].IP, 10250), fmt.Sprint("n", n))
+		s.serve(s.nodes[n-1].NetNS, netip.AddrPortFrom(s.nodes[n-1].IPs[0], 10250), fmt.Sprint("n", n))
 	}
 	s.serve(server, netip.AddrPortFrom(siteIP(1, 5), 6443), "api")
 	everything := func(t *testing.T) {
@@ -254,11 +254,11 @@ func TestTunnel(t *testing.T) {
 					continue
 				}
 				what := fmt.Sprintf("%d to %d, ", from, to)
-				pod, node := netip.AddrPortFrom(ip[to], 8080), netip.AddrPortFrom(s.nodes[to-1].IP, 10250)
+				pod, node := netip.AddrPortFrom(ip[to], 8080), netip.AddrPortFrom(s.nodes[to-1].IPs[0], 10250)
 				expect(t, what+"pod to pod", ns[from], pod, fmt.Sprintf("p%d %s", to, ip[from]))
-				expect(t, what+"node to pod", s.nodes[from-1].NetNS, pod, fmt.Sprintf("p%d %s", to, s.nodes[from-1].IP))
+				expect(t, what+"node to pod", s.nodes[from-1].NetNS, pod, fmt.Sprintf("p%d %s", to, s.nodes[from-1].IPs[0]))
 				expect(t, what+"pod to node", ns[from], node, fmt.Sprintf("n%d %s", to, ip[from]))
-				expect(t, what+"node to node", s.nodes[from-1].NetNS, node, fmt.Sprintf("n%d %s", to, s.nodes[from-1].IP))
+				expect(t, what+"node to node", s.nodes[from-1].NetNS, node, fmt.Sprintf("n%d %s", to, s.nodes[from-1].IPs[0]))
 			}
 			expect(t, "server to pod", server, netip.AddrPortFrom(ip[from], 8080), fmt.Sprintf("p%d %s", from, siteIP(1, 5)))
 			expect(t, "pod to server", ns[from], netip.AddrPortFrom(siteIP(1, 5), 6443), fmt.Sprintf("api %s", ip[from]))
@@ -281,7 +281,7 @@ func TestTunnel(t *testing.T) {
 	}
 
 	t.Run("services lead through it", func(t *testing.T) {
-		p, err := NewProxy(s.nodes[0].NetNS)
+		p, err := NewProxy(s.nodes[0].NetNS, rangesIPv4.Services)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -297,9 +297,9 @@ func TestTunnel(t *testing.T) {
 			t.Fatal(err)
 		}
 		expect(t, "pod to service", ns[1], netip.AddrPortFrom(vip, 80), fmt.Sprintf("p2 %s", ip[1]))
-		expect(t, "node to service", s.nodes[0].NetNS, netip.AddrPortFrom(vip, 80), fmt.Sprintf("p2 %s", s.nodes[0].IP))
-		expect(t, "stranger to node port", s.router, netip.AddrPortFrom(s.nodes[0].IP, 30080), fmt.Sprintf("p2 %s", s.nodes[0].IP))
-		expect(t, "pod elsewhere to node port", ns[2], netip.AddrPortFrom(s.nodes[0].IP, 30080), fmt.Sprintf("p2 %s", s.nodes[0].IP))
+		expect(t, "node to service", s.nodes[0].NetNS, netip.AddrPortFrom(vip, 80), fmt.Sprintf("p2 %s", s.nodes[0].IPs[0]))
+		expect(t, "stranger to node port", s.router, netip.AddrPortFrom(s.nodes[0].IPs[0], 30080), fmt.Sprintf("p2 %s", s.nodes[0].IPs[0]))
+		expect(t, "pod elsewhere to node port", ns[2], netip.AddrPortFrom(s.nodes[0].IPs[0], 30080), fmt.Sprintf("p2 %s", s.nodes[0].IPs[0]))
 		if err := p.Remove(); err != nil {
 			t.Error(err)
 		}
@@ -329,7 +329,7 @@ func TestTunnel(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.sync()
-		if !strings.Contains(s.state(s.nodes[0].NetNS), "guard "+s.nodes[1].IP.String()) {
+		if !strings.Contains(s.state(s.nodes[0].NetNS), "guard "+s.nodes[1].IPs[0].String()) {
 			t.Error("nobody guards:\n" + s.state(s.nodes[0].NetNS))
 		}
 		everything(t)
@@ -338,7 +338,7 @@ func TestTunnel(t *testing.T) {
 		all := s.peers
 		s.peers = slices.Delete(slices.Clone(all), 1, 2)
 		s.sync()
-		if state := s.state(s.nodes[0].NetNS); strings.Contains(state, s.nodes[1].IP.String()) || strings.Contains(state, podCIDR(2).String()) {
+		if state := s.state(s.nodes[0].NetNS); strings.Contains(state, s.nodes[1].IPs[0].String()) || strings.Contains(state, podCIDR(2).String()) {
 			t.Error(state)
 		}
 		if got := ask(ns[1], "tcp", netip.AddrPortFrom(ip[2], 8080)); !strings.HasPrefix(got, "error") {
@@ -351,7 +351,7 @@ func TestTunnel(t *testing.T) {
 	t.Run("always and never", func(t *testing.T) {
 		for _, tunnel := range []Tunnel{TunnelAlways, TunnelNever, TunnelAuto} {
 			for i := range s.meshes {
-				s.meshes[i] = NewMesh(MeshConfig{NetNS: s.nodes[i].NetNS, Node: s.peers[i].Name, NodeIP: s.nodes[i].IP, Tunnel: tunnel})
+				s.meshes[i] = NewMesh(MeshConfig{NetNS: s.nodes[i].NetNS, Node: s.peers[i].Name, NodeIP: s.nodes[i].IPs[0], Tunnel: tunnel})
 			}
 			s.sync()
 			expect(t, string(tunnel)+", same link", ns[1], netip.AddrPortFrom(ip[3], 8080), fmt.Sprintf("p3 %s", ip[1]))
@@ -371,7 +371,7 @@ func TestTunnel(t *testing.T) {
 	t.Run("leaving takes all of it away", func(t *testing.T) {
 		for _, n := range []string{s.nodes[0].NetNS, server} {
 			for range 2 {
-				if err := Leave(n); err != nil {
+				if err := Leave(n, rangesIPv4); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -387,7 +387,7 @@ func TestServerThatIsNode(t *testing.T) {
 	s := newSites(t, 0, 1)
 	s.sync()
 	before := s.state(s.nodes[0].NetNS)
-	m := NewMesh(MeshConfig{NetNS: s.nodes[0].NetNS, NodeIP: s.nodes[0].IP, Tunnel: TunnelNever, Server: true})
+	m := NewMesh(MeshConfig{NetNS: s.nodes[0].NetNS, NodeIP: s.nodes[0].IPs[0], Tunnel: TunnelNever, Server: true})
 	if _, err := m.Sync(s.peers); err != nil {
 		t.Fatal(err)
 	}
@@ -401,7 +401,7 @@ func TestTunnelStrangers(t *testing.T) {
 	s := newSites(t, 0, 1)
 	s.sync()
 	podNS, pod := s.pod(1, "a")
-	other, _ := s.pods[1].cfg.PodCIDR, 0
+	other, _ := s.pods[1].cfg.PodCIDRs[0], 0
 	sink, err := ListenPacketIn(podNS, "udp4", netip.AddrPortFrom(pod, 9).String())
 	if err != nil {
 		t.Fatal(err)
@@ -410,12 +410,12 @@ func TestTunnelStrangers(t *testing.T) {
 	stranger, peersPod := netip.MustParseAddr("203.0.113.5"), other.Addr().Next().Next()
 	send := func(ns string, source netip.Addr, text string) {
 		t.Helper()
-		c, err := DialIn(ns)(t.Context(), "udp4", netip.AddrPortFrom(s.nodes[0].IP, vxlanPort).String())
+		c, err := DialIn(ns)(t.Context(), "udp4", netip.AddrPortFrom(s.nodes[0].IPs[0], vxlanPort).String())
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		if _, err := c.Write(inVXLANPacket(source, pod, vxlanMAC(s.nodes[0].IP), text)); err != nil {
+		if _, err := c.Write(inVXLANPacket(source, pod, vxlanMAC(s.nodes[0].IPs[0]), text)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -561,7 +561,7 @@ func TestTunnelMTU(t *testing.T) {
 	s := newSites(t, 0, 1)
 	early, earlyIP := s.pod(1, "early") // its link is there before the peers are known
 	s.sync()
-	p, err := NewProxy(s.nodes[0].NetNS)
+	p, err := NewProxy(s.nodes[0].NetNS, rangesIPv4.Services)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -634,32 +634,32 @@ func TestNodeMoves(t *testing.T) {
 		t.Helper()
 		expect(t, "to the one that moved", ns1, netip.AddrPortFrom(ip2, 8080), fmt.Sprintf("b %s", ip1))
 		expect(t, "from it", ns2, netip.AddrPortFrom(ip1, 8080), fmt.Sprintf("a %s", ip2))
-		expect(t, "from the node", s.nodes[1].NetNS, netip.AddrPortFrom(ip1, 8080), fmt.Sprintf("a %s", s.nodes[1].IP))
-		expect(t, "from the node to its own pod", s.nodes[1].NetNS, netip.AddrPortFrom(ip2, 8080), fmt.Sprintf("b %s", s.nodes[1].IP))
-		expect(t, "from the other node", s.nodes[0].NetNS, netip.AddrPortFrom(ip2, 8080), fmt.Sprintf("b %s", s.nodes[0].IP))
+		expect(t, "from the node", s.nodes[1].NetNS, netip.AddrPortFrom(ip1, 8080), fmt.Sprintf("a %s", s.nodes[1].IPs[0]))
+		expect(t, "from the node to its own pod", s.nodes[1].NetNS, netip.AddrPortFrom(ip2, 8080), fmt.Sprintf("b %s", s.nodes[1].IPs[0]))
+		expect(t, "from the other node", s.nodes[0].NetNS, netip.AddrPortFrom(ip2, 8080), fmt.Sprintf("b %s", s.nodes[0].IPs[0]))
 	}
 	check()
 	for _, to := range []struct{ site, n int }{{1, 77}, {0, 78}, {1, 12}} {
-		old := s.nodes[1].IP
+		old := s.nodes[1].IPs[0]
 		s.plug("node-2", to.site)
 		s.address(s.nodes[1].NetNS, to.site, to.n)
-		s.nodes[1].IP = siteIP(to.site, to.n)
+		s.nodes[1].IPs = []netip.Addr{siteIP(to.site, to.n)}
 		// Its worker has started anew.
 		if err := s.pods[1].Close(); err != nil {
 			t.Fatal(err)
 		}
 		cfg := s.pods[1].cfg
-		cfg.NodeIP = s.nodes[1].IP
+		cfg.NodeIPs = s.nodes[1].IPs
 		var err error
 		if s.pods[1], err = NewPodNetwork(cfg); err != nil {
 			t.Fatal(err)
 		}
-		s.meshes[1] = NewMesh(MeshConfig{NetNS: s.nodes[1].NetNS, Node: "node-2", NodeIP: s.nodes[1].IP, Tunnel: TunnelAuto})
+		s.meshes[1] = NewMesh(MeshConfig{NetNS: s.nodes[1].NetNS, Node: "node-2", NodeIP: s.nodes[1].IPs[0], Tunnel: TunnelAuto})
 		s.sync()
 		if state := s.state(s.nodes[1].NetNS); strings.Contains(state, podCIDR(2).String()+" via") || !strings.Contains(state, "rule from "+podCIDR(2).String()) && to.site == 1 {
 			t.Errorf("before the API knows, the node takes itself for another:\n%s", state)
 		}
-		s.peers[1].NodeIP = s.nodes[1].IP
+		s.peers[1].NodeIP = s.nodes[1].IPs[0]
 		s.sync()
 		check()
 		for _, n := range s.nodes {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -65,34 +66,39 @@ func (n *PodNetwork) limit(p Pod, link netlink.Link) error {
 func (n *PodNetwork) Repair() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	have, err := n.h.RouteList(nil, netlink.FAMILY_V4)
-	if err != nil {
-		return fmt.Errorf("list routes: %w", err)
-	}
 	good := map[string]bool{}
-	for _, r := range have {
-		if r.Dst != nil && r.Src.Equal(n.cfg.NodeIP.AsSlice()) {
-			good[fmt.Sprint(r.Dst, r.LinkIndex)] = true
+	for _, p := range n.cfg.PodCIDRs {
+		have, err := n.h.RouteList(nil, family(p.Addr()))
+		if err != nil {
+			return fmt.Errorf("list routes: %w", err)
+		}
+		for _, r := range have {
+			if r.Dst != nil && r.Src.Equal(Same(p.Addr(), n.cfg.NodeIPs).AsSlice()) {
+				good[fmt.Sprint(r.Dst, r.LinkIndex)] = true
+			}
 		}
 	}
-	errs := []error{routeServices(n.h, n.cfg.NodeIP)}
+	errs := []error{routeServices(n.h, n.cfg.Services, n.cfg.NodeIPs)}
 	for _, p := range n.pods {
 		link, err := n.h.LinkByName(linkName(p.UID))
 		if err != nil || link.Attrs().Flags&net.FlagUp == 0 {
 			continue // not connected, or not any more
 		}
-		if !good[fmt.Sprint(ipNet(host(p.IP)), link.Attrs().Index)] {
-			errs = append(errs, n.routeTo(p, link))
+		for _, ip := range p.IPs {
+			if !good[fmt.Sprint(ipNet(host(ip)), link.Attrs().Index)] {
+				errs = append(errs, n.routeTo(ip, link))
+			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// routeTo leads to a pod by the node's end of its link.
-func (n *PodNetwork) routeTo(p Pod, link netlink.Link) error {
-	r := &netlink.Route{Dst: ipNet(host(p.IP)), LinkIndex: link.Attrs().Index, Scope: netlink.SCOPE_LINK, Src: net.IP(n.cfg.NodeIP.AsSlice())}
+// routeTo leads to an address of a pod by the node's end of its link.
+func (n *PodNetwork) routeTo(ip netip.Addr, link netlink.Link) error {
+	from := Same(ip, n.cfg.NodeIPs)
+	r := &netlink.Route{Dst: ipNet(host(ip)), LinkIndex: link.Attrs().Index, Scope: netlink.SCOPE_LINK, Src: net.IP(from.AsSlice())}
 	if err := n.h.RouteReplace(r); err != nil {
-		return fmt.Errorf("add route to %s: %w", p.IP, err)
+		return fmt.Errorf("add route to %s: %w", ip, err)
 	}
 	return nil
 }

@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -22,36 +25,74 @@ var count atomic.Int64
 
 // cluster is a hub with two nodes, each with a pod network.
 type cluster struct {
-	t     testing.TB
-	id    string
-	dir   string
-	nodes []Node
-	pods  []*PodNetwork
+	t      testing.TB
+	id     string
+	dir    string
+	ranges Ranges
+	nodes  []Node
+	pods   []*PodNetwork
+}
+
+// Addresses of tests: those of docs/contracts.md, and IPv6 ones where a test asks for
+// both families.
+var (
+	rangesIPv4 = Ranges{
+		Nodes: []netip.Prefix{netip.MustParsePrefix("10.41.0.0/24")}, Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
+		Services: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
+	}
+	rangesIPv6 = Ranges{
+		Nodes: []netip.Prefix{netip.MustParsePrefix("fd00:10:41::/64")}, Pods: []netip.Prefix{netip.MustParsePrefix("fd00:10:42::/56")},
+		Services: []netip.Prefix{netip.MustParsePrefix("fd00:10:43::/112")},
+	}
+	rangesBoth = Ranges{
+		Nodes: slices.Concat(rangesIPv4.Nodes, rangesIPv6.Nodes), Pods: slices.Concat(rangesIPv4.Pods, rangesIPv6.Pods),
+		Services: slices.Concat(rangesIPv4.Services, rangesIPv6.Services),
+	}
+	hubIP       = rangesIPv4.Hub()[0]
+	serviceCIDR = rangesIPv4.Services[0]
+)
+
+// podCIDRs are node n's.
+func podCIDRs(n int, r Ranges) (out []netip.Prefix) {
+	for _, p := range r.Pods {
+		if p.Addr().Is4() {
+			out = append(out, podCIDR(n))
+		} else {
+			a := p.Addr().As16()
+			a[7] = byte(n)
+			out = append(out, netip.PrefixFrom(netip.AddrFrom16(a), 64))
+		}
+	}
+	return out
 }
 
 func podCIDR(n int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(n), 0}), 24)
 }
 
-func newCluster(t testing.TB) *cluster {
+func newCluster(t testing.TB) *cluster { return newClusterOf(t, rangesIPv4) }
+
+func newClusterOf(t testing.TB, r Ranges) *cluster {
 	t.Helper()
-	c := &cluster{t: t, id: fmt.Sprintf("t%d-%d", os.Getpid(), count.Add(1)), dir: t.TempDir()}
+	c := &cluster{t: t, ranges: r, id: fmt.Sprintf("t%d-%d", os.Getpid(), count.Add(1)), dir: t.TempDir()}
 	t.Cleanup(c.destroy)
-	if err := EnsureHub(c.id); err != nil {
+	if err := EnsureHub(c.id, c.ranges); err != nil {
 		t.Fatal(err)
 	}
 	var peers []Peer
 	for n := 1; n <= 2; n++ {
-		node, err := EnsureNode(c.id, fmt.Sprintf("node-%d", n), n)
+		node, err := EnsureNode(c.id, fmt.Sprintf("node-%d", n), n, c.ranges)
 		if err != nil {
 			t.Fatal(err)
 		}
-		pods, err := NewPodNetwork(PodConfig{Dir: c.podDir(n), NetNS: node.NetNS, PodCIDR: podCIDR(n), NodeIP: node.IP})
+		pods, err := NewPodNetwork(PodConfig{Dir: c.podDir(n), NetNS: node.NetNS, PodCIDRs: podCIDRs(n, r), Services: r.Services, NodeIPs: node.IPs})
 		if err != nil {
 			t.Fatal(err)
 		}
 		c.nodes, c.pods = append(c.nodes, node), append(c.pods, pods)
-		peers = append(peers, Peer{PodCIDR: podCIDR(n), NodeIP: node.IP})
+		for _, cidr := range podCIDRs(n, r) {
+			peers = append(peers, Peer{PodCIDR: cidr, NodeIP: Same(cidr.Addr(), node.IPs)})
+		}
 	}
 	for _, ns := range []string{HubNetNS(c.id), c.nodes[0].NetNS, c.nodes[1].NetNS} {
 		syncRoutes(t, ns, peers)
@@ -106,17 +147,26 @@ func (c *cluster) destroy() {
 // name and the address of the client.
 func (c *cluster) pod(n int, name string) (ns string, ip netip.Addr) {
 	c.t.Helper()
-	ns, ip, err := c.pods[n-1].Setup(context.Background(), "uid-"+name, "default/"+name, false)
+	ns, ips := c.podOf(n, name)
+	return ns, ips[0]
+}
+
+// podOf returns all its addresses.
+func (c *cluster) podOf(n int, name string) (ns string, ips []netip.Addr) {
+	c.t.Helper()
+	ns, ips, err := c.pods[n-1].Setup(context.Background(), "uid-"+name, "default/"+name, false)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	c.serve(ns, netip.AddrPortFrom(ip, 8080), name)
-	return ns, ip
+	for _, ip := range ips {
+		c.serve(ns, netip.AddrPortFrom(ip, 8080), name)
+	}
+	return ns, ips
 }
 
 func (c *cluster) serve(ns string, at netip.AddrPort, name string) {
 	c.t.Helper()
-	l, err := ListenIn(ns, "tcp4", at.String())
+	l, err := ListenIn(ns, "tcp", at.String())
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -132,7 +182,7 @@ func (c *cluster) serve(ns string, at netip.AddrPort, name string) {
 			_ = conn.Close()
 		}
 	}()
-	u, err := ListenPacketIn(ns, "udp4", at.String())
+	u, err := ListenPacketIn(ns, "udp", at.String())
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -185,22 +235,22 @@ func exchange(conn net.Conn) string {
 func TestTopology(t *testing.T) {
 	c := newCluster(t)
 	for range 2 { // a second time changes nothing
-		if err := EnsureHub(c.id); err != nil {
+		if err := EnsureHub(c.id, c.ranges); err != nil {
 			t.Fatal(err)
 		}
-		node, err := EnsureNode(c.id, "node-1", 1)
-		if err != nil || node != c.nodes[0] || node.IP != netip.MustParseAddr("10.41.0.11") {
+		node, err := EnsureNode(c.id, "node-1", 1, c.ranges)
+		if err != nil || !reflect.DeepEqual(node, c.nodes[0]) || node.IPs[0] != netip.MustParseAddr("10.41.0.11") {
 			t.Fatalf("%+v %v", node, err)
 		}
 	}
 	hub := HubNetNS(c.id)
-	c.serve(hub, netip.AddrPortFrom(HubIP, 6443), "hub")
-	c.serve(c.nodes[1].NetNS, netip.AddrPortFrom(c.nodes[1].IP, 10250), "node")
-	if got := ask(c.nodes[0].NetNS, "tcp", netip.AddrPortFrom(HubIP, 6443)); got != "hub 10.41.0.11" {
+	c.serve(hub, netip.AddrPortFrom(hubIP, 6443), "hub")
+	c.serve(c.nodes[1].NetNS, netip.AddrPortFrom(c.nodes[1].IPs[0], 10250), "node")
+	if got := ask(c.nodes[0].NetNS, "tcp", netip.AddrPortFrom(hubIP, 6443)); got != "hub 10.41.0.11" {
 		t.Errorf("node to hub: %q", got)
 	}
 	for _, from := range []string{hub, c.nodes[0].NetNS} {
-		if got := ask(from, "tcp", netip.AddrPortFrom(c.nodes[1].IP, 10250)); !strings.HasPrefix(got, "node ") {
+		if got := ask(from, "tcp", netip.AddrPortFrom(c.nodes[1].IPs[0], 10250)); !strings.HasPrefix(got, "node ") {
 			t.Errorf("%s to node: %q", from, got)
 		}
 	}
@@ -208,11 +258,11 @@ func TestTopology(t *testing.T) {
 	if err := DeleteNode(c.id, "node-2"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := EnsureNode(c.id, "node-2", 2); err != nil {
+	if _, err := EnsureNode(c.id, "node-2", 2, c.ranges); err != nil {
 		t.Fatal(err)
 	}
 	for _, bad := range []string{"", "hub", "../x", "UPPER"} {
-		if _, err := EnsureNode(c.id, bad, 3); err == nil {
+		if _, err := EnsureNode(c.id, bad, 3, c.ranges); err == nil {
 			t.Errorf("node %q was made", bad)
 		}
 	}
@@ -226,7 +276,7 @@ func TestPodsReachEachOther(t *testing.T) {
 	aNS, a := c.pod(1, "a")
 	bNS, b := c.pod(1, "b")
 	_, d := c.pod(2, "d")
-	c.serve(HubNetNS(c.id), netip.AddrPortFrom(HubIP, 6443), "hub")
+	c.serve(HubNetNS(c.id), netip.AddrPortFrom(hubIP, 6443), "hub")
 	for _, x := range []struct {
 		name, from, want string
 		to               netip.AddrPort
@@ -237,7 +287,7 @@ func TestPodsReachEachOther(t *testing.T) {
 		{"own node to pod", c.nodes[0].NetNS, "a 10.41.0.11", netip.AddrPortFrom(a, 8080)},
 		{"node to other node's pod", c.nodes[0].NetNS, "d 10.41.0.11", netip.AddrPortFrom(d, 8080)},
 		{"hub to pod", HubNetNS(c.id), "a 10.41.0.1", netip.AddrPortFrom(a, 8080)},
-		{"pod to hub", aNS, "hub " + a.String(), netip.AddrPortFrom(HubIP, 6443)},
+		{"pod to hub", aNS, "hub " + a.String(), netip.AddrPortFrom(hubIP, 6443)},
 	} {
 		for _, network := range []string{"tcp", "udp"} {
 			if got := ask(x.from, network, x.to); got != x.want {
@@ -261,7 +311,7 @@ func TestPodUsers(t *testing.T) {
 	}
 	c := newCluster(t)
 	for _, own := range []bool{true, false} {
-		path, ip, err := c.pods[0].Setup(context.Background(), fmt.Sprint("own-", own), "default/pod", own)
+		path, ips, err := c.pods[0].Setup(context.Background(), fmt.Sprint("own-", own), "default/pod", own)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -280,7 +330,7 @@ func TestPodUsers(t *testing.T) {
 		}
 		unix.Close(users)
 		if (mine.Ino != its.Ino) != own {
-			t.Errorf("%s: own users: %v, but the namespace is %d and ours %d", ip, own, its.Ino, mine.Ino)
+			t.Errorf("%s: own users: %v, but the namespace is %d and ours %d", ips, own, its.Ino, mine.Ino)
 		}
 	}
 }
@@ -289,9 +339,9 @@ func TestPodRecords(t *testing.T) {
 	c := newCluster(t)
 	ctx := context.Background()
 	pods := c.pods[0]
-	ns, ip, err := pods.Setup(ctx, "one", "default/one", false)
-	if err != nil || ip != netip.MustParseAddr("10.42.1.2") {
-		t.Fatal(ip, err)
+	ns, ips, err := pods.Setup(ctx, "one", "default/one", false)
+	if err != nil || len(ips) != 1 || ips[0] != netip.MustParseAddr("10.42.1.2") {
+		t.Fatal(ips, err)
 	}
 	before, err := os.Stat(ns)
 	if err != nil {
@@ -306,17 +356,17 @@ func TestPodRecords(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer again.Close()
-	ns2, ip2, err := again.Setup(ctx, "one", "default/one", false)
+	ns2, ips2, err := again.Setup(ctx, "one", "default/one", false)
 	after, statErr := os.Stat(ns2)
-	if err != nil || statErr != nil || ns2 != ns || ip2 != ip || !os.SameFile(before, after) {
-		t.Errorf("%s %s %v", ns2, ip2, err)
+	if err != nil || statErr != nil || ns2 != ns || !slices.Equal(ips2, ips) || !os.SameFile(before, after) {
+		t.Errorf("%s %s %v", ns2, ips2, err)
 	}
 	// What a restart of the machine takes is made again, with the same address.
 	if err := unix.Unmount(ns, unix.MNT_DETACH); err != nil {
 		t.Fatal(err)
 	}
-	if _, ip2, err = again.Setup(ctx, "one", "default/one", false); err != nil || ip2 != ip || !isNetNS(ns) {
-		t.Errorf("after loss: %s %v", ip2, err)
+	if _, ips2, err = again.Setup(ctx, "one", "default/one", false); err != nil || !slices.Equal(ips2, ips) || !isNetNS(ns) {
+		t.Errorf("after loss: %s %v", ips2, err)
 	}
 	if err := again.Reconcile(func(uid string) bool { return uid == "one" }); err != nil {
 		t.Fatal(err)
@@ -325,8 +375,8 @@ func TestPodRecords(t *testing.T) {
 		t.Errorf("%+v", list)
 	}
 	// A freed address rests.
-	if _, ip3, err := again.Setup(ctx, "three", "default/three", false); err != nil || ip3 != netip.MustParseAddr("10.42.1.4") {
-		t.Errorf("third: %s %v", ip3, err)
+	if _, ips3, err := again.Setup(ctx, "three", "default/three", false); err != nil || ips3[0] != netip.MustParseAddr("10.42.1.4") {
+		t.Errorf("third: %s %v", ips3, err)
 	}
 	for range 2 {
 		if err := again.Teardown("three"); err != nil {
@@ -340,26 +390,64 @@ func TestPodRecords(t *testing.T) {
 	}
 }
 
+// TestAddressesRunOut: whatever comes and goes, no address is given out twice, all of a
+// node's are in the end, and those of a pod end alike.
 func TestAddressesRunOut(t *testing.T) {
-	n := &PodNetwork{cfg: PodConfig{PodCIDR: netip.MustParsePrefix("10.42.9.16/28")}, used: map[netip.Addr]string{}, last: netip.MustParseAddr("10.42.9.27")}
-	for i := range 13 {
-		ip, err := n.allocate()
-		if err != nil || n.used[ip] != "" || !n.cfg.PodCIDR.Contains(ip) {
-			t.Fatalf("address %d: %s %v", i, ip, err)
+	for _, x := range []struct {
+		cidrs, reserved string
+		size            int
+	}{
+		{"10.42.9.16/28", "10.42.9.16 10.42.9.17 10.42.9.31", 13},
+		{"10.42.9.0/24 fd00:10:42:9::/64", "10.42.9.0 10.42.9.1 10.42.9.255 fd00:10:42:9:: fd00:10:42:9::1", 253},
+		{"fd00:10:42:9::/64", "fd00:10:42:9:: fd00:10:42:9::1 fd00:10:42:9::900", 253},
+	} {
+		n := &PodNetwork{used: map[uint16]string{}}
+		for _, text := range strings.Fields(x.cidrs) {
+			n.cfg.PodCIDRs = append(n.cfg.PodCIDRs, netip.MustParsePrefix(text))
 		}
-		n.used[ip] = "x"
-	}
-	for _, reserved := range []string{"10.42.9.16", "10.42.9.17", "10.42.9.31"} {
-		if n.used[netip.MustParseAddr(reserved)] != "" {
-			t.Errorf("%s was given out", reserved)
+		n.last, _ = n.numbers()
+		given := map[netip.Addr]bool{}
+		var pods []Pod
+		add := func() error {
+			ips, err := n.allocate()
+			if err != nil {
+				return err
+			}
+			p := Pod{UID: fmt.Sprint(len(given)), IPs: ips}
+			if !n.fits(p) {
+				t.Fatalf("%s: %s are not the node's own", x.cidrs, ips)
+			}
+			for _, ip := range ips {
+				if given[ip] || strings.Contains(" "+x.reserved+" ", " "+ip.String()+" ") {
+					t.Fatalf("%s: %s was given out twice, or is reserved", x.cidrs, ip)
+				}
+				given[ip] = true
+			}
+			n.hold(p)
+			pods = append(pods, p)
+			return nil
 		}
-	}
-	if _, err := n.allocate(); err == nil {
-		t.Error("a 14th address")
-	}
-	delete(n.used, netip.MustParseAddr("10.42.9.20"))
-	if ip, err := n.allocate(); err != nil || ip != netip.MustParseAddr("10.42.9.20") {
-		t.Errorf("%s %v", ip, err)
+		random := rand.New(rand.NewPCG(1, 2))
+		for range 500 {
+			if len(pods) > 0 && random.IntN(3) == 0 {
+				i := random.IntN(len(pods))
+				n.free(pods[i])
+				for _, ip := range pods[i].IPs {
+					delete(given, ip)
+				}
+				pods = slices.Delete(pods, i, i+1)
+			} else if err := add(); err != nil && len(pods) < x.size {
+				t.Fatalf("%s: pod %d: %v", x.cidrs, len(pods), err)
+			}
+		}
+		for len(pods) < x.size {
+			if err := add(); err != nil {
+				t.Fatalf("%s: pod %d: %v", x.cidrs, len(pods), err)
+			}
+		}
+		if err := add(); err == nil {
+			t.Errorf("%s: one more than there are", x.cidrs)
+		}
 	}
 }
 
@@ -368,7 +456,7 @@ func (c *cluster) proxies() func(State) {
 	c.t.Helper()
 	var all []*Proxy
 	for _, n := range c.nodes {
-		p, err := NewProxy(n.NetNS)
+		p, err := NewProxy(n.NetNS, c.ranges.Services)
 		if err != nil {
 			c.t.Fatal(err)
 		}
@@ -376,8 +464,12 @@ func (c *cluster) proxies() func(State) {
 			if err := p.Remove(); err != nil {
 				c.t.Error(err)
 			}
-			if tables, err := p.conn.ListTablesOfFamily(nftables.TableFamilyIPv4); err != nil || len(tables) > 0 {
-				c.t.Errorf("tables left: %v %v", tables, err)
+			for _, f := range p.families {
+				tables, err := f.conn.ListTablesOfFamily(f.ipFamily.table)
+				tables = slices.DeleteFunc(tables, func(t *nftables.Table) bool { return t.Name == guardTable })
+				if err != nil || len(tables) > 0 {
+					c.t.Errorf("tables left: %v %v", tables, err)
+				}
 			}
 			if err := p.Close(); err != nil {
 				c.t.Error(err)
@@ -400,7 +492,7 @@ func TestServices(t *testing.T) {
 	aNS, a := c.pod(1, "a")
 	_, b := c.pod(1, "b")
 	dNS, d := c.pod(2, "d")
-	c.serve(HubNetNS(c.id), netip.AddrPortFrom(HubIP, 6443), "api")
+	c.serve(HubNetNS(c.id), netip.AddrPortFrom(hubIP, 6443), "api")
 	apply := c.proxies()
 
 	vip := netip.MustParseAddr("10.43.5.5")
@@ -416,7 +508,7 @@ func TestServices(t *testing.T) {
 		}
 		return out
 	}
-	kubernetes := Service{IP: netip.MustParseAddr("10.43.0.1"), Port: 443, Proto: TCP, Endpoints: []netip.AddrPort{netip.AddrPortFrom(HubIP, 6443)}}
+	kubernetes := Service{IP: netip.MustParseAddr("10.43.0.1"), Port: 443, Proto: TCP, Endpoints: []netip.AddrPort{netip.AddrPortFrom(hubIP, 6443)}}
 	state := func(s []Service) State { return State{Services: append(s, kubernetes)} }
 
 	apply(state(svc(0, b, d)))
@@ -492,7 +584,7 @@ func TestFlowsFollowEndpoints(t *testing.T) {
 		dialed netip.AddrPort
 	}{
 		{netip.MustParseAddr("10.43.6.6"), netip.MustParseAddrPort("10.43.6.6:53")},
-		{AnyNodeAddress, netip.AddrPortFrom(c.nodes[1].IP, 53)},
+		{AnyNodeAddress, netip.AddrPortFrom(c.nodes[1].IPs[0], 53)},
 	} {
 		state := func(e ...netip.Addr) State {
 			return State{Services: []Service{{IP: front.ip, Port: 53, Proto: UDP, Masquerade: front.ip == AnyNodeAddress, Endpoints: to(e...)}}}
@@ -528,7 +620,7 @@ func TestProxyTakesOver(t *testing.T) {
 	apply := c.proxies()
 	s := State{Services: []Service{{IP: netip.MustParseAddr("10.43.1.1"), Port: 80, Proto: TCP, Endpoints: []netip.AddrPort{netip.AddrPortFrom(b, 8080)}}}}
 	apply(s)
-	second, err := NewProxy(c.nodes[0].NetNS)
+	second, err := NewProxy(c.nodes[0].NetNS, c.ranges.Services)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -576,7 +668,7 @@ func largeState(services int, shift byte) State {
 // BenchmarkProxy reports the first Apply of 1,000 services and the change of one.
 func BenchmarkProxy(tb *testing.B) {
 	c := newCluster(tb)
-	p, err := NewProxy(c.nodes[0].NetNS)
+	p, err := NewProxy(c.nodes[0].NetNS, c.ranges.Services)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -584,7 +676,7 @@ func BenchmarkProxy(tb *testing.B) {
 	s := largeState(1000, 1)
 	tb.Run("all-1000", func(tb *testing.B) {
 		for tb.Loop() {
-			p.installed = nil
+			p.families[0].installed = nil
 			if err := p.Apply(s); err != nil {
 				tb.Fatal(err)
 			}

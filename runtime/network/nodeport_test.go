@@ -42,7 +42,7 @@ func TestNodePorts(t *testing.T) {
 	c := newCluster(t)
 	aNS, a := c.pod(1, "a")
 	_, d := c.pod(2, "d")
-	if err := EnsureDNSAddress(c.nodes[0].NetNS); err != nil {
+	if err := EnsureDNSAddress(c.nodes[0].NetNS, c.ranges); err != nil {
 		t.Fatal(err)
 	}
 	nodes := c.perNode()
@@ -120,7 +120,7 @@ func TestLoopbackIsGuarded(t *testing.T) {
 	if err := h.AddrDel(lo, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix("127.0.0.1/8"))}); err != nil {
 		t.Fatal(err)
 	}
-	syncRoutes(t, hub, []Peer{{PodCIDR: netip.MustParsePrefix("127.0.0.1/32"), NodeIP: c.nodes[0].IP}})
+	syncRoutes(t, hub, []Peer{{PodCIDR: netip.MustParsePrefix("127.0.0.1/32"), NodeIP: c.nodes[0].IPs[0]}})
 	if got := ask(hub, "tcp", netip.MustParseAddrPort("127.0.0.1:8081")); strings.HasPrefix(got, "secret") {
 		t.Errorf("%q", got)
 	}
@@ -135,7 +135,7 @@ func TestExternalAddresses(t *testing.T) {
 	vip := netip.MustParseAddr("10.41.0.240")
 	at := netip.AddrPortFrom(vip, 80)
 	// The first node has the address, as a load balancer's.
-	if err := SyncAddresses(c.nodes[0].NetNS, c.nodes[0].IP, []netip.Addr{vip}); err != nil {
+	if err := SyncAddresses(c.nodes[0].NetNS, c.nodes[0].IPs[0], []netip.Addr{vip}); err != nil {
 		t.Fatal(err)
 	}
 	svc := Service{IP: vip, Port: 80, Masquerade: true, Endpoints: to(d)}
@@ -171,7 +171,7 @@ func TestExternalAddresses(t *testing.T) {
 	svc.Sources = nil
 	apply(State{Services: both(svc)})
 	for i, want := range [][]netip.Addr{nil, {vip}} {
-		if err := SyncAddresses(c.nodes[i].NetNS, c.nodes[i].IP, want); err != nil {
+		if err := SyncAddresses(c.nodes[i].NetNS, c.nodes[i].IPs[0], want); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -24,7 +24,7 @@ func TestOverlap(t *testing.T) {
 		{"10.42.0.0/16", "docker0", 2, "a route to 10.42.0.0/16 by docker0, and the cluster's pods"},
 		{"10.43.128.0/17", "wg0", 3, "a route to 10.43.128.0/17 by wg0, and the cluster's services"},
 	} {
-		err := overlap([]route{{netip.MustParsePrefix(tt.to), tt.link, tt.protocol}})
+		err := overlap([]route{{netip.MustParsePrefix(tt.to), tt.link, tt.protocol}}, rangesIPv4)
 		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s by %s: %v", tt.to, tt.link, err)
 		}
@@ -36,7 +36,7 @@ func TestCheckOverlap(t *testing.T) {
 	c := newCluster(t)
 	ns := c.nodes[0].NetNS
 	c.pod(1, "own")
-	if err := CheckOverlap(ns); err != nil {
+	if err := CheckOverlap(ns, c.ranges); err != nil {
 		t.Fatal(err)
 	}
 	h, err := handle(ns, unix.NETLINK_ROUTE)
@@ -53,10 +53,10 @@ func TestCheckOverlap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := upWithAddr(h, link, netip.MustParsePrefix("10.42.200.1/24")); err != nil {
+	if err := upWithAddrs(h, link, netip.MustParsePrefix("10.42.200.1/24")); err != nil {
 		t.Fatal(err)
 	}
-	if err := CheckOverlap(ns); err == nil || !strings.Contains(err.Error(), "10.42.200.0/24 by other0") {
+	if err := CheckOverlap(ns, c.ranges); err == nil || !strings.Contains(err.Error(), "10.42.200.0/24 by other0") {
 		t.Errorf("%v", err)
 	}
 }

@@ -55,15 +55,15 @@ func ownAddresses(h *netlink.Handle, nodeIP netip.Addr) (map[netip.Addr]bool, in
 	for _, l := range links {
 		byIndex[l.Attrs().Index] = l.Attrs()
 	}
-	list, err := h.AddrList(nil, netlink.FAMILY_V4)
+	list, err := h.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, 0, fmt.Errorf("list addresses: %w", err)
 	}
 	own, mtu := map[netip.Addr]bool{nodeIP: true}, defaultMTU
 	for _, a := range list {
-		ip, ok := netip.AddrFromSlice(a.IP.To4())
+		ip := addrOf(a.IP)
 		link := byIndex[a.LinkIndex]
-		if !ok || link == nil || isMeshLink(link.Name) {
+		if !ip.IsValid() || link == nil || isMeshLink(link.Name) {
 			continue
 		}
 		own[ip] = true

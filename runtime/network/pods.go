@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -26,10 +25,10 @@ const (
 )
 
 var (
-	// gateway is the same in every pod. It exists on no link: the pod's permanent
-	// neighbour entry leads to the node's end of the pair.
-	gateway = netip.MustParseAddr("169.254.1.1")
-	hostMAC = net.HardwareAddr{0xee, 0xee, 0xee, 0xee, 0xee, 0xee}
+	// gateways are the same in every pod. They exist on no link: the pod's permanent
+	// neighbour entries lead to the node's end of the pair.
+	gateways = []netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("fe80::1")}
+	hostMAC  = net.HardwareAddr{0xee, 0xee, 0xee, 0xee, 0xee, 0xee}
 )
 
 // PodConfig of a node's PodNetwork.
@@ -38,10 +37,33 @@ type PodConfig struct {
 	Dir string
 	// NetNS is the path of the node's namespace; empty means the caller's own.
 	NetNS string
-	// PodCIDR is the node's share of the pods' addresses.
-	PodCIDR netip.Prefix
-	// NodeIP is the source address of what the node itself sends to its pods.
-	NodeIP netip.Addr
+	// PodCIDRs are the node's share of the pods' addresses, one of each family of the
+	// cluster. Services are the services' addresses, of the same families.
+	PodCIDRs, Services []netip.Prefix
+	// NodeIPs are the source addresses of what the node itself sends to its pods, one of
+	// each of these families.
+	NodeIPs []netip.Addr
+}
+
+func (c *PodConfig) check() error {
+	if len(c.PodCIDRs) == 0 {
+		return errors.New("pod network: no range of addresses")
+	}
+	for i, p := range c.PodCIDRs {
+		if !p.IsValid() || p.Addr().BitLen()-p.Bits() < 4 {
+			return fmt.Errorf("pod network: %s is no range of at least 16 addresses", p)
+		}
+		if p.Addr().Is6() && p.Bits() > 112 {
+			return fmt.Errorf("pod network: %s is no range of at least 65536 addresses", p)
+		}
+		if !Same(p.Addr(), c.NodeIPs).IsValid() {
+			return fmt.Errorf("pod network: the node has no address of the family of %s; it needs one for its pods to be reached", p)
+		}
+		if i > 0 && p.Addr().Is6() == c.PodCIDRs[0].Addr().Is6() {
+			return fmt.Errorf("pod network: %v are of one family", c.PodCIDRs)
+		}
+	}
+	return nil
 }
 
 // PodNetwork connects the pods of one node, each by a pair of links and a route of
@@ -53,8 +75,8 @@ type PodNetwork struct {
 
 	mu   sync.Mutex
 	pods map[string]Pod
-	used map[netip.Addr]string
-	last netip.Addr
+	used map[uint16]string // by the number that a pod's addresses end in
+	last uint16
 	// mtu of the pods' links, 0 for the kernel's default; limited: all have it.
 	mtu     int
 	limited bool
@@ -65,7 +87,8 @@ type Pod struct {
 	UID string
 	// Name is namespace/name, for people who look at the records.
 	Name string
-	IP   netip.Addr
+	// IPs are its addresses, one of each family, which end in the same 16 bits.
+	IPs []netip.Addr
 	// NetNS is the path of its namespace.
 	NetNS string
 	// OwnUsers: the namespace belongs to a user namespace of the pod's own, with the
@@ -76,10 +99,13 @@ type Pod struct {
 // NewPodNetwork opens the records and prepares the node: its route to the services'
 // addresses.
 func NewPodNetwork(cfg PodConfig) (*PodNetwork, error) {
-	if !cfg.PodCIDR.IsValid() || !cfg.PodCIDR.Addr().Is4() || cfg.PodCIDR.Bits() > 28 {
-		return nil, fmt.Errorf("pod network: %s is no IPv4 range of at least 16 addresses", cfg.PodCIDR)
+	if err := cfg.check(); err != nil {
+		return nil, err
 	}
-	cfg.PodCIDR = cfg.PodCIDR.Masked()
+	cfg.PodCIDRs = slices.Clone(cfg.PodCIDRs)
+	for i, p := range cfg.PodCIDRs {
+		cfg.PodCIDRs[i] = p.Masked()
+	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("pod network: %w", err)
 	}
@@ -87,18 +113,25 @@ func NewPodNetwork(cfg PodConfig) (*PodNetwork, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pod network: %w", err)
 	}
-	if err := prepareForwarding(cfg.NetNS); err != nil {
+	if err := prepareForwarding(cfg.NetNS, hasIPv6(cfg.PodCIDRs)); err != nil {
 		return nil, fmt.Errorf("pod network: %w", err)
+	}
+	if hasIPv6(cfg.PodCIDRs) {
+		if err := guardSources(cfg.NetNS); err != nil {
+			return nil, fmt.Errorf("pod network: %w", err)
+		}
 	}
 	h, err := handle(cfg.NetNS, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("pod network: %w", err)
 	}
-	n := &PodNetwork{cfg: cfg, h: h, pods: map[string]Pod{}, used: map[netip.Addr]string{}, last: cfg.PodCIDR.Addr().Next()}
+	n := &PodNetwork{cfg: cfg, h: h, pods: map[string]Pod{}, used: map[uint16]string{}}
+	n.last, _ = n.numbers()
 	for _, p := range pods {
-		n.pods[p.UID], n.used[p.IP] = p, p.UID
-		if cfg.PodCIDR.Contains(p.IP) && n.last.Less(p.IP) {
-			n.last = p.IP
+		n.pods[p.UID] = p
+		n.hold(p)
+		if n.fits(p) {
+			n.last = max(n.last, ending(p.IPs[0]))
 		}
 	}
 	if err := n.Repair(); err != nil {
@@ -110,14 +143,25 @@ func NewPodNetwork(cfg PodConfig) (*PodNetwork, error) {
 
 // routeServices lets the node's own processes address services: without a route
 // there is nothing to translate, since a node may have no default route.
-func routeServices(h *netlink.Handle, nodeIP netip.Addr) error {
+func routeServices(h *netlink.Handle, ranges []netip.Prefix, nodeIPs []netip.Addr) error {
 	lo, err := h.LinkByName("lo")
 	if err != nil {
 		return fmt.Errorf("find loopback: %w", err)
 	}
-	r := &netlink.Route{Dst: ipNet(ServiceCIDR), LinkIndex: lo.Attrs().Index, Src: net.IP(nodeIP.AsSlice()), Scope: netlink.SCOPE_LINK}
-	if err := h.RouteReplace(r); err != nil {
-		return fmt.Errorf("add route to the services %s: %w", ServiceCIDR, err)
+	for _, services := range ranges {
+		from := Same(services.Addr(), nodeIPs)
+		r := &netlink.Route{Dst: ipNet(services), LinkIndex: lo.Attrs().Index, Src: net.IP(from.AsSlice()), Scope: netlink.SCOPE_LINK}
+		if from.Is6() {
+			// By the loopback it would be one that refuses: the kernel allows no others.
+			link, err := linkOf(h, from)
+			if err != nil {
+				return err
+			}
+			r.LinkIndex, r.Scope, r.Protocol = link.Attrs().Index, 0, servicesProtocol
+		}
+		if err := h.RouteReplace(r); err != nil {
+			return fmt.Errorf("add route to the services %s: %w", services, err)
+		}
 	}
 	return nil
 }
@@ -129,60 +173,45 @@ func (n *PodNetwork) Close() error {
 }
 
 // Setup connects a pod, or finds it connected, and returns its namespace and
-// address. name is namespace/name of the pod; ownUsers makes the namespace one of a new
+// addresses. name is namespace/name of the pod; ownUsers makes the namespace one of a new
 // user namespace.
-func (n *PodNetwork) Setup(ctx context.Context, uid, name string, ownUsers bool) (string, netip.Addr, error) {
+func (n *PodNetwork) Setup(ctx context.Context, uid, name string, ownUsers bool) (string, []netip.Addr, error) {
 	if err := ctx.Err(); err != nil {
-		return "", netip.Addr{}, err
+		return "", nil, err
 	}
 	if !validUID(uid) {
-		return "", netip.Addr{}, fmt.Errorf("connect pod %s: bad uid %q", name, uid)
+		return "", nil, fmt.Errorf("connect pod %s: bad uid %q", name, uid)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	pod, known := n.pods[uid]
 	if known && n.isConnected(pod) {
-		return pod.NetNS, pod.IP, nil
+		return pod.NetNS, pod.IPs, nil
 	}
-	if !known || !n.cfg.PodCIDR.Contains(pod.IP) {
-		ip, err := n.allocate()
+	if !known || !n.fits(pod) {
+		ips, err := n.allocate()
 		if err != nil {
-			return "", netip.Addr{}, fmt.Errorf("connect pod %s: %w", name, err)
+			return "", nil, fmt.Errorf("connect pod %s: %w", name, err)
 		}
-		pod = Pod{UID: uid, Name: name, IP: ip, NetNS: filepath.Join(n.cfg.Dir, uid+pinExt), OwnUsers: ownUsers}
+		if known {
+			n.free(pod)
+		}
+		pod = Pod{UID: uid, Name: name, IPs: ips, NetNS: filepath.Join(n.cfg.Dir, uid+pinExt), OwnUsers: ownUsers}
 	}
 	// Written before anything is made: what is made can then be found and removed.
 	if err := writeRecord(n.cfg.Dir, pod); err != nil {
-		return "", netip.Addr{}, fmt.Errorf("connect pod %s: %w", name, err)
+		return "", nil, fmt.Errorf("connect pod %s: %w", name, err)
 	}
-	n.pods[uid], n.used[pod.IP] = pod, uid
+	n.pods[uid] = pod
+	n.hold(pod)
 	if err := n.connect(pod); err != nil {
-		return "", netip.Addr{}, errors.Join(fmt.Errorf("connect pod %s: %w", name, err), n.remove(pod))
+		return "", nil, errors.Join(fmt.Errorf("connect pod %s: %w", name, err), n.remove(pod))
 	}
-	return pod.NetNS, pod.IP, nil
+	return pod.NetNS, pod.IPs, nil
 }
 
 func validUID(uid string) bool {
 	return uid != "" && len(uid) <= 128 && !strings.ContainsAny(uid, "/\x00") && uid[0] != '.'
-}
-
-// allocate walks on from the last address given out, so that an address rests for
-// as long as possible before another pod gets it.
-func (n *PodNetwork) allocate() (netip.Addr, error) {
-	first := n.cfg.PodCIDR.Addr().Next().Next() // neither the network nor .1
-	size := 1 << (32 - n.cfg.PodCIDR.Bits())
-	ip := n.last
-	for range size {
-		ip = ip.Next()
-		if !ip.IsValid() || !n.cfg.PodCIDR.Contains(ip) || !n.cfg.PodCIDR.Contains(ip.Next()) { // not the broadcast address
-			ip = first
-		}
-		if _, taken := n.used[ip]; !taken {
-			n.last = ip
-			return ip, nil
-		}
-	}
-	return netip.Addr{}, fmt.Errorf("all %d addresses of %s are taken", size-3, n.cfg.PodCIDR)
 }
 
 // linkName is the node's end of the pair. Links have at most 15 characters.
@@ -199,8 +228,13 @@ func (n *PodNetwork) isConnected(p Pod) bool {
 	if err != nil || link.Attrs().Flags&net.FlagUp == 0 {
 		return false
 	}
-	routes, err := n.h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: ipNet(netip.PrefixFrom(p.IP, 32)), LinkIndex: link.Attrs().Index}, netlink.RT_FILTER_DST|netlink.RT_FILTER_OIF)
-	return err == nil && len(routes) == 1
+	for _, ip := range p.IPs {
+		routes, err := n.h.RouteListFiltered(family(ip), &netlink.Route{Dst: ipNet(host(ip)), LinkIndex: link.Attrs().Index}, netlink.RT_FILTER_DST|netlink.RT_FILTER_OIF)
+		if err != nil || len(routes) != 1 {
+			return false
+		}
+	}
+	return len(p.IPs) == len(n.cfg.PodCIDRs)
 }
 
 // connect makes everything anew.
@@ -210,7 +244,7 @@ func (n *PodNetwork) connect(p Pod) error {
 	}
 	base := uint32(0)
 	if p.OwnUsers {
-		base = UserBase(p.IP)
+		base = UserBase(p.IPs[0])
 	}
 	if err := createNetNSOf(p.NetNS, base); err != nil {
 		return err
@@ -226,9 +260,18 @@ func (n *PodNetwork) connect(p Pod) error {
 	if err != nil {
 		return fmt.Errorf("find link: %w", err)
 	}
-	// What a pod sends must have its own address: policies go by it.
+	// What a pod sends must have its own address: policies go by it. For IPv6 see
+	// guardSources. Nor is a pod a router to whom the node listens.
 	err = inNetNS(n.cfg.NetNS, func() error {
-		return setSysctls(map[string]string{"net.ipv4.conf." + linkName(p.UID) + ".rp_filter": "1"})
+		values := map[string]string{"net.ipv4.conf." + linkName(p.UID) + ".rp_filter": "1"}
+		if hasIPv6(n.cfg.PodCIDRs) {
+			values["net.ipv6.conf."+linkName(p.UID)+".disable_ipv6"] = "0"
+			values["net.ipv6.conf."+linkName(p.UID)+".accept_ra"] = "0"
+			values["net.ipv6.conf."+linkName(p.UID)+".accept_dad"] = "0"
+			// Without an address of the link's there are no redirects, as above.
+			values["net.ipv6.conf."+linkName(p.UID)+".addr_gen_mode"] = "1"
+		}
+		return setSysctls(values)
 	})
 	if err != nil {
 		return err
@@ -239,10 +282,15 @@ func (n *PodNetwork) connect(p Pod) error {
 	if err := n.h.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set link up: %w", err)
 	}
-	if err := n.h.NeighSet(permanent(link.Attrs().Index, p.IP, mac)); err != nil {
-		return fmt.Errorf("add neighbour %s: %w", p.IP, err)
+	for _, ip := range p.IPs {
+		if err := n.h.NeighSet(permanent(link.Attrs().Index, ip, mac)); err != nil {
+			return fmt.Errorf("add neighbour %s: %w", ip, err)
+		}
+		if err := n.routeTo(ip, link); err != nil {
+			return err
+		}
 	}
-	return n.routeTo(p, link)
+	return nil
 }
 
 // podSysctls sets a pod's kernel parameters, on a thread in its namespace. As
@@ -260,9 +308,20 @@ func podSysctls() error {
 	return err
 }
 
-// insidePod gives the pod its address and its only way out: to the node.
+// insidePod gives the pod its addresses and its only way out: to the node.
 func (n *PodNetwork) insidePod(p Pod) (net.HardwareAddr, error) {
-	if err := inNetNS(p.NetNS, podSysctls); err != nil {
+	err := inNetNS(p.NetNS, func() error {
+		if err := podSysctls(); err != nil || !hasIPv6(n.cfg.PodCIDRs) {
+			return err
+		}
+		// Nobody else has its addresses, and there is no router but the node. A machine
+		// may have switched IPv6 off for new links.
+		return setSysctls(map[string]string{
+			"net.ipv6.conf." + podLink + ".disable_ipv6": "0",
+			"net.ipv6.conf." + podLink + ".accept_dad":   "0", "net.ipv6.conf." + podLink + ".accept_ra": "0",
+		})
+	})
+	if err != nil {
 		return nil, err
 	}
 	h, err := handle(p.NetNS, unix.NETLINK_ROUTE)
@@ -274,29 +333,42 @@ func (n *PodNetwork) insidePod(p Pod) (net.HardwareAddr, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find %s: %w", podLink, err)
 	}
-	if err := upWithAddr(h, link, netip.PrefixFrom(p.IP, 32)); err != nil {
+	addrs := make([]netip.Prefix, 0, len(p.IPs))
+	for _, ip := range p.IPs {
+		addrs = append(addrs, host(ip))
+	}
+	if err := upWithAddrs(h, link, addrs...); err != nil {
 		return nil, err
 	}
 	index := link.Attrs().Index
-	if err := h.NeighSet(permanent(index, gateway, hostMAC)); err != nil {
-		return nil, fmt.Errorf("add neighbour %s: %w", gateway, err)
-	}
-	toGateway := &netlink.Route{Dst: ipNet(netip.PrefixFrom(gateway, 32)), LinkIndex: index, Scope: netlink.SCOPE_LINK}
-	if err := h.RouteReplace(toGateway); err != nil {
-		return nil, fmt.Errorf("add route to %s: %w", gateway, err)
-	}
-	def := &netlink.Route{Dst: ipNet(netip.MustParsePrefix("0.0.0.0/0")), LinkIndex: index, Gw: net.IP(gateway.AsSlice())}
-	if err := h.RouteReplace(def); err != nil {
-		return nil, fmt.Errorf("add default route: %w", err)
+	for _, ip := range p.IPs {
+		gateway := Same(ip, gateways)
+		if err := h.NeighSet(permanent(index, gateway, hostMAC)); err != nil {
+			return nil, fmt.Errorf("add neighbour %s: %w", gateway, err)
+		}
+		if ip.Is4() { // the IPv6 one is on the link by its nature
+			toGateway := &netlink.Route{Dst: ipNet(host(gateway)), LinkIndex: index, Scope: netlink.SCOPE_LINK}
+			if err := h.RouteReplace(toGateway); err != nil {
+				return nil, fmt.Errorf("add route to %s: %w", gateway, err)
+			}
+		}
+		all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if ip.Is6() {
+			all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+		def := &netlink.Route{Dst: ipNet(all), LinkIndex: index, Gw: net.IP(gateway.AsSlice())}
+		if err := h.RouteReplace(def); err != nil {
+			return nil, fmt.Errorf("add default route: %w", err)
+		}
 	}
 	return link.Attrs().HardwareAddr, nil
 }
 
 func permanent(index int, ip netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
-	return &netlink.Neigh{LinkIndex: index, Family: netlink.FAMILY_V4, State: netlink.NUD_PERMANENT, IP: net.IP(ip.AsSlice()), HardwareAddr: mac}
+	return &netlink.Neigh{LinkIndex: index, Family: family(ip), State: netlink.NUD_PERMANENT, IP: net.IP(ip.AsSlice()), HardwareAddr: mac}
 }
 
-// disconnect removes the link and the namespace. The address stays the pod's.
+// disconnect removes the link and the namespace. The addresses stay the pod's.
 func (n *PodNetwork) disconnect(p Pod) error {
 	link, err := n.h.LinkByName(linkName(p.UID))
 	if err == nil {
@@ -331,7 +403,7 @@ func (n *PodNetwork) remove(p Pod) error {
 		return err
 	}
 	delete(n.pods, p.UID)
-	delete(n.used, p.IP)
+	n.free(p)
 	return nil
 }
 
@@ -356,72 +428,4 @@ func (n *PodNetwork) Reconcile(live func(uid string) bool) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// DeletePods removes every pod's namespace below a PodNetwork's directory without
-// the node: for cleaning up after a process that was killed. The links go with the
-// namespaces.
-func DeletePods(dir string) error {
-	pods, err := readRecords(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("delete pods' networks: %w", err)
-	}
-	var errs []error
-	for _, p := range pods {
-		if err := emptyAndDelete(p.NetNS); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		errs = append(errs, os.Remove(filepath.Join(dir, p.UID+recordExt)))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("delete pods' networks: %w", err)
-	}
-	return nil
-}
-
-func writeRecord(dir string, p Pod) error {
-	b, err := json.Marshal(p)
-	if err != nil {
-		return err
-	}
-	file := filepath.Join(dir, p.UID+recordExt)
-	if err := os.WriteFile(file+".tmp", b, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(file+".tmp", file)
-}
-
-// readRecords leaves out what a crash of the machine made unreadable; the pods of
-// those are gone as well.
-func readRecords(dir string) ([]Pod, error) {
-	if _, err := os.Stat(dir); err != nil {
-		return nil, err
-	}
-	files, err := filepath.Glob(filepath.Join(dir, "*"+recordExt))
-	if err != nil {
-		return nil, err
-	}
-	var out []Pod
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			return nil, err
-		}
-		uid := strings.TrimSuffix(filepath.Base(f), recordExt)
-		pin := filepath.Join(dir, uid+pinExt)
-		var p Pod
-		if json.Unmarshal(b, &p) != nil || p.UID != uid || !p.IP.Is4() {
-			if err := errors.Join(deleteNetNS(pin), os.Remove(f)); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		p.NetNS = pin
-		out = append(out, p)
-	}
-	return out, nil
 }

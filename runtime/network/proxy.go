@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -23,40 +24,60 @@ const (
 	socketBuffer = 8 << 20
 )
 
-// Proxy sends what is addressed to a service to one of its endpoints: by one
-// nftables table of its own in the node's namespace, which is changed in single
+// Proxy sends what is addressed to a service to one of its endpoints: by an nftables
+// table of its own for each family in the node's namespace, which is changed in single
 // transactions. Connections that are under way are not affected by a change.
 //
 // The endpoint is drawn per connection: a map with the key
 // "address . protocol . port . kind . slot", the slot at random. With affinity the
 // kernel remembers which one a client had.
 type Proxy struct {
-	netNS string
-	ns    *os.File
-	conn  *nftables.Conn
+	families []*familyProxy
+}
+
+// familyProxy is a proxy for the addresses of one family.
+type familyProxy struct {
+	*ipFamily
+	netNS   string
+	ns      *os.File
+	conn    *nftables.Conn
+	cluster netip.Prefix // that of the services' own addresses
 
 	mu        sync.Mutex
 	installed *table // nil when it is not known what the kernel has
 }
 
-// NewProxy opens a proxy in the namespace; the empty path is the caller's own. The
-// first Apply replaces whatever table an earlier proxy left there.
-func NewProxy(netNS string) (*Proxy, error) {
-	p := &Proxy{netNS: netNS}
+// NewProxy opens a proxy in the namespace; the empty path is the caller's own. services
+// are the ranges of the services' addresses; of another family than these nothing is
+// done. The first Apply replaces whatever tables an earlier proxy left there.
+func NewProxy(netNS string, services []netip.Prefix) (*Proxy, error) {
+	p := &Proxy{}
+	for _, cluster := range services {
+		f, err := newFamilyProxy(netNS, cluster)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("service proxy: %w", err), p.Close())
+		}
+		p.families = append(p.families, f)
+	}
+	return p, nil
+}
+
+func newFamilyProxy(netNS string, cluster netip.Prefix) (*familyProxy, error) {
+	p := &familyProxy{ipFamily: familyOf(cluster.Addr()), netNS: netNS, cluster: cluster}
 	path := netNS
 	if path == "" {
 		path = "/proc/thread-self/ns/net"
 	}
 	var err error
 	if p.ns, err = os.Open(path); err != nil {
-		return nil, fmt.Errorf("service proxy: %w", err)
+		return nil, err
 	}
 	buffers := nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
 		return errors.Join(c.SetReadBuffer(socketBuffer), c.SetWriteBuffer(socketBuffer))
 	})
 	if p.conn, err = nftables.New(nftables.WithNetNSFd(int(p.ns.Fd())), buffers); err != nil {
 		_ = p.ns.Close()
-		return nil, fmt.Errorf("service proxy: %w", err)
+		return nil, err
 	}
 	return p, nil
 }
@@ -70,11 +91,11 @@ func CheckNFTables(netNS string) error {
 		return fmt.Errorf("nftables: %w", os.NewSyscallError("socket", err))
 	}
 	_ = unix.Close(fd)
-	p, err := NewProxy(netNS)
+	p, err := newFamilyProxy(netNS, netip.PrefixFrom(AnyNodeAddress, 0))
 	if err != nil {
 		return err
 	}
-	defer p.Close()
+	defer p.ns.Close()
 	if _, err := p.conn.ListTablesOfFamily(nftables.TableFamilyIPv4); err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
@@ -82,10 +103,24 @@ func CheckNFTables(netNS string) error {
 }
 
 // Close lets go of the kernel; the services go on working.
-func (p *Proxy) Close() error { return p.ns.Close() }
+func (p *Proxy) Close() error {
+	var errs []error
+	for _, f := range p.families {
+		errs = append(errs, f.ns.Close())
+	}
+	return errors.Join(errs...)
+}
 
-// Remove deletes the table.
+// Remove deletes the tables.
 func (p *Proxy) Remove() error {
+	var errs []error
+	for _, f := range p.families {
+		errs = append(errs, f.remove())
+	}
+	return errors.Join(errs...)
+}
+
+func (p *familyProxy) remove() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.installed = nil
@@ -98,14 +133,22 @@ func (p *Proxy) Remove() error {
 	return nil
 }
 
-// Apply makes the kernel do what desired says, in one transaction with no more
-// changes than needed. After an error the next Apply builds everything anew.
+// Apply makes the kernel do what desired says, in one transaction for each family with
+// no more changes than needed. After an error the next Apply builds everything anew.
 func (p *Proxy) Apply(desired State) error {
+	var errs []error
+	for _, f := range p.families {
+		errs = append(errs, f.apply(desired))
+	}
+	return errors.Join(errs...)
+}
+
+func (p *familyProxy) apply(desired State) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	before := p.installed
 	if before == nil {
-		before = newTable()
+		before = newTable(p.cluster)
 	}
 	want, err := compile(desired, before)
 	if err != nil {
@@ -134,16 +177,16 @@ func (p *Proxy) Apply(desired State) error {
 	return nil
 }
 
-func (p *Proxy) table() *nftables.Table {
-	return &nftables.Table{Family: nftables.TableFamilyIPv4, Name: tableName}
+func (p *familyProxy) table() *nftables.Table {
+	return &nftables.Table{Family: p.ipFamily.table, Name: tableName}
 }
 
-func (p *Proxy) chain(name string) *nftables.Chain {
+func (p *familyProxy) chain(name string) *nftables.Chain {
 	return &nftables.Chain{Name: name, Table: p.table()}
 }
 
 // build queues the whole table.
-func (p *Proxy) build(want *table) error {
+func (p *familyProxy) build(want *table) error {
 	t := p.table()
 	p.conn.AddTable(t)
 	p.conn.DelTable(t)
@@ -158,11 +201,11 @@ func (p *Proxy) build(want *table) error {
 	}
 	p.buildChains()
 	p.drawRules(want)
-	return p.queueElements(want.diff(newTable()))
+	return p.queueElements(want.diff(newTable(p.cluster)))
 }
 
 // update queues what has changed. Which client had which endpoint is kept.
-func (p *Proxy) update(before, want *table, c *change) error {
+func (p *familyProxy) update(before, want *table, c *change) error {
 	if c.rules {
 		old, now := before.timeouts(), want.timeouts()
 		if err := p.addRecent(without(now, old)); err != nil {
@@ -179,7 +222,7 @@ func (p *Proxy) update(before, want *table, c *change) error {
 	return p.queueElements(c)
 }
 
-func (p *Proxy) addRecent(timeouts []uint32) error {
+func (p *familyProxy) addRecent(timeouts []uint32) error {
 	for _, seconds := range timeouts {
 		if err := p.conn.AddSet(p.recentSet(seconds), nil); err != nil {
 			return err
@@ -192,28 +235,28 @@ func without(a, b []uint32) []uint32 {
 	return slices.DeleteFunc(slices.Clone(a), func(x uint32) bool { return slices.Contains(b, x) })
 }
 
-func (p *Proxy) rule(chain string, exprs ...expr.Any) {
+func (p *familyProxy) rule(chain string, exprs ...expr.Any) {
 	p.conn.AddRule(&nftables.Rule{Table: p.table(), Chain: p.chain(chain), Exprs: exprs})
 }
 
 // queueElements deletes before it adds: a changed element is both.
-func (p *Proxy) queueElements(c *change) error {
+func (p *familyProxy) queueElements(c *change) error {
 	var errs []error
 	for s := range setCount {
-		errs = append(errs, inBatches(kernelElements(c.del[s], false), p.kernelSet(s), p.conn.SetDeleteElements))
+		errs = append(errs, inBatches(p.kernelElements(c.del[s], false), p.kernelSet(s), p.conn.SetDeleteElements))
 	}
 	for s := range setCount {
-		errs = append(errs, inBatches(kernelElements(c.add[s], true), p.kernelSet(s), p.conn.SetAddElements))
+		errs = append(errs, inBatches(p.kernelElements(c.add[s], true), p.kernelSet(s), p.conn.SetAddElements))
 	}
 	return errors.Join(errs...)
 }
 
 // kernelElements are the elements as the library wants them, with or without values.
-func kernelElements(elements []element, values bool) []nftables.SetElement {
+func (f *ipFamily) kernelElements(elements []element, values bool) []nftables.SetElement {
 	out := make([]nftables.SetElement, 0, len(elements))
 	for _, e := range elements {
 		k := nftables.SetElement{Key: []byte(e.key)}
-		if half := len(e.key) / 2; setInfo[e.set].Interval {
+		if half := len(e.key) / 2; f.sets[e.set].Interval {
 			k.Key, k.KeyEnd = k.Key[:half], k.Key[half:]
 		}
 		switch {
@@ -243,7 +286,7 @@ func inBatches(elements []nftables.SetElement, set *nftables.Set, do func(*nftab
 
 // dropStale ends UDP flows to endpoints that are gone: without an end of their own
 // they would be translated to them for as long as the client keeps sending.
-func (p *Proxy) dropStale(flows []staleFlow) error {
+func (p *familyProxy) dropStale(flows []staleFlow) error {
 	if len(flows) == 0 {
 		return nil
 	}
@@ -258,7 +301,7 @@ func (p *Proxy) dropStale(flows []staleFlow) error {
 		err := errors.Join(
 			filter.AddProtocol(uint8(f.service.proto)),
 			filter.AddPort(netlink.ConntrackOrigDstPort, f.service.port))
-		if f.service.ip != AnyNodeAddress {
+		if !f.service.ip.IsUnspecified() {
 			err = errors.Join(err, filter.AddIP(netlink.ConntrackOrigDstIP, net.IP(f.service.ip.AsSlice())))
 		}
 		if f.endpoint.IsValid() {
@@ -269,7 +312,7 @@ func (p *Proxy) dropStale(flows []staleFlow) error {
 		}
 		filters = append(filters, filter)
 	}
-	if _, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filters...); err != nil {
+	if _, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, p.conntrack, filters...); err != nil {
 		return fmt.Errorf("drop flows to endpoints that are gone: %w", err)
 	}
 	return nil

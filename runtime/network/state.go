@@ -37,8 +37,16 @@ func (p Protocol) String() string {
 }
 
 // AnyNodeAddress in place of a service's address makes its port a node port: it is
-// served at every address of the node.
-var AnyNodeAddress = netip.IPv4Unspecified()
+// served at every IPv4 address of the node. AnyNodeAddress6 is the same for IPv6.
+var AnyNodeAddress, AnyNodeAddress6 = netip.IPv4Unspecified(), netip.IPv6Unspecified()
+
+// anyNodeAddress is that of the family of an address.
+func anyNodeAddress(v6 bool) netip.Addr {
+	if v6 {
+		return AnyNodeAddress6
+	}
+	return AnyNodeAddress
+}
 
 // State is everything that a Proxy does.
 type State struct {
@@ -159,29 +167,33 @@ type part struct {
 	endpoints []netip.AddrPort
 }
 
-// table is a state in the form in which the kernel has it: a part for each service,
-// and what they share. It is not changed once it is made.
+// table is what a state has of one family in the form in which the kernel has it: a part
+// for each service, and what they share. It is not changed once it is made.
 type table struct {
+	cluster  netip.Prefix // that of the services' own addresses
 	parts    map[portKey]*part
 	hairpins map[netip.Addr]bool
 	groups   map[group]bool
 }
 
-func newTable() *table {
-	return &table{parts: map[portKey]*part{}, hairpins: map[netip.Addr]bool{}, groups: map[group]bool{}}
+func newTable(cluster netip.Prefix) *table {
+	return &table{cluster: cluster, parts: map[portKey]*part{}, hairpins: map[netip.Addr]bool{}, groups: map[group]bool{}}
 }
 
-// compile checks a state and lays it out. Parts of services that are as they were in
-// before are taken over.
+// compile checks what a state has of the family of a former one and lays it out. Parts of
+// services that are as they were in before are taken over.
 func compile(s State, before *table) (*table, error) {
-	t := newTable()
+	t := newTable(before.cluster)
 	for i := range s.Services {
 		svc := &s.Services[i]
+		if svc.IP.Is6() != t.cluster.Addr().Is6() {
+			continue
+		}
 		key := portKey{svc.IP, svc.Proto, svc.Port}
 		p := before.parts[key]
 		var err error
 		if p == nil || !p.service.equal(svc) {
-			p, err = newPart(key, svc)
+			p, err = newPart(key, svc, t.cluster)
 		}
 		if err == nil && t.parts[key] != nil {
 			err = fmt.Errorf("given twice")
@@ -206,9 +218,9 @@ func (s *Service) equal(o *Service) bool {
 		slices.Equal(s.Inside, o.Inside) && slices.Equal(s.Sources, o.Sources)
 }
 
-func newPart(key portKey, svc *Service) (*part, error) {
-	if !svc.IP.Is4() || svc.Port == 0 || (svc.Proto != TCP && svc.Proto != UDP && svc.Proto != SCTP) {
-		return nil, fmt.Errorf("not an IPv4 address with a TCP, UDP or SCTP port")
+func newPart(key portKey, svc *Service, cluster netip.Prefix) (*part, error) {
+	if !svc.IP.IsValid() || svc.Port == 0 || (svc.Proto != TCP && svc.Proto != UDP && svc.Proto != SCTP) {
+		return nil, fmt.Errorf("not an address with a TCP, UDP or SCTP port")
 	}
 	own := *svc
 	own.Endpoints, own.Inside, own.Sources = slices.Clone(svc.Endpoints), slices.Clone(svc.Inside), slices.Clone(svc.Sources)
@@ -235,9 +247,9 @@ func newPart(key portKey, svc *Service) (*part, error) {
 		}
 	}
 	switch {
-	case ServiceCIDR.Contains(svc.IP) && len(here) > 0:
+	case cluster.Contains(svc.IP) && len(here) > 0:
 		p.add(serving, at, "")
-	case ServiceCIDR.Contains(svc.IP): // refused by its range
+	case cluster.Contains(svc.IP): // refused by its range
 	case len(here) == 0 && len(inside) > 0:
 		p.add(unserved, at, toDrop)
 	case len(here) == 0:
@@ -263,8 +275,8 @@ func (p *part) draw(at string, g group, endpoints []netip.AddrPort) error {
 	}
 	p.groups = append(p.groups, g)
 	for i, e := range endpoints {
-		if !e.Addr().Is4() || e.Port() == 0 {
-			return fmt.Errorf("endpoint %s is not an IPv4 address with a port", e)
+		if e.Addr().Is6() != p.service.IP.Is6() || !e.IsValid() || e.Port() == 0 {
+			return fmt.Errorf("endpoint %s is not an address of the service's family with a port", e)
 		}
 		p.add(slots, at+string(g.slot(i)), string(addrPortBytes(e)))
 	}
@@ -277,15 +289,22 @@ func (p *part) allow(at string, sources []netip.Prefix) error {
 	}
 	p.add(firewalled, at, "")
 	for _, r := range outermost(sources) {
-		if !r.Addr().Is4() {
-			return fmt.Errorf("source range %s is not IPv4", r)
+		if r.Addr().Is6() != p.service.IP.Is6() {
+			return fmt.Errorf("source range %s is not of the service's family", r)
 		}
-		first := r.Addr().As4()
-		last := first
-		binary.BigEndian.PutUint32(last[:], binary.BigEndian.Uint32(first[:])|uint32(1<<(32-r.Bits())-1))
-		p.add(allowed, at+string(first[:])+at+string(last[:]), "")
+		p.add(allowed, at+string(r.Addr().AsSlice())+at+string(lastOf(r).AsSlice()), "")
 	}
 	return nil
+}
+
+// lastOf is the last address of a range.
+func lastOf(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 1 << (7 - i%8)
+	}
+	out, _ := netip.AddrFromSlice(b)
+	return out
 }
 
 // outermost leaves out the ranges that lie in others: the kernel takes none that

@@ -16,7 +16,7 @@ import (
 func TestCompileRefuses(t *testing.T) {
 	ok := Service{IP: netip.MustParseAddr("10.43.0.5"), Port: 80, Proto: TCP}
 	for name, edit := range map[string]func(*Service){
-		"IPv6":           func(s *Service) { s.IP = netip.MustParseAddr("fd00::1") },
+		"no address":     func(s *Service) { s.IP = netip.Addr{} },
 		"no port":        func(s *Service) { s.Port = 0 },
 		"other protocol": func(s *Service) { s.Proto = 1 },
 		"IPv6 endpoint":  func(s *Service) { s.Endpoints = []netip.AddrPort{netip.MustParseAddrPort("[fd00::1]:80")} },
@@ -27,11 +27,11 @@ func TestCompileRefuses(t *testing.T) {
 	} {
 		s := ok
 		edit(&s)
-		if _, err := compile(State{Services: []Service{s}}, newTable()); err == nil {
+		if _, err := compile(State{Services: []Service{s}}, newTable(serviceCIDR)); err == nil {
 			t.Errorf("%s: taken", name)
 		}
 	}
-	if _, err := compile(State{Services: []Service{ok, ok}}, newTable()); err == nil {
+	if _, err := compile(State{Services: []Service{ok, ok}}, newTable(serviceCIDR)); err == nil {
 		t.Error("twice: taken")
 	}
 }
@@ -60,6 +60,7 @@ var states = rapid.Custom(func(t *rapid.T) State {
 // deleted that is not there, or added that is.
 func TestDiff(t *testing.T) {
 	compiled := func(t *rapid.T, s State, before *table) *table {
+		t.Helper()
 		out, err := compile(s, before)
 		if err != nil {
 			t.Fatal(err)
@@ -68,10 +69,10 @@ func TestDiff(t *testing.T) {
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		then, next := states.Draw(t, "old"), states.Draw(t, "now")
-		old := compiled(t, then, newTable())
+		old := compiled(t, then, newTable(serviceCIDR))
 		now := compiled(t, next, old)
-		kernel := apply(t, apply(t, map[set]map[string]string{}, old.diff(newTable())), now.diff(old))
-		want := apply(t, map[set]map[string]string{}, compiled(t, next, newTable()).diff(newTable()))
+		kernel := apply(t, apply(t, map[set]map[string]string{}, old.diff(newTable(serviceCIDR))), now.diff(old))
+		want := apply(t, map[set]map[string]string{}, compiled(t, next, newTable(serviceCIDR)).diff(newTable(serviceCIDR)))
 		if !reflect.DeepEqual(kernel, want) {
 			t.Fatalf("applied: %v, want %v", kernel, want)
 		}
@@ -166,7 +167,7 @@ func TestDesired(t *testing.T) {
 		{"own node before the zone", service(nil), []*discoveryv1.EndpointSlice{slice("http", hinted(1, "a", "node-1"), hinted(2, "a", "node-0"))}, "[10.42.1.1:8080]"},
 		{"nothing on the node", service(nil), []*discoveryv1.EndpointSlice{slice("http", hinted(1, "a", "node-3"), hinted(2, "b", "node-0"))}, "[10.42.1.1:8080]"},
 	} {
-		got := Desired(Place{"node-1", "a"}, []*corev1.Service{c.svc}, c.slices)
+		got := Desired(Place{Node: "node-1", Zone: "a"}, []*corev1.Service{c.svc}, c.slices)
 		if len(got.Services) != 1 || fmt.Sprint(got.Services[0].Endpoints) != c.want {
 			t.Errorf("%s: %+v, want %s", c.name, got, c.want)
 		}

@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -27,14 +29,19 @@ func HubNetNS(id string) string { return filepath.Join(netnsDir, "gitk8s-"+id+"-
 // NodeNetNS is the path of a worker's namespace.
 func NodeNetNS(id, node string) string { return filepath.Join(netnsDir, "gitk8s-"+id+"-"+node) }
 
-// EnsureHub makes the hub's namespace with its bridge and address.
-func EnsureHub(id string) error {
+// EnsureHub makes the hub's namespace with its bridge and addresses.
+func EnsureHub(id string, r Ranges) error {
 	if !validName.MatchString(id) {
 		return fmt.Errorf("make hub network: bad id %q", id)
 	}
 	ns := HubNetNS(id)
 	if err := createNetNS(ns); err != nil {
 		return err
+	}
+	if hasIPv6(r.Nodes) {
+		if err := errors.Join(requireIPv6(), inNetNS(ns, noDelay)); err != nil {
+			return fmt.Errorf("prepare %s: %w", ns, err)
+		}
 	}
 	h, err := handle(ns, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -53,7 +60,7 @@ func EnsureHub(id string) error {
 	if err != nil {
 		return fmt.Errorf("find bridge in %s: %w", ns, err)
 	}
-	return upWithAddr(h, bridge, netip.PrefixFrom(HubIP, NodeCIDR.Bits()))
+	return upWithAddrs(h, bridge, within(r.Hub(), r.Nodes)...)
 }
 
 // HasHub tells whether the hub is there: it goes with the machine, and with the
@@ -64,28 +71,28 @@ func HasHub(id string) bool { return isNetNS(HubNetNS(id)) }
 type Node struct {
 	// NetNS is the path of its namespace.
 	NetNS string
-	// IP is its address.
-	IP netip.Addr
+	// IPs are its addresses, one of each family that the nodes' network has.
+	IPs []netip.Addr
 }
 
 // EnsureNode makes the namespace of worker number n, counted from 1, and its link
 // to the hub. The hub must exist.
-func EnsureNode(id, node string, n int) (Node, error) {
+func EnsureNode(id, node string, n int, r Ranges) (Node, error) {
 	if !validName.MatchString(id) || !validName.MatchString(node) || node == "hub" {
 		return Node{}, fmt.Errorf("make node network: bad id %q or node name %q", id, node)
 	}
 	if n < 1 || n > 200 {
 		return Node{}, fmt.Errorf("make network of node %s: number %d is not between 1 and 200", node, n)
 	}
-	out := Node{NetNS: NodeNetNS(id, node), IP: NodeIP(n)}
+	out := Node{NetNS: NodeNetNS(id, node), IPs: r.Node(n)}
 	if err := createNetNS(out.NetNS); err != nil {
 		return Node{}, err
 	}
 	// Before there are links: they inherit what is set.
-	if err := prepareForwarding(out.NetNS); err != nil {
+	if err := prepareForwarding(out.NetNS, hasIPv6(r.Nodes)); err != nil {
 		return Node{}, fmt.Errorf("prepare node %s: %w", node, err)
 	}
-	if err := linkNode(HubNetNS(id), out, n); err != nil {
+	if err := linkNode(HubNetNS(id), out, n, r.Nodes); err != nil {
 		return Node{}, fmt.Errorf("connect node %s with the hub: %w", node, err)
 	}
 	return out, nil
@@ -95,9 +102,9 @@ func EnsureNode(id, node string, n int) (Node, error) {
 // loopback addresses, where node ports are. Redirects are off:
 // a pod has no other way to go, and one that was sent counts against the rate at
 // which refusals are told to the pod.
-func prepareForwarding(ns string) error {
+func prepareForwarding(ns string, ipv6 bool) error {
 	return inNetNS(ns, func() error {
-		return setSysctls(map[string]string{
+		err := setSysctls(map[string]string{
 			"net.ipv4.ip_forward":                  "1",
 			"net.ipv4.conf.all.route_localnet":     "1",
 			"net.ipv4.conf.all.rp_filter":          "0",
@@ -105,10 +112,65 @@ func prepareForwarding(ns string) error {
 			"net.ipv4.conf.all.send_redirects":     "0",
 			"net.ipv4.conf.default.send_redirects": "0",
 		})
+		if err != nil || !ipv6 {
+			return err
+		}
+		if err := errors.Join(requireIPv6(), keepRouters()); err != nil {
+			return err
+		}
+		if ns != "" { // a node's own
+			if err := noDelay(); err != nil {
+				return err
+			}
+		}
+		return setSysctls(map[string]string{"net.ipv6.conf.all.forwarding": "1"})
 	})
 }
 
-func linkNode(hubNS string, node Node, n int) error {
+// sysctlsIPv6 has the kernel's parameters for links.
+const sysctlsIPv6 = "/proc/sys/net/ipv6/conf"
+
+// noDelay lets addresses of the links that come be used at once: nobody else can have
+// them.
+func noDelay() error {
+	return setSysctls(map[string]string{"net.ipv6.conf.default.accept_dad": "0", "net.ipv6.conf.default.accept_ra": "0"})
+}
+
+// requireIPv6 says in words what otherwise is a file that is missing.
+func requireIPv6() error {
+	if _, err := os.Stat(sysctlsIPv6); err != nil {
+		return errors.New("this machine's kernel has no IPv6, of which the cluster is to have addresses: begin one with IPv4 alone")
+	}
+	return nil
+}
+
+// keepRouters: a machine that has its routes from routers' advertisements must keep them
+// although it forwards now, which would end them ("accept_ra" in the kernel's
+// ip-sysctl.rst). Links that come later are left alone.
+func keepRouters() error {
+	if b, err := os.ReadFile(sysctlsIPv6 + "/all/forwarding"); err != nil || strings.TrimSpace(string(b)) != "0" {
+		return err // nothing to do where it forwards already
+	}
+	links, err := net.Interfaces()
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if strings.HasPrefix(l.Name, PodLinks) {
+			continue
+		}
+		file := filepath.Join(sysctlsIPv6, l.Name, "accept_ra")
+		if b, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(b)) != "1" {
+			continue
+		}
+		if err := os.WriteFile(file, []byte("2"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("keep the routers of %s: %w", l.Name, err)
+		}
+	}
+	return nil
+}
+
+func linkNode(hubNS string, node Node, n int, nodes []netip.Prefix) error {
 	hub, err := handle(hubNS, unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
@@ -150,7 +212,7 @@ func linkNode(hubNS string, node Node, n int) error {
 	if err := hub.LinkSetUp(portLink); err != nil {
 		return fmt.Errorf("set %s up: %w", port, err)
 	}
-	return upWithAddr(inside, uplink, netip.PrefixFrom(node.IP, NodeCIDR.Bits()))
+	return upWithAddrs(inside, uplink, within(node.IPs, nodes)...)
 }
 
 // addVeth makes a pair of links, the peer in another namespace.
@@ -169,15 +231,29 @@ func addVeth(h *netlink.Handle, name string, mac net.HardwareAddr, peerNS, peerN
 	return nil
 }
 
-func upWithAddr(h *netlink.Handle, link netlink.Link, prefix netip.Prefix) error {
-	addr := &netlink.Addr{IPNet: ipNet(prefix)}
-	if err := h.AddrReplace(link, addr); err != nil {
-		return fmt.Errorf("give %s to %s: %w", prefix, link.Attrs().Name, err)
+func upWithAddrs(h *netlink.Handle, link netlink.Link, prefixes ...netip.Prefix) error {
+	for _, prefix := range prefixes {
+		addr := &netlink.Addr{IPNet: ipNet(prefix)}
+		if prefix.Addr().Is6() {
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		if err := h.AddrReplace(link, addr); err != nil {
+			return fmt.Errorf("give %s to %s: %w", prefix, link.Attrs().Name, err)
+		}
 	}
 	if err := h.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set %s up: %w", link.Attrs().Name, err)
 	}
 	return nil
+}
+
+// within are addresses with the size of the network that each is in.
+func within(addrs []netip.Addr, networks []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for _, a := range addrs {
+		out = append(out, netip.PrefixFrom(a, ofFamily(networks, a.Is6()).Bits()))
+	}
+	return out
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {
@@ -242,22 +318,25 @@ func emptyAndDelete(ns string) error {
 	return deleteNetNS(ns)
 }
 
-// LeadOut gives a node a default route to the hub, from where a way out may lead, or takes
-// it away.
-func LeadOut(nodeNS string, on bool) error {
+// LeadOut gives a node default routes to the hub, from where a way out may lead, or takes
+// them away.
+func LeadOut(nodeNS string, ranges Ranges, on bool) error {
 	h, err := handle(nodeNS, unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
 	}
 	defer h.Close()
-	r := &netlink.Route{Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}, Gw: HubIP.AsSlice()}
-	if on {
-		err = h.RouteReplace(r)
-	} else if err = h.RouteDel(r); errors.Is(err, unix.ESRCH) {
-		err = nil
-	}
-	if err != nil {
-		return fmt.Errorf("default route by way of the hub: %w", err)
+	for _, hub := range ranges.Hub() {
+		everywhere := netip.PrefixFrom(hub, 0).Masked()
+		r := &netlink.Route{Dst: ipNet(everywhere), Gw: hub.AsSlice()}
+		if on {
+			err = h.RouteReplace(r)
+		} else if err = h.RouteDel(r); errors.Is(err, unix.ESRCH) {
+			err = nil
+		}
+		if err != nil {
+			return fmt.Errorf("default route by way of the hub: %w", err)
+		}
 	}
 	return nil
 }

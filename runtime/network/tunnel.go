@@ -94,7 +94,7 @@ func tunnelUp(h *netlink.Handle, ns string, link netlink.Link, nodeIP netip.Addr
 	if there && link.Attrs().Flags&net.FlagUp != 0 {
 		return nil // setting it again would be told as a change
 	}
-	return upWithAddr(h, link, host(nodeIP))
+	return upWithAddrs(h, link, host(nodeIP))
 }
 
 // syncVXLANPeers tells the tunnel where the peers' ends are: the link address of each,

@@ -1,7 +1,6 @@
 package network
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -16,12 +15,12 @@ import (
 const userCount = 1 << 16
 
 // UserBase is the first user of the machine that belongs to the pod with an address, if
-// it has users of its own. The pods' network has as many addresses as there are such
-// ranges, so that a range is as much a pod's own as its address is, and found again like
-// it; the lowest one, with the users of the machine itself, goes with no pod's address.
+// it has users of its own. A /16, or 256 nodes' networks of a wider one, has as many
+// addresses as there are such ranges, so that a range is as much a pod's own as its
+// address is, and found again like it; the lowest one, with the users of the machine
+// itself, goes with no pod's address. All addresses of a pod end alike.
 func UserBase(ip netip.Addr) uint32 {
-	b := ip.AsSlice()
-	return uint32(binary.BigEndian.Uint16(b[len(b)-2:])) << 16
+	return uint32(ending(ip)) << 16
 }
 
 // pinUserNetNS makes a user namespace and in it a network namespace, and pins the latter

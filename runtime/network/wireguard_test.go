@@ -163,7 +163,7 @@ func TestWireGuardMissing(t *testing.T) {
 	}
 	// A Mesh that needs it sends nothing.
 	k := testKey(t)
-	m := NewMesh(MeshConfig{NetNS: s.nodes[0].NetNS, NodeIP: s.nodes[0].IP, Tunnel: TunnelAuto, Key: k})
+	m := NewMesh(MeshConfig{NetNS: s.nodes[0].NetNS, NodeIP: s.nodes[0].IPs[0], Tunnel: TunnelAuto, Key: k})
 	if err := m.Seal(); err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +193,7 @@ func TestWireGuard(t *testing.T) {
 	for i := range 2 {
 		key := testKey(t)
 
-		s.meshes[i] = NewMesh(MeshConfig{NetNS: s.nodes[i].NetNS, Node: s.peers[i].Name, NodeIP: s.nodes[i].IP, Tunnel: TunnelAuto, Key: key})
+		s.meshes[i] = NewMesh(MeshConfig{NetNS: s.nodes[i].NetNS, Node: s.peers[i].Name, NodeIP: s.nodes[i].IPs[0], Tunnel: TunnelAuto, Key: key})
 		s.peers[i].Key = key.Public()
 		if err := s.meshes[i].Seal(); err != nil {
 			t.Fatal(err)
@@ -203,7 +203,7 @@ func TestWireGuard(t *testing.T) {
 	ns, ip := map[int]string{}, map[int]netip.Addr{}
 	for n := 1; n <= 3; n++ {
 		ns[n], ip[n] = s.pod(n, fmt.Sprint("p", n))
-		s.serve(s.nodes[n-1].NetNS, netip.AddrPortFrom(s.nodes[n-1].IP, 10250), fmt.Sprint("n", n))
+		s.serve(s.nodes[n-1].NetNS, netip.AddrPortFrom(s.nodes[n-1].IPs[0], 10250), fmt.Sprint("n", n))
 	}
 	everything := func(t *testing.T) {
 		t.Helper()
@@ -211,8 +211,8 @@ func TestWireGuard(t *testing.T) {
 			from, to := pair[0], pair[1]
 			what := fmt.Sprintf("%d to %d, ", from, to)
 			expect(t, what+"pod to pod", ns[from], netip.AddrPortFrom(ip[to], 8080), fmt.Sprintf("p%d %s", to, ip[from]))
-			expect(t, what+"node to pod", s.nodes[from-1].NetNS, netip.AddrPortFrom(ip[to], 8080), fmt.Sprintf("p%d %s", to, s.nodes[from-1].IP))
-			expect(t, what+"pod to node", ns[from], netip.AddrPortFrom(s.nodes[to-1].IP, 10250), fmt.Sprintf("n%d %s", to, ip[from]))
+			expect(t, what+"node to pod", s.nodes[from-1].NetNS, netip.AddrPortFrom(ip[to], 8080), fmt.Sprintf("p%d %s", to, s.nodes[from-1].IPs[0]))
+			expect(t, what+"pod to node", ns[from], netip.AddrPortFrom(s.nodes[to-1].IPs[0], 10250), fmt.Sprintf("n%d %s", to, ip[from]))
 		}
 	}
 	everything(t)
@@ -237,7 +237,7 @@ func TestWireGuard(t *testing.T) {
 		const text = "nobody but the two may read this, "
 		spy := newSniffer(t, s.router, s.link(s.router, "node-1").Attrs().Index)
 		// One who sees what is sent in the clear, between the machines themselves.
-		if err := datagramOf(t, s.nodes[0].NetNS, s.nodes[1].NetNS, netip.AddrPortFrom(s.nodes[1].IP, 9000), text); err != nil {
+		if err := datagramOf(t, s.nodes[0].NetNS, s.nodes[1].NetNS, netip.AddrPortFrom(s.nodes[1].IPs[0], 9000), text); err != nil {
 			t.Fatal(err)
 		}
 		if clear, _ := spy.has(text); !clear {
@@ -248,7 +248,7 @@ func TestWireGuard(t *testing.T) {
 			at       netip.AddrPort
 		}{
 			{ns[1], ns[2], netip.AddrPortFrom(ip[2], 9000)}, {ns[2], ns[1], netip.AddrPortFrom(ip[1], 9000)},
-			{s.nodes[0].NetNS, ns[2], netip.AddrPortFrom(ip[2], 9000)}, {ns[2], s.nodes[0].NetNS, netip.AddrPortFrom(s.nodes[0].IP, 9000)},
+			{s.nodes[0].NetNS, ns[2], netip.AddrPortFrom(ip[2], 9000)}, {ns[2], s.nodes[0].NetNS, netip.AddrPortFrom(s.nodes[0].IPs[0], 9000)},
 		} {
 			if err := datagramOf(t, x.from, x.to, x.at, text); err != nil {
 				t.Error(err)
@@ -269,7 +269,7 @@ func TestWireGuard(t *testing.T) {
 		}{
 			"pod to its pod":       {ns[1], netip.AddrPortFrom(ip[3], 8080)},
 			"node to its pod":      {s.nodes[0].NetNS, netip.AddrPortFrom(ip[3], 8080)},
-			"pod to its address":   {ns[1], netip.AddrPortFrom(s.nodes[2].IP, 10250)},
+			"pod to its address":   {ns[1], netip.AddrPortFrom(s.nodes[2].IPs[0], 10250)},
 			"its pod to a pod":     {ns[3], netip.AddrPortFrom(ip[1], 8080)},
 			"its address to a pod": {s.nodes[2].NetNS, netip.AddrPortFrom(ip[1], 8080)},
 		} {
@@ -277,7 +277,7 @@ func TestWireGuard(t *testing.T) {
 				t.Errorf("%s: %q", what, got)
 			}
 		}
-		if got := ask(s.nodes[0].NetNS, "tcp", netip.AddrPortFrom(s.nodes[2].IP, 10250)); got != "n3 "+s.nodes[0].IP.String() {
+		if got := ask(s.nodes[0].NetNS, "tcp", netip.AddrPortFrom(s.nodes[2].IPs[0], 10250)); got != "n3 "+s.nodes[0].IPs[0].String() {
 			t.Errorf("the nodes themselves: %q", got)
 		}
 	})
@@ -303,7 +303,7 @@ func TestWireGuard(t *testing.T) {
 		}
 	})
 	t.Run("services lead through it", func(t *testing.T) {
-		p, err := NewProxy(s.nodes[0].NetNS)
+		p, err := NewProxy(s.nodes[0].NetNS, rangesIPv4.Services)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -319,7 +319,7 @@ func TestWireGuard(t *testing.T) {
 			t.Fatal(err)
 		}
 		expect(t, "pod to service", ns[1], netip.AddrPortFrom(vip, 80), fmt.Sprintf("p2 %s", ip[1]))
-		expect(t, "stranger to node port", s.router, netip.AddrPortFrom(s.nodes[0].IP, 30080), fmt.Sprintf("p2 %s", s.nodes[0].IP))
+		expect(t, "stranger to node port", s.router, netip.AddrPortFrom(s.nodes[0].IPs[0], 30080), fmt.Sprintf("p2 %s", s.nodes[0].IPs[0]))
 	})
 	t.Run("again keeps the session, also of another process", func(t *testing.T) {
 		before := device(1).Peers
@@ -345,22 +345,22 @@ func TestWireGuard(t *testing.T) {
 	t.Run("a node moves", func(t *testing.T) {
 		s.plug("node-2", 0)
 		s.address(s.nodes[1].NetNS, 0, 77)
-		s.nodes[1].IP = siteIP(0, 77)
-		s.peers[1].NodeIP, s.meshes[1].cfg.NodeIP, s.pods[1].cfg.NodeIP = s.nodes[1].IP, s.nodes[1].IP, s.nodes[1].IP
-		s.serve(s.nodes[1].NetNS, netip.AddrPortFrom(s.nodes[1].IP, 10250), "n2")
+		s.nodes[1].IPs = []netip.Addr{siteIP(0, 77)}
+		s.peers[1].NodeIP, s.meshes[1].cfg.NodeIP, s.pods[1].cfg.NodeIPs = s.nodes[1].IPs[0], s.nodes[1].IPs[0], s.nodes[1].IPs
+		s.serve(s.nodes[1].NetNS, netip.AddrPortFrom(s.nodes[1].IPs[0], 10250), "n2")
 		s.sync()
 		everything(t)
 	})
 	t.Run("a node that begins to encrypt is let in", func(t *testing.T) {
 		key := testKey(t)
-		s.meshes[2] = NewMesh(MeshConfig{NetNS: s.nodes[2].NetNS, Node: "node-3", NodeIP: s.nodes[2].IP, Tunnel: TunnelAuto, Key: key})
+		s.meshes[2] = NewMesh(MeshConfig{NetNS: s.nodes[2].NetNS, Node: "node-3", NodeIP: s.nodes[2].IPs[0], Tunnel: TunnelAuto, Key: key})
 		s.peers[2].Key = key.Public()
 		s.sync()
 		expect(t, "pod to pod", ns[1], netip.AddrPortFrom(ip[3], 8080), fmt.Sprintf("p3 %s", ip[1]))
 		expect(t, "pod to pod", ns[3], netip.AddrPortFrom(ip[2], 8080), fmt.Sprintf("p2 %s", ip[3]))
 	})
 	t.Run("leaving takes all of it away", func(t *testing.T) {
-		if err := Leave(s.nodes[0].NetNS); err != nil {
+		if err := Leave(s.nodes[0].NetNS, rangesIPv4); err != nil {
 			t.Fatal(err)
 		}
 		if state := s.state(s.nodes[0].NetNS); state != "" {

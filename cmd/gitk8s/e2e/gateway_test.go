@@ -126,7 +126,7 @@ func TestGateway(t *testing.T) {
 	})
 	t.Run("at the nodes", func(t *testing.T) {
 		for i := range 2 {
-			d := door{base: "http://" + network.NodeIP(i+1).String(), dial: network.DialIn(network.HubNetNS(c.id()))}
+			d := door{base: "http://" + []string{nodeOne, nodeTwo}[i], dial: network.DialIn(network.HubNetNS(c.id()))}
 			d.says(t, host, "/", "v1 from web-")
 			if resp, _, err := d.get(t.Context(), d.client(nil, ""), "shop.elsewhere.test", "/"); err != nil || resp.StatusCode != http.StatusNotFound {
 				t.Errorf("another name: %v %v", resp, err)
@@ -231,7 +231,7 @@ metadata: {name: port}
 spec: {parentRefs: [{name: port}], rules: [{backendRefs: [{name: canary, port: 80}]}]}
 `, port))
 		door{base: fmt.Sprintf("http://127.0.0.1:%d", port)}.says(t, "any.test", "/", "v2 from canary-")
-		door{base: fmt.Sprintf("http://%s:%d", network.NodeIP(2), port), dial: network.DialIn(network.HubNetNS(c.id()))}.says(t, "any.test", "/", "v2 from canary-")
+		door{base: fmt.Sprintf("http://%s:%d", nodeTwo, port), dial: network.DialIn(network.HubNetNS(c.id()))}.says(t, "any.test", "/", "v2 from canary-")
 	})
 	t.Run("what is not served", func(t *testing.T) {
 		c.apply(t, ns, `apiVersion: gateway.networking.k8s.io/v1
@@ -318,7 +318,7 @@ spec:
 	machine.says(t, host, "/", "v1 from web-")
 	awaitRoute(t, c, ns, "far", "ResolvedRefs", metav1.ConditionTrue, "ResolvedRefs")
 	// At a node, whose worker reads the Secret only since it is granted.
-	for i, d := range []door{{base: c.info.IngressHTTPS}, {base: "https://" + network.NodeIP(1).String(), dial: network.DialIn(network.HubNetNS(c.id()))}} {
+	for i, d := range []door{{base: c.info.IngressHTTPS}, {base: "https://" + nodeOne, dial: network.DialIn(network.HubNetNS(c.id()))}} {
 		eventually(t, fmt.Sprintf("the certificate is used (%d)", i), func() error {
 			client := d.client(roots, host)
 			defer client.CloseIdleConnections()

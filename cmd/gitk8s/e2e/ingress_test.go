@@ -176,7 +176,7 @@ func TestIngress(t *testing.T) {
 
 	t.Run("at the nodes", func(t *testing.T) {
 		for i, node := range []string{"worker-1", "worker-2"} {
-			d := door{base: "http://" + network.NodeIP(i+1).String(), dial: network.DialIn(network.HubNetNS(c.id()))}
+			d := door{base: "http://" + ranges.Node(i + 1)[0].String(), dial: network.DialIn(network.HubNetNS(c.id()))}
 			d.says(t, host, "/", "v1 from web-")
 			if resp, _, err := d.get(t.Context(), d.client(nil, ""), "nobody.test", "/"); err != nil || resp.StatusCode != http.StatusNotFound {
 				t.Errorf("%s: %v %v", node, resp, err)
@@ -238,7 +238,7 @@ func ingressTLS(t *testing.T, c *cluster, ns string) {
 	at := strings.TrimPrefix(c.info.IngressHTTPS, "https://")
 	for i, d := range []door{
 		{base: c.info.IngressHTTPS},
-		{base: "https://" + network.NodeIP(2).String(), dial: network.DialIn(network.HubNetNS(c.id()))},
+		{base: "https://" + nodeTwo, dial: network.DialIn(network.HubNetNS(c.id()))},
 	} {
 		client := d.client(roots, host)
 		eventually(t, fmt.Sprintf("the certificate is used (%d)", i), func() error {

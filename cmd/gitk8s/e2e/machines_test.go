@@ -35,7 +35,8 @@ func inNetNS(ns string, args []string) []string {
 type machine struct {
 	*cluster // its data directory and network namespace, for commands on it
 	ip       netip.Addr
-	bin      string // the program of its worker
+	ips      []netip.Addr // all it has
+	bin      string       // the program of its worker
 	worker   *process
 }
 
@@ -43,7 +44,10 @@ type machine struct {
 var links atomic.Int64
 
 // machines makes n of them, removed with the test.
-func machines(t *testing.T, n int) []*machine {
+func machines(t *testing.T, n int) []*machine { return machinesIn(t, n, ranges) }
+
+// machinesIn makes them with addresses of other ranges.
+func machinesIn(t *testing.T, n int, ranges network.Ranges) []*machine {
 	t.Helper()
 	id := fmt.Sprintf("e2e-%d-%d", os.Getpid(), links.Add(1))
 	t.Cleanup(func() {
@@ -51,19 +55,19 @@ func machines(t *testing.T, n int) []*machine {
 			t.Error(err)
 		}
 	})
-	if err := network.EnsureHub(id); err != nil {
+	if err := network.EnsureHub(id, ranges); err != nil {
 		t.Fatal(err)
 	}
 	var out []*machine
 	for i := 1; i <= n; i++ {
 		name := fmt.Sprintf("machine-%d", i)
-		node, err := network.EnsureNode(id, name, i)
+		node, err := network.EnsureNode(id, name, i, ranges)
 		if err != nil {
 			t.Fatal(err)
 		}
 		c := newCluster(name)
 		c.netns = node.NetNS
-		m := &machine{cluster: c, ip: node.IP, bin: suite.bin}
+		m := &machine{cluster: c, ip: node.IPs[0], ips: node.IPs, bin: suite.bin}
 		out = append(out, m)
 		t.Cleanup(func() { m.clean(t) })
 	}
@@ -96,6 +100,10 @@ func (m *machine) clean(t *testing.T) {
 		if strings.Contains(left, ours) {
 			t.Errorf("%s still has routes to pods or services, or tunnels:\n%s", m.name, left)
 		}
+	}
+	// fd00:10:52 and fd00:10:53 are those of TestDualStackMachines.
+	if routes := m.exec("", "", "cat", "/proc/self/net/ipv6_route").stdout; m.worker != nil && (strings.Contains(routes, "fd0000100052") || strings.Contains(routes, "fd0000100053")) {
+		t.Errorf("%s still has routes to pods or services:\n%s", m.name, routes)
 	}
 }
 

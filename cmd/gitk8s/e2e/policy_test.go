@@ -68,7 +68,7 @@ func (w wire) connects(from *corev1.Pod, to string, wait time.Duration) error {
 	ctx, cancel := context.WithTimeout(w.t.Context(), wait)
 	defer cancel()
 	ns := filepath.Join(w.c.dataDir, "nodes", from.Spec.NodeName, "network", string(from.UID)+".netns")
-	conn, err := network.DialIn(ns)(ctx, "tcp4", to)
+	conn, err := network.DialIn(ns)(ctx, "tcp", to)
 	if err == nil {
 		conn.Close()
 	}

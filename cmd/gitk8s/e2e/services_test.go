@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 	"testing"
@@ -23,6 +24,12 @@ const (
 	nodeOne = "10.41.0.11"
 	nodeTwo = "10.41.0.12"
 )
+
+// ranges are those of clusters that are not told others.
+var ranges = network.Ranges{
+	Nodes: []netip.Prefix{netip.MustParsePrefix("10.41.0.0/24")}, Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
+	Services: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
+}
 
 // servicePods are two pods, one on each node, and one that is on the first alone.
 const servicePods = `apiVersion: apps/v1

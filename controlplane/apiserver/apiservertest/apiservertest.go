@@ -5,6 +5,7 @@ package apiservertest
 import (
 	"context"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -65,7 +66,7 @@ func StartWith(t testing.TB, adjust func(*apiserver.Config)) *ControlPlane {
 
 	cfg := apiserver.Config{
 		Etcd: store.Client(), CA: ca, ServingCert: serving, WorkerClientCert: worker,
-		Listeners: []net.Listener{listener},
+		Listeners: []net.Listener{listener}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
 	}
 	if adjust != nil {
 		adjust(&cfg)

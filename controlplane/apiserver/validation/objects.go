@@ -36,14 +36,33 @@ func Node(n, old *corev1.Node) field.ErrorList {
 			errs = append(errs, field.Invalid(path.Child("podCIDR"), n.Spec.PodCIDR, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"))
 		}
 	}
+	errs = append(errs, podCIDRs(n.Spec.PodCIDRs, path.Child("podCIDRs"))...)
 	if old == nil {
 		return errs
 	}
-	if old.Spec.PodCIDR != "" && n.Spec.PodCIDR != old.Spec.PodCIDR {
+	if old.Spec.PodCIDR != "" && (n.Spec.PodCIDR != old.Spec.PodCIDR || len(old.Spec.PodCIDRs) > 1 && !slices.Equal(n.Spec.PodCIDRs, old.Spec.PodCIDRs)) {
 		errs = append(errs, field.Forbidden(path.Child("podCIDRs"), "node updates may not change podCIDR except from \"\" to valid"))
 	}
 	if old.Spec.ProviderID != "" && n.Spec.ProviderID != old.Spec.ProviderID {
 		errs = append(errs, field.Forbidden(path.Child("providerID"), "node updates may not change providerID except from \"\" to valid"))
+	}
+	return errs
+}
+
+// podCIDRs: at most one of each family.
+func podCIDRs(list []string, path *field.Path) field.ErrorList {
+	var errs field.ErrorList
+	seen := map[bool]bool{}
+	for i, text := range list {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			errs = append(errs, field.Invalid(path.Index(i), text, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"))
+			continue
+		}
+		if seen[p.Addr().Is6()] {
+			errs = append(errs, field.Invalid(path, list, "may specify no more than one CIDR for each IP family"))
+		}
+		seen[p.Addr().Is6()] = true
 	}
 	return errs
 }

@@ -4,14 +4,14 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
-	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metavalidation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	utilvalidation "k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-// Service checks a Service; its address never changes while it has one.
+// Service checks a Service. What follows from the cluster's families of addresses has
+// been checked when it was given its own.
 func Service(s, old *corev1.Service) field.ErrorList {
 	path := field.NewPath("spec")
 	spec := &s.Spec
@@ -26,6 +26,12 @@ func Service(s, old *corev1.Service) field.ErrorList {
 		if spec.ClusterIP != "" {
 			errs = append(errs, field.Forbidden(path.Child("clusterIPs"), "may not be set for ExternalName services"))
 		}
+		if len(spec.IPFamilies) > 0 {
+			errs = append(errs, field.Forbidden(path.Child("ipFamilies"), "may not be set for ExternalName services"))
+		}
+		if spec.IPFamilyPolicy != nil {
+			errs = append(errs, field.Forbidden(path.Child("ipFamilyPolicy"), "may not be set for ExternalName services"))
+		}
 		if spec.ExternalName == "" {
 			errs = append(errs, field.Required(path.Child("externalName"), ""))
 		} else {
@@ -39,11 +45,16 @@ func Service(s, old *corev1.Service) field.ErrorList {
 	if len(spec.ClusterIPs) > 0 && spec.ClusterIPs[0] != spec.ClusterIP {
 		errs = append(errs, field.Invalid(path.Child("clusterIPs"), spec.ClusterIPs, "first value must match `clusterIP`"))
 	}
-	if len(spec.ClusterIPs) > 1 {
-		errs = append(errs, field.Invalid(path.Child("clusterIPs"), spec.ClusterIPs, "this cluster has one address family, so only one address may be given"))
+	if len(spec.ClusterIPs) > 2 {
+		errs = append(errs, field.Invalid(path.Child("clusterIPs"), spec.ClusterIPs, "may only hold up to 2 values"))
 	}
-	if spec.ClusterIP != "" && !headless {
-		errs = append(errs, utilvalidation.IsValidIP(path.Child("clusterIPs").Index(0), spec.ClusterIP)...)
+	if headless && len(spec.ClusterIPs) > 1 {
+		errs = append(errs, field.Invalid(path.Child("clusterIPs"), spec.ClusterIPs, "'None' must be the first and only value"))
+	}
+	if !headless {
+		for i, ip := range spec.ClusterIPs {
+			errs = append(errs, utilvalidation.IsValidIP(path.Child("clusterIPs").Index(i), ip)...)
+		}
 	}
 	errs = append(errs, metavalidation.ValidateLabels(spec.Selector, path.Child("selector"))...)
 	errs = append(errs, servicePorts(spec.Ports, path.Child("ports"))...)
@@ -52,21 +63,7 @@ func Service(s, old *corev1.Service) field.ErrorList {
 	errs = append(errs, policies(spec, path)...)
 	errs = append(errs, external(spec, path)...)
 	if old != nil {
-		errs = append(errs, sameAddress(spec, &old.Spec, path)...)
 		errs = append(errs, sameClass(spec, &old.Spec, path)...)
-	}
-	return errs
-}
-
-func sameAddress(spec, old *corev1.ServiceSpec, path *field.Path) field.ErrorList {
-	if old.Type == corev1.ServiceTypeExternalName || spec.Type == corev1.ServiceTypeExternalName || old.ClusterIP == "" {
-		return nil
-	}
-	errs := apivalidation.ValidateImmutableField(spec.ClusterIP, old.ClusterIP, path.Child("clusterIP"))
-	if len(errs) > 0 {
-		// Kubernetes names the list when the single field was changed.
-		errs[0].Field = path.Child("clusterIPs").Index(0).String()
-		errs[0].BadValue = []string{spec.ClusterIP}
 	}
 	return errs
 }
@@ -115,16 +112,14 @@ func sessionAffinity(spec *corev1.ServiceSpec, path *field.Path) field.ErrorList
 
 func families(spec *corev1.ServiceSpec, path *field.Path) field.ErrorList {
 	var errs field.ErrorList
+	seen := unique{}
 	for i, f := range spec.IPFamilies {
-		if f != corev1.IPv4Protocol {
-			errs = append(errs, field.Invalid(path.Child("ipFamilies").Index(i), f, "not configured on this cluster"))
-		}
+		p := path.Child("ipFamilies").Index(i)
+		errs = append(errs, oneOf(p, f, corev1.IPv4Protocol, corev1.IPv6Protocol)...)
+		errs = append(errs, seen.check(p, string(f))...)
 	}
 	if p := spec.IPFamilyPolicy; p != nil {
 		errs = append(errs, oneOf(path.Child("ipFamilyPolicy"), *p, corev1.IPFamilyPolicySingleStack, corev1.IPFamilyPolicyPreferDualStack, corev1.IPFamilyPolicyRequireDualStack)...)
-		if *p == corev1.IPFamilyPolicyRequireDualStack {
-			errs = append(errs, field.Invalid(path.Child("ipFamilyPolicy"), *p, "this cluster is not configured for dual-stack services"))
-		}
 	}
 	return errs
 }

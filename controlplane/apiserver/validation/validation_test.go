@@ -159,19 +159,26 @@ func TestService(t *testing.T) {
 		spec string
 		want []string
 	}{
-		"good":           {"ports: [{port: 80}]", nil},
-		"no ports":       {"selector: {a: b}", []string{"spec.ports: Required value"}},
-		"headless":       {"clusterIP: None", nil},
-		"port":           {"ports: [{port: 0}]", []string{"spec.ports[0].port: Invalid value: 0"}},
-		"names":          {"ports: [{port: 80}, {port: 81, name: b}]", []string{"spec.ports[0].name: Required value"}},
-		"same port":      {"ports: [{port: 80, name: a}, {port: 80, name: b}]", []string{"spec.ports[1]: Duplicate value"}},
-		"target":         {"ports: [{port: 80, targetPort: Much_too-long_for_a_port}]", []string{"spec.ports[0].targetPort: Invalid value", "spec.ports[0].targetPort: Invalid value"}},
-		"type":           {"type: Magic, ports: [{port: 80}]", []string{"spec.type: Unsupported value"}},
-		"external":       {"type: ExternalName", []string{"spec.externalName: Required value"}},
-		"headless node":  {"type: NodePort, clusterIP: None, ports: [{port: 80}]", []string{"spec.clusterIPs[0]: Invalid value"}},
-		"affinity":       {"sessionAffinity: Cookie, ports: [{port: 80}]", []string{"spec.sessionAffinity: Unsupported value"}},
-		"IPv6":           {"ipFamilies: [IPv6], ports: [{port: 80}]", []string{"spec.ipFamilies[0]: Invalid value"}},
-		"traffic policy": {"externalTrafficPolicy: Local, ports: [{port: 80}]", []string{"spec.externalTrafficPolicy: Invalid value"}},
+		"good":            {"ports: [{port: 80}]", nil},
+		"no ports":        {"selector: {a: b}", []string{"spec.ports: Required value"}},
+		"headless":        {"clusterIP: None", nil},
+		"port":            {"ports: [{port: 0}]", []string{"spec.ports[0].port: Invalid value: 0"}},
+		"names":           {"ports: [{port: 80}, {port: 81, name: b}]", []string{"spec.ports[0].name: Required value"}},
+		"same port":       {"ports: [{port: 80, name: a}, {port: 80, name: b}]", []string{"spec.ports[1]: Duplicate value"}},
+		"target":          {"ports: [{port: 80, targetPort: Much_too-long_for_a_port}]", []string{"spec.ports[0].targetPort: Invalid value", "spec.ports[0].targetPort: Invalid value"}},
+		"type":            {"type: Magic, ports: [{port: 80}]", []string{"spec.type: Unsupported value"}},
+		"external":        {"type: ExternalName", []string{"spec.externalName: Required value"}},
+		"headless node":   {"type: NodePort, clusterIP: None, ports: [{port: 80}]", []string{"spec.clusterIPs[0]: Invalid value"}},
+		"affinity":        {"sessionAffinity: Cookie, ports: [{port: 80}]", []string{"spec.sessionAffinity: Unsupported value"}},
+		"both families":   {"ipFamilies: [IPv6, IPv4], clusterIP: 'fd00::1', clusterIPs: ['fd00::1', 10.43.0.9], ports: [{port: 80}]", nil},
+		"no family":       {"ipFamilies: [IPv5], ports: [{port: 80}]", []string{"spec.ipFamilies[0]: Unsupported value"}},
+		"twice a family":  {"ipFamilies: [IPv6, IPv6], ports: [{port: 80}]", []string{"spec.ipFamilies[1]: Duplicate value"}},
+		"no policy":       {"ipFamilyPolicy: TripleStack, ports: [{port: 80}]", []string{"spec.ipFamilyPolicy: Unsupported value"}},
+		"three addresses": {"clusterIP: 10.43.0.1, clusterIPs: [10.43.0.1, 'fd00::1', 10.43.0.2], ports: [{port: 80}]", []string{"spec.clusterIPs: Invalid value"}},
+		"other first":     {"clusterIP: 10.43.0.1, clusterIPs: [10.43.0.2], ports: [{port: 80}]", []string{"spec.clusterIPs: Invalid value"}},
+		"half headless":   {"clusterIP: None, clusterIPs: [None, 10.43.0.2]", []string{"spec.clusterIPs: Invalid value"}},
+		"no addresses":    {"type: ExternalName, externalName: a.b, ipFamilies: [IPv4], ipFamilyPolicy: SingleStack", []string{"spec.ipFamilies: Forbidden", "spec.ipFamilyPolicy: Forbidden"}},
+		"traffic policy":  {"externalTrafficPolicy: Local, ports: [{port: 80}]", []string{"spec.externalTrafficPolicy: Invalid value"}},
 
 		"node port":           {"type: NodePort, ports: [{port: 80, nodePort: 30080}]", nil},
 		"node port of none":   {"ports: [{port: 80, nodePort: 30080}]", []string{"spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'"}},
@@ -284,4 +291,16 @@ func TestRevision(t *testing.T) {
 	changed.Spec.Subject = "other"
 	match(t, Revision(changed, old), "spec: Invalid value")
 	match(t, Revision(read[v1alpha1.Revision](t, "spec: {application: a, number: 1, commit: abc}"), nil), "spec.commit: Invalid value")
+}
+
+// TestPodCIDRs: a node has at most one of each family, once and for good.
+func TestPodCIDRs(t *testing.T) {
+	none := read[corev1.Node](t, "spec: {}")
+	one := read[corev1.Node](t, "spec: {podCIDR: 10.42.0.0/24, podCIDRs: [10.42.0.0/24]}")
+	both := read[corev1.Node](t, "spec: {podCIDR: 10.42.0.0/24, podCIDRs: [10.42.0.0/24, 'fd00::/64']}")
+	match(t, Node(both, none))
+	match(t, Node(both, both))
+	match(t, Node(one, both), "spec.podCIDRs: Forbidden")
+	match(t, Node(read[corev1.Node](t, "spec: {podCIDR: 10.42.0.0/24, podCIDRs: [10.42.0.0/24, 10.42.1.0/24]}"), none), "spec.podCIDRs: Invalid value")
+	match(t, Node(read[corev1.Node](t, "spec: {podCIDR: 10.42.0.0/24, podCIDRs: [10.42.0.0/24, x]}"), none), "spec.podCIDRs[1]: Invalid value")
 }

@@ -36,13 +36,37 @@ type group struct {
 	endpoints []discoveryv1.Endpoint
 }
 
-// Decide computes the slices of a Service from the pods it selects, reusing the
-// existing slices so that one pod's change writes one slice. zones are those of the
-// nodes, by name.
+// Decide computes the slices of a Service from the pods it selects, for each family of
+// addresses that it has, reusing the existing slices so that one pod's change writes one
+// slice of each. zones are those of the nodes, by name.
 func Decide(svc *corev1.Service, pods []*corev1.Pod, zones map[string]string, existing []*discoveryv1.EndpointSlice) Decision {
+	families := svc.Spec.IPFamilies
+	if len(families) == 0 {
+		families = []corev1.IPFamily{corev1.IPv4Protocol}
+	}
+	slices.SortFunc(existing, func(a, b *discoveryv1.EndpointSlice) int { return cmp.Compare(a.Name, b.Name) })
+	var d Decision
+	for i, f := range families {
+		own := slices.DeleteFunc(slices.Clone(existing), func(s *discoveryv1.EndpointSlice) bool { return s.AddressType != discoveryv1.AddressType(f) })
+		groups := d.family(svc, f, pods, zones, own)
+		if i == 0 {
+			d.Endpoints = legacy(svc, groups)
+		}
+	}
+	for _, s := range existing {
+		if !slices.Contains(families, corev1.IPFamily(s.AddressType)) {
+			d.Delete = append(d.Delete, s)
+		}
+	}
+	return d
+}
+
+// family decides the slices of one family.
+func (d *Decision) family(svc *corev1.Service, f corev1.IPFamily, pods []*corev1.Pod, zones map[string]string, existing []*discoveryv1.EndpointSlice) map[string]*group {
 	groups := map[string]*group{}
 	for _, p := range pods {
-		if !belongs(p) {
+		ip := address(p, f)
+		if !belongs(p) || ip == "" {
 			continue
 		}
 		ports := resolvePorts(svc, p)
@@ -52,7 +76,7 @@ func Decide(svc *corev1.Service, pods []*corev1.Pod, zones map[string]string, ex
 			g = &group{ports: ports}
 			groups[key] = g
 		}
-		g.endpoints = append(g.endpoints, endpoint(svc, p, zones[p.Spec.NodeName]))
+		g.endpoints = append(g.endpoints, endpoint(svc, p, ip, zones[p.Spec.NodeName]))
 	}
 	for _, g := range groups {
 		slices.SortFunc(g.endpoints, func(a, b discoveryv1.Endpoint) int { return cmp.Compare(a.TargetRef.Name, b.TargetRef.Name) })
@@ -60,26 +84,24 @@ func Decide(svc *corev1.Service, pods []*corev1.Pod, zones map[string]string, ex
 	if len(groups) == 0 {
 		groups[""] = &group{} // an empty slice says that there are no endpoints
 	}
-	d := Decision{Endpoints: legacy(svc, groups)}
 	byPorts := map[string][]*discoveryv1.EndpointSlice{}
-	slices.SortFunc(existing, func(a, b *discoveryv1.EndpointSlice) int { return cmp.Compare(a.Name, b.Name) })
 	for _, s := range existing {
 		key := portsKey(s.Ports)
 		byPorts[key] = append(byPorts[key], s)
 	}
 	for _, key := range slices.Sorted(maps.Keys(groups)) {
-		d.place(svc, groups[key], byPorts[key])
+		d.place(svc, f, groups[key], byPorts[key])
 		delete(byPorts, key)
 	}
 	for _, key := range slices.Sorted(maps.Keys(byPorts)) {
 		d.Delete = append(d.Delete, byPorts[key]...)
 	}
-	return d
+	return groups
 }
 
 // place puts the endpoints of a group into its slices: what is in one stays there,
 // what is new goes where there is room, and only the rest makes new slices.
-func (d *Decision) place(svc *corev1.Service, g *group, existing []*discoveryv1.EndpointSlice) {
+func (d *Decision) place(svc *corev1.Service, f corev1.IPFamily, g *group, existing []*discoveryv1.EndpointSlice) {
 	want := make(map[string]discoveryv1.Endpoint, len(g.endpoints))
 	for _, e := range g.endpoints {
 		want[e.TargetRef.Name] = e
@@ -117,7 +139,7 @@ func (d *Decision) place(svc *corev1.Service, g *group, existing []*discoveryv1.
 			continue
 		}
 		used = true
-		if next := newSlice(svc, g.ports, kept[i]); !sameSlice(s, next) {
+		if next := newSlice(svc, f, g.ports, kept[i]); !sameSlice(s, next) {
 			update := s.DeepCopy()
 			update.Endpoints, update.Ports, update.Labels = next.Endpoints, next.Ports, next.Labels
 			d.Update = append(d.Update, update)
@@ -125,7 +147,7 @@ func (d *Decision) place(svc *corev1.Service, g *group, existing []*discoveryv1.
 	}
 	for len(fresh) > 0 || !used {
 		n := min(maxEndpoints, len(fresh))
-		d.Create = append(d.Create, newSlice(svc, g.ports, fresh[:n:n]))
+		d.Create = append(d.Create, newSlice(svc, f, g.ports, fresh[:n:n]))
 		fresh, used = fresh[n:], true
 	}
 }
@@ -136,15 +158,29 @@ func belongs(p *corev1.Pod) bool {
 	return p.Status.PodIP != "" && p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed
 }
 
+// address is the one of a family that a pod has, or empty.
+func address(p *corev1.Pod, f corev1.IPFamily) string {
+	all := p.Status.PodIPs
+	if len(all) == 0 {
+		all = []corev1.PodIP{{IP: p.Status.PodIP}}
+	}
+	for _, ip := range all {
+		if strings.Contains(ip.IP, ":") == (f == corev1.IPv6Protocol) {
+			return ip.IP
+		}
+	}
+	return ""
+}
+
 // endpoint follows the table of the page "EndpointSlices", section "Conditions":
 // a terminating pod is never ready, and publishNotReadyAddresses makes every pod
 // so.
-func endpoint(svc *corev1.Service, p *corev1.Pod, zone string) discoveryv1.Endpoint {
+func endpoint(svc *corev1.Service, p *corev1.Pod, ip, zone string) discoveryv1.Endpoint {
 	serving := controller.PodReady(p) || svc.Spec.PublishNotReadyAddresses
 	terminating := p.DeletionTimestamp != nil
 	ready := svc.Spec.PublishNotReadyAddresses || (serving && !terminating)
 	e := discoveryv1.Endpoint{
-		Addresses:  []string{p.Status.PodIP},
+		Addresses:  []string{ip},
 		Conditions: discoveryv1.EndpointConditions{Ready: &ready, Serving: &serving, Terminating: &terminating},
 		TargetRef:  &corev1.ObjectReference{Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID},
 	}
@@ -225,7 +261,7 @@ func portsKey(ports []discoveryv1.EndpointPort) string {
 	return b.String()
 }
 
-func newSlice(svc *corev1.Service, ports []discoveryv1.EndpointPort, endpoints []discoveryv1.Endpoint) *discoveryv1.EndpointSlice {
+func newSlice(svc *corev1.Service, f corev1.IPFamily, ports []discoveryv1.EndpointPort, endpoints []discoveryv1.Endpoint) *discoveryv1.EndpointSlice {
 	labels := map[string]string{}
 	for k, v := range svc.Labels {
 		labels[k] = v
@@ -240,7 +276,7 @@ func newSlice(svc *corev1.Service, ports []discoveryv1.EndpointPort, endpoints [
 			GenerateName: svc.Name + "-", Namespace: svc.Namespace, Labels: labels,
 			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(svc, kind)},
 		},
-		AddressType: discoveryv1.AddressTypeIPv4,
+		AddressType: discoveryv1.AddressType(f),
 		Ports:       ports,
 		Endpoints:   endpoints,
 	}

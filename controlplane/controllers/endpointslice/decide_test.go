@@ -203,3 +203,42 @@ func TestHints(t *testing.T) {
 		}
 	}
 }
+
+// TestFamilies: each family of a Service has its own slices, and one that it has no more
+// loses them.
+func TestFamilies(t *testing.T) {
+	svc := service(http)
+	svc.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv6Protocol, corev1.IPv4Protocol}
+	two, six := pod(1, true), pod(2, true)
+	two.Status.PodIPs = []corev1.PodIP{{IP: two.Status.PodIP}, {IP: "fd00::1"}}
+	six.Status.PodIP, six.Status.PodIPs = "fd00::2", []corev1.PodIP{{IP: "fd00::2"}}
+	said := func(list []*discoveryv1.EndpointSlice) string {
+		var out []string
+		for _, s := range list {
+			text := string(s.AddressType)
+			for _, e := range s.Endpoints {
+				text += " " + e.Addresses[0]
+			}
+			out = append(out, text)
+		}
+		return strings.Join(out, ", ")
+	}
+	d := Decide(svc, []*corev1.Pod{two, six}, nil, nil)
+	if got := said(d.Create); got != "IPv6 fd00::1 fd00::2, IPv4 10.42.0.3" {
+		t.Errorf("made: %s", got)
+	}
+	if got := d.Endpoints.Subsets; len(got) != 1 || len(got[0].Addresses) != 2 || got[0].Addresses[0].IP != "fd00::1" {
+		t.Errorf("Endpoints are those of the first family: %+v", got)
+	}
+	have := d.Create
+	for i, s := range have {
+		s.Name = fmt.Sprint("s", i)
+	}
+	if d := Decide(svc, []*corev1.Pod{two, six}, nil, have); len(d.Create)+len(d.Update)+len(d.Delete) > 0 {
+		t.Errorf("again: %+v", d)
+	}
+	svc.Spec.IPFamilies = svc.Spec.IPFamilies[:1]
+	if d := Decide(svc, []*corev1.Pod{two, six}, nil, have); said(d.Delete) != "IPv4 10.42.0.3" || len(d.Create)+len(d.Update) > 0 {
+		t.Errorf("one family less: %+v", d)
+	}
+}

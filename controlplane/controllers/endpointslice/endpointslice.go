@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
@@ -101,7 +102,7 @@ func (c *Controller) onNode(old, n *corev1.Node) {
 }
 
 func published(a, b *corev1.Pod) bool {
-	return a.Status.PodIP != b.Status.PodIP || controller.PodReady(a) != controller.PodReady(b) ||
+	return a.Status.PodIP != b.Status.PodIP || !slices.Equal(a.Status.PodIPs, b.Status.PodIPs) || controller.PodReady(a) != controller.PodReady(b) ||
 		(a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil) || a.Spec.NodeName != b.Spec.NodeName ||
 		belongs(a) != belongs(b) || !maps.Equal(a.Labels, b.Labels)
 }

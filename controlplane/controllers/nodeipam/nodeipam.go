@@ -1,9 +1,10 @@
 // Package nodeipam gives each Node its part of the pod network, once and for good,
-// in Node.spec.podCIDR.
+// in Node.spec.podCIDRs.
 package nodeipam
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 
@@ -28,19 +29,22 @@ type Controller struct {
 	synced cache.InformerSynced
 	loop   *controller.Loop
 
-	cluster netip.Prefix
-	bits    int
+	cluster []netip.Prefix
 	// given are allocations that the cache may not show yet.
 	given map[netip.Prefix]string
 }
 
-// New returns a controller that splits cluster into subnets of the given prefix
-// length, such as 24.
-func New(client kubernetes.Interface, f informers.SharedInformerFactory, cluster netip.Prefix, bits int) *Controller {
+// BitsIPv4 and BitsIPv6 are the lengths of the prefixes that nodes get, those of
+// kube-controller-manager's --node-cidr-mask-size-ipv4 and -ipv6 by default.
+const BitsIPv4, BitsIPv6 = 24, 64
+
+// New returns a controller that splits each of the cluster's ranges, of which there is
+// at most one of each family.
+func New(client kubernetes.Interface, f informers.SharedInformerFactory, cluster []netip.Prefix) *Controller {
 	nodes := f.Core().V1().Nodes()
 	c := &Controller{
 		client: client, nodes: nodes.Lister(), synced: nodes.Informer().HasSynced,
-		cluster: cluster.Masked(), bits: bits, given: map[netip.Prefix]string{},
+		cluster: cluster, given: map[netip.Prefix]string{},
 	}
 	c.loop = controller.NewLoop("nodeipam", 1, c.sync)
 	nodes.Informer().AddEventHandler(controller.Handler(func(_, n *corev1.Node) {
@@ -70,8 +74,10 @@ func (c *Controller) sync(ctx context.Context, name string) error {
 	exists := map[string]bool{}
 	for _, n := range all {
 		exists[n.Name] = true
-		if p, err := netip.ParsePrefix(n.Spec.PodCIDR); err == nil {
-			taken[p.Masked()] = true
+		for _, text := range append(n.Spec.PodCIDRs, n.Spec.PodCIDR) {
+			if p, err := netip.ParsePrefix(text); err == nil {
+				taken[p.Masked()] = true
+			}
 		}
 	}
 	for p, owner := range c.given {
@@ -82,32 +88,50 @@ func (c *Controller) sync(ctx context.Context, name string) error {
 			taken[p] = true
 		}
 	}
-	free, err := NextFree(c.cluster, c.bits, taken)
+	var free []netip.Prefix
+	for _, cluster := range c.cluster {
+		bits := BitsIPv4
+		if cluster.Addr().Is6() {
+			bits = BitsIPv6
+		}
+		p, err := NextFree(cluster, bits, taken)
+		if err != nil {
+			return fmt.Errorf("node %s: %w", name, err)
+		}
+		free = append(free, p)
+	}
+	patch, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{"uid": node.UID}, "spec": map[string]any{"podCIDR": free[0], "podCIDRs": free},
+	})
 	if err != nil {
-		return fmt.Errorf("node %s: %w", name, err)
+		return err
 	}
-	patch := fmt.Appendf(nil, `{"metadata":{"uid":%q},"spec":{"podCIDR":%q,"podCIDRs":[%q]}}`, node.UID, free, free)
 	if _, err := c.client.CoreV1().Nodes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
-		return fmt.Errorf("give node %s the pod network %s: %w", name, free, err)
+		return fmt.Errorf("give node %s the pod networks %v: %w", name, free, err)
 	}
-	c.given[free] = name
+	for _, p := range free {
+		c.given[p] = name
+	}
 	return nil
 }
 
 // NextFree returns the first subnet of cluster with the given prefix length that
 // is not taken.
 func NextFree(cluster netip.Prefix, bits int, taken map[netip.Prefix]bool) (netip.Prefix, error) {
-	if !cluster.Addr().Is4() || bits < cluster.Bits() || bits > 30 {
+	if bits < cluster.Bits() || bits > cluster.Addr().BitLen()-2 || bits-cluster.Bits() > 16 {
 		return netip.Prefix{}, fmt.Errorf("cannot split %s into /%d", cluster, bits)
 	}
-	a := cluster.Masked().Addr().As4()
-	base := uint32(a[0])<<24 | uint32(a[1])<<16 | uint32(a[2])<<8 | uint32(a[3])
-	for i := range uint32(1) << (bits - cluster.Bits()) {
-		v := base + i<<(32-bits)
-		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)}), bits)
-		if !taken[p] {
+	for i := range 1 << (bits - cluster.Bits()) {
+		b := cluster.Masked().Addr().AsSlice()
+		for bit := range bits - cluster.Bits() {
+			if at := bits - 1 - bit; i>>bit&1 == 1 {
+				b[at/8] |= 1 << (7 - at%8)
+			}
+		}
+		a, _ := netip.AddrFromSlice(b)
+		if p := netip.PrefixFrom(a, bits); !taken[p] {
 			return p, nil
 		}
 	}
-	return netip.Prefix{}, fmt.Errorf("no free /%d is left in the pod network %s; remove nodes or choose a larger one", bits, cluster)
+	return netip.Prefix{}, fmt.Errorf("no free /%d is left in the pod network %s: remove nodes, or begin a cluster with a larger --cluster-cidr", bits, cluster)
 }

@@ -9,10 +9,11 @@ import (
 
 func TestNextFree(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		cluster := netip.MustParsePrefix("10.42.0.0/16")
-		bits := rapid.IntRange(17, 24).Draw(t, "bits")
+		cluster := netip.MustParsePrefix(rapid.SampledFrom([]string{"10.42.0.0/16", "10.42.240.0/20", "fd00:10:42::/56", "2001:db8::/67"}).Draw(t, "cluster"))
+		more := rapid.IntRange(0, 8).Draw(t, "bits")
+		bits := cluster.Bits() + more
 		taken := map[netip.Prefix]bool{}
-		for range 1 << (bits - 16) {
+		for range 1 << more {
 			p, err := NextFree(cluster, bits, taken)
 			if err != nil {
 				t.Fatalf("after %d: %v", len(taken), err)

@@ -109,7 +109,24 @@ type decision struct {
 
 type node struct {
 	name string
-	ip   netip.Addr
+	ips  []netip.Addr
+}
+
+func (n node) equal(o node) bool { return n.name == o.name && slices.Equal(n.ips, o.ips) }
+
+// of are the node's addresses of a service's families, one of each, those of its first
+// family first.
+func (n node) of(svc *corev1.Service) (out []netip.Addr) {
+	families := svc.Spec.IPFamilies
+	if len(families) == 0 {
+		families = []corev1.IPFamily{corev1.IPv4Protocol}
+	}
+	for _, f := range families {
+		if i := slices.IndexFunc(n.ips, func(ip netip.Addr) bool { return ip.Is6() == (f == corev1.IPv6Protocol) }); i >= 0 {
+			out = append(out, n.ips[i])
+		}
+	}
+	return out
 }
 
 // usable are the nodes that can carry traffic from outside, by name.
@@ -123,11 +140,14 @@ func usable(nodes []*corev1.Node) []node {
 		if excluded || !isReady || n.DeletionTimestamp != nil {
 			continue
 		}
+		it := node{name: n.Name}
 		for _, a := range n.Status.Addresses {
-			if ip, err := netip.ParseAddr(a.Address); err == nil && ip.Is4() && a.Type == corev1.NodeInternalIP {
-				out = append(out, node{n.Name, ip})
-				break
+			if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == corev1.NodeInternalIP {
+				it.ips = append(it.ips, ip)
 			}
+		}
+		if len(it.ips) > 0 {
+			out = append(out, it)
 		}
 	}
 	slices.SortFunc(out, func(a, b node) int { return cmp.Compare(a.name, b.name) })
@@ -187,11 +207,16 @@ func (d *decision) shared(svc *corev1.Service) Outcome {
 	var out Outcome
 	wanted := svc.Spec.LoadBalancerIP
 	for _, n := range d.serving(svc) {
-		if wanted == "" || wanted == n.ip.String() {
-			out.Ingress = append(out.Ingress, ingress(n.ip))
+		for _, ip := range n.of(svc) {
+			if wanted == "" || wanted == ip.String() {
+				out.Ingress = append(out.Ingress, ingress(ip))
+			}
 		}
 	}
-	if wanted != "" && !slices.ContainsFunc(d.nodes, func(n node) bool { return n.ip.String() == wanted }) {
+	has := func(n node) bool {
+		return slices.ContainsFunc(n.of(svc), func(ip netip.Addr) bool { return ip.String() == wanted })
+	}
+	if wanted != "" && !slices.ContainsFunc(d.nodes, has) {
 		return Outcome{Problem: fmt.Sprintf("loadBalancerIP %s is not the address of a node that is ready", wanted)}
 	}
 	for _, p := range svc.Spec.Ports {
@@ -200,8 +225,11 @@ func (d *decision) shared(svc *corev1.Service) Outcome {
 	return out
 }
 
-// own gives a service an address of the pool and a node that announces it.
+// own gives a service an IPv4 address of the pool and a node that announces it.
 func (d *decision) own(svc *corev1.Service) Outcome {
+	if len(svc.Spec.IPFamilies) > 0 && !slices.Contains(svc.Spec.IPFamilies, corev1.IPv4Protocol) {
+		return Outcome{Problem: "the pool has IPv4 addresses alone, and the service none of that family"}
+	}
 	ip, problem := d.address(svc)
 	if problem != "" {
 		return Outcome{Problem: problem}

@@ -62,6 +62,41 @@ func announcedBy(node, ip string) func(*corev1.Service) {
 	}
 }
 
+// TestDecideFamilies: a load balancer has the nodes' addresses of its own families.
+func TestDecideFamilies(t *testing.T) {
+	both := func(ip, six string) *corev1.Node {
+		return machine(ip, ip, func(n *corev1.Node) {
+			n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: six})
+		})
+	}
+	nodes := []*corev1.Node{both("10.41.0.11", "fd00::b"), both("10.41.0.12", "fd00::c"), machine("z", "10.41.0.13", nil)}
+	pool := Pool{{netip.MustParseAddr("10.41.0.240"), netip.MustParseAddr("10.41.0.241")}}
+	for _, x := range []struct {
+		families []corev1.IPFamily
+		pool     Pool
+		wanted   string
+		want     string
+	}{
+		{[]corev1.IPFamily{corev1.IPv4Protocol}, nil, "", "10.41.0.11 10.41.0.12 10.41.0.13"},
+		{[]corev1.IPFamily{corev1.IPv6Protocol}, nil, "", "fd00::b fd00::c"},
+		{[]corev1.IPFamily{corev1.IPv6Protocol, corev1.IPv4Protocol}, nil, "", "fd00::b 10.41.0.11 fd00::c 10.41.0.12 10.41.0.13"},
+		{[]corev1.IPFamily{corev1.IPv6Protocol, corev1.IPv4Protocol}, nil, "fd00::c", "fd00::c"},
+		{[]corev1.IPFamily{corev1.IPv6Protocol}, nil, "10.41.0.12", "loadBalancerIP 10.41.0.12 is not the address of a node that is ready"},
+		{[]corev1.IPFamily{corev1.IPv6Protocol, corev1.IPv4Protocol}, pool, "", "10.41.0.240"},
+		{[]corev1.IPFamily{corev1.IPv6Protocol}, pool, "", "the pool has IPv4 addresses alone, and the service none of that family"},
+	} {
+		svc := balancer("x", 1, 80, func(s *corev1.Service) { s.Spec.IPFamilies, s.Spec.LoadBalancerIP = x.families, x.wanted })
+		out := Decide(Config{Pool: x.pool}, Snapshot{Services: []*corev1.Service{svc}, Nodes: nodes})["ns/x"]
+		got := out.Problem
+		for i, in := range out.Ingress {
+			got += map[bool]string{true: " "}[i > 0] + in.IP
+		}
+		if got != x.want {
+			t.Errorf("%v %s: %q, want %q", x.families, x.wanted, got, x.want)
+		}
+	}
+}
+
 func TestDecide(t *testing.T) {
 	nodes := []*corev1.Node{machine("a", "10.41.0.11", nil), machine("b", "10.41.0.12", nil)}
 	withoutA := []*corev1.Node{machine("a", "10.41.0.11", func(n *corev1.Node) { n.Status.Conditions[0].Status = corev1.ConditionUnknown }), nodes[1]}

@@ -55,7 +55,7 @@ func New(cfg Config, client kubernetes.Interface, f informers.SharedInformerFact
 	c.loop = controller.NewLoop("serviceloadbalancer", 1, func(ctx context.Context, _ string) error { return c.sync(ctx) })
 	svc.Informer().AddEventHandler(controller.Handler(func(_, _ *corev1.Service) { c.loop.Add(everything) }))
 	nodes.Informer().AddEventHandler(controller.Handler(func(old, n *corev1.Node) {
-		if old == nil || n == nil || !slices.Equal(usable([]*corev1.Node{old}), usable([]*corev1.Node{n})) {
+		if old == nil || n == nil || !slices.EqualFunc(usable([]*corev1.Node{old}), usable([]*corev1.Node{n}), node.equal) {
 			c.loop.Add(everything)
 		}
 	}))

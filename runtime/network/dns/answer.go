@@ -176,17 +176,25 @@ func (z *Zone) port(q dns.Question, of name, s *corev1.Service, port, protocol s
 		add(z.fqdn(of), s.Spec.Ports[i].Port, clusterIPs(s)...)
 	} else {
 		type target struct {
-			endpoint
+			name string
 			port int32
 		}
-		seen := map[target]bool{}
+		seen := map[target]map[netip.Addr]bool{}
 		z.eachReady(of, func(e endpoint, slice *discoveryv1.EndpointSlice) {
 			for _, p := range slice.Ports {
-				if p.Name == nil || p.Port == nil || *p.Name != s.Spec.Ports[i].Name || seen[target{e, *p.Port}] {
+				if p.Name == nil || p.Port == nil || *p.Name != s.Spec.Ports[i].Name {
 					continue
 				}
-				seen[target{e, *p.Port}] = true
-				add(strings.ToLower(e.host)+"."+z.fqdn(of), *p.Port, e.addr)
+				// An endpoint with a name has it in each family, and is told once.
+				at := target{strings.ToLower(e.host) + "." + z.fqdn(of), *p.Port}
+				if seen[at] == nil {
+					seen[at] = map[netip.Addr]bool{}
+					add(at.name, at.port)
+				}
+				if !seen[at][e.addr] {
+					seen[at][e.addr] = true
+					r.Extra = append(r.Extra, addressRecord(at.name, e.addr))
+				}
 			}
 		})
 	}
@@ -199,14 +207,18 @@ func (z *Zone) port(q dns.Question, of name, s *corev1.Service, port, protocol s
 	return r
 }
 
-// pod answers for an address written as a name, a-b-c-d.namespace.pod: the pods are
-// not looked at, as the specification says of these names.
+// pod answers for an address written as a name, a-b-c-d.namespace.pod, or with the
+// colons of IPv6 as dashes: the pods are not looked at, as the specification says of
+// these names.
 func (z *Zone) pod(q dns.Question, labels []string) Reply {
 	if len(labels) != 2 {
 		return noSuchName
 	}
 	a, err := netip.ParseAddr(strings.ReplaceAll(labels[0], "-", "."))
-	if err != nil || !a.Is4() {
+	if err != nil {
+		a, err = netip.ParseAddr(strings.ReplaceAll(labels[0], "-", ":"))
+	}
+	if err != nil || a.Is4In6() {
 		return noSuchName
 	}
 	return Reply{Answer: addressRecords(q, []netip.Addr{a})}

@@ -52,7 +52,7 @@ func slice(ns, service, name string, endpoints ...string) *discoveryv1.EndpointS
 }
 
 func zone() *Zone {
-	z := NewZone("cluster.local", netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16"))
+	z := NewZone("cluster.local", netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd00:42::/56"), netip.MustParsePrefix("10.43.0.0/16"), netip.MustParsePrefix("fd00:43::/112"))
 	z.SetService(service("shop", "web", "10.43.0.5"))
 	z.SetSlice(slice("shop", "web", "web-1", "10.42.0.9"))
 	z.SetService(service("shop", "six", "10.43.0.6", func(s *corev1.Service) { s.Spec.ClusterIPs = []string{"10.43.0.6", "fd00::6"} }))
@@ -60,6 +60,12 @@ func zone() *Zone {
 	z.SetSlice(slice("shop", "db", "db-a", "10.42.0.1=db-0", "!10.42.0.2=db-1"))
 	z.SetSlice(slice("shop", "db", "db-b", "10.42.1.3", "10.42.0.1=db-0"))
 	z.SetService(service("shop", "none", corev1.ClusterIPNone))
+	z.SetService(service("shop", "both", corev1.ClusterIPNone))
+	z.SetSlice(slice("shop", "both", "both-4", "10.42.0.1=db-0", "10.42.0.7"))
+	z.SetSlice(slice("shop", "both", "both-6", "fd00:42::1=db-0", "fd00:42::7"))
+	z.SetService(service("shop", "only6", "fd00:43::8"))
+	z.SetService(service("shop", "pods6", corev1.ClusterIPNone))
+	z.SetSlice(slice("shop", "pods6", "pods6-6", "fd00:42::9"))
 	z.SetService(service("shop", "away", "", func(s *corev1.Service) {
 		s.Spec.Type, s.Spec.ExternalName = corev1.ServiceTypeExternalName, "db.example.com"
 	}))
@@ -101,6 +107,31 @@ func TestAnswer(t *testing.T) {
 		{"web.shop.svc.cluster.local.", dns.TypeAAAA, ""},
 		{"web.shop.svc.cluster.local.", dns.TypeMX, ""},
 		{"six.shop.svc.cluster.local.", dns.TypeAAAA, "fd00::6"},
+		{"six.shop.svc.cluster.local.", dns.TypeA, "10.43.0.6"},
+		{"_http._tcp.six.shop.svc.cluster.local.", dns.TypeSRV, "0 100 80 six.shop.svc.cluster.local."},
+		{"only6.shop.svc.cluster.local.", dns.TypeAAAA, "fd00:43::8"},
+		{"only6.shop.svc.cluster.local.", dns.TypeA, ""},
+		{"both.shop.svc.cluster.local.", dns.TypeA, "10.42.0.1, 10.42.0.7"},
+		{"both.shop.svc.cluster.local.", dns.TypeAAAA, "fd00:42::1, fd00:42::7"},
+		{"db-0.both.shop.svc.cluster.local.", dns.TypeA, "10.42.0.1"},
+		{"db-0.both.shop.svc.cluster.local.", dns.TypeAAAA, "fd00:42::1"},
+		{"10-42-0-7.both.shop.svc.cluster.local.", dns.TypeA, "10.42.0.7"},
+		{"10-42-0-7.both.shop.svc.cluster.local.", dns.TypeAAAA, ""},
+		{"fd00-42--7.both.shop.svc.cluster.local.", dns.TypeAAAA, "fd00:42::7"},
+		{"fd00-42--7.both.shop.svc.cluster.local.", dns.TypeA, ""},
+		{"_http._tcp.both.shop.svc.cluster.local.", dns.TypeSRV, "0 100 8080 10-42-0-7.both.shop.svc.cluster.local., 0 100 8080 db-0.both.shop.svc.cluster.local., 0 100 8080 fd00-42--7.both.shop.svc.cluster.local."},
+		{"pods6.shop.svc.cluster.local.", dns.TypeA, ""},
+		{"pods6.shop.svc.cluster.local.", dns.TypeAAAA, "fd00:42::9"},
+		{"none.shop.svc.cluster.local.", dns.TypeAAAA, "NXDOMAIN"},
+		{"db.shop.svc.cluster.local.", dns.TypeAAAA, ""},
+		{"7.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2.4.0.0.0.0.d.f.ip6.arpa.", dns.TypePTR, "fd00-42--7.both.shop.svc.cluster.local."},
+		{"1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2.4.0.0.0.0.d.f.ip6.arpa.", dns.TypePTR, "db-0.both.shop.svc.cluster.local."},
+		{"8.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.3.4.0.0.0.0.d.f.ip6.arpa.", dns.TypePTR, "only6.shop.svc.cluster.local."},
+		{"5.5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2.4.0.0.0.0.d.f.ip6.arpa.", dns.TypePTR, "NXDOMAIN"},
+		{"fd00-42--7.shop.pod.cluster.local.", dns.TypeAAAA, "fd00:42::7"},
+		{"fd00-42--7.shop.pod.cluster.local.", dns.TypeA, ""},
+		{"fd00-42--g.shop.pod.cluster.local.", dns.TypeAAAA, "NXDOMAIN"},
+		{"10-1-2-3.shop.pod.cluster.local.", dns.TypeAAAA, ""},
 		{"db.shop.svc.cluster.local.", dns.TypeA, "10.42.0.1, 10.42.1.3"},
 		{"db-0.db.shop.svc.cluster.local.", dns.TypeA, "10.42.0.1"},
 		{"db-1.db.shop.svc.cluster.local.", dns.TypeA, "NXDOMAIN"},
@@ -116,7 +147,7 @@ func TestAnswer(t *testing.T) {
 		{"_http._tcp.web.shop.svc.cluster.local.", dns.TypeA, ""},
 		{"_http._tcp.db.shop.svc.cluster.local.", dns.TypeSRV, "0 100 8080 10-42-1-3.db.shop.svc.cluster.local., 0 100 8080 db-0.db.shop.svc.cluster.local."},
 		{"5.0.43.10.in-addr.arpa.", dns.TypePTR, "web.shop.svc.cluster.local."},
-		{"1.0.42.10.in-addr.arpa.", dns.TypePTR, "db-0.db.shop.svc.cluster.local."},
+		{"1.0.42.10.in-addr.arpa.", dns.TypePTR, "db-0.both.shop.svc.cluster.local., db-0.db.shop.svc.cluster.local."},
 		{"9.0.42.10.in-addr.arpa.", dns.TypePTR, "NXDOMAIN"},
 		{"77.0.42.10.in-addr.arpa.", dns.TypePTR, "NXDOMAIN"},
 		{"6.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa.", dns.TypePTR, "six.shop.svc.cluster.local."},
@@ -142,6 +173,9 @@ func TestAnswer(t *testing.T) {
 		}
 	}
 	if m := ask(s, "_http._tcp.db.shop.svc.cluster.local.", dns.TypeSRV); len(m.Extra) != 2 {
+		t.Errorf("the targets' addresses are %v", m.Extra)
+	}
+	if m := ask(s, "_http._tcp.both.shop.svc.cluster.local.", dns.TypeSRV); len(m.Extra) != 4 {
 		t.Errorf("the targets' addresses are %v", m.Extra)
 	}
 	if m := ask(s, "loop.shop.svc.cluster.local.", dns.TypeA); m.Rcode != dns.RcodeRefused || len(m.Answer) > maxChain {

@@ -49,12 +49,13 @@ type Conflict struct {
 // services that want the same port the older one has it.
 func Decide(services []*corev1.Service, endpointSlices []*discoveryv1.EndpointSlice, nodes []*corev1.Node) Plan {
 	bySvc := network.SlicesByService(endpointSlices)
-	ready := readyNodes(nodes)
+	ready := map[bool]map[string]netip.Addr{false: readyNodes(nodes, false), true: readyNodes(nodes, true)}
 	plan := Plan{Ways: map[Port]Way{}}
 	for _, svc := range slices.SortedFunc(slices.Values(services), older) {
 		if svc.Spec.Type != corev1.ServiceTypeNodePort && svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
 			continue
 		}
+		ready := ready[network.FirstIsIPv6(svc)]
 		hosts := hosts(svc, bySvc[svc.Namespace+"/"+svc.Name], ready)
 		for _, p := range svc.Spec.Ports {
 			if p.NodePort > 0 {
@@ -89,8 +90,8 @@ func older(a, b *corev1.Service) int {
 	return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 }
 
-// readyNodes are the addresses of the nodes that are Ready, by name.
-func readyNodes(nodes []*corev1.Node) map[string]netip.Addr {
+// readyNodes are the addresses of one family of the nodes that are Ready, by name.
+func readyNodes(nodes []*corev1.Node, v6 bool) map[string]netip.Addr {
 	out := map[string]netip.Addr{}
 	for _, n := range nodes {
 		isReady := slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
@@ -98,7 +99,7 @@ func readyNodes(nodes []*corev1.Node) map[string]netip.Addr {
 		})
 		for _, a := range n.Status.Addresses {
 			ip, err := netip.ParseAddr(a.Address)
-			if isReady && err == nil && ip.Is4() && a.Type == corev1.NodeInternalIP {
+			if isReady && err == nil && ip.Is6() == v6 && a.Type == corev1.NodeInternalIP {
 				out[n.Name] = ip
 			}
 		}
@@ -144,7 +145,7 @@ func balancers(svc *corev1.Service, hosts []netip.Addr, ready map[string]netip.A
 	all, here := map[netip.Addr]bool{}, map[netip.Addr]bool{}
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		ip, err := netip.ParseAddr(in.IP)
-		if err != nil || !ip.Is4() {
+		if err != nil || ip.Is6() != network.FirstIsIPv6(svc) {
 			continue
 		}
 		all[ip] = true

@@ -101,6 +101,29 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// TestDecideFamilies: a service is reached by the nodes' addresses of its first family.
+func TestDecideFamilies(t *testing.T) {
+	tcp := corev1.ServicePort{Port: 80, NodePort: 30080, Protocol: corev1.ProtocolTCP}
+	n := node("a", "10.41.0.11", corev1.ConditionTrue)
+	n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: "fd00::b"})
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Labels: map[string]string{discoveryv1.LabelServiceName: "web"}},
+		AddressType: discoveryv1.AddressTypeIPv6, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"fd00:42::2"}, NodeName: ptr.To("a")}},
+	}
+	for want, families := range map[string][]corev1.IPFamily{
+		"[[fd00::b]:30080] [[fd00::b]:80]":   {corev1.IPv6Protocol, corev1.IPv4Protocol},
+		"[10.41.0.11:30080] [10.41.0.11:80]": {corev1.IPv4Protocol, corev1.IPv6Protocol},
+	} {
+		svc := service("web", 1, corev1.ServiceTypeLoadBalancer, tcp)
+		svc.Spec.IPFamilies = families
+		svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "10.41.0.11"}, {IP: "fd00::b"}}
+		plan := Decide([]*corev1.Service{svc}, []*discoveryv1.EndpointSlice{slice}, []*corev1.Node{n})
+		if got := fmt.Sprint(plan.Ways[Port{network.TCP, 30080}].To, plan.Ways[Port{network.TCP, 80}].To); got != want {
+			t.Errorf("%v: %s, want %s", families, got, want)
+		}
+	}
+}
+
 // echo answers on TCP and UDP with its name and what it is sent.
 func echo(t *testing.T, name string) netip.AddrPort {
 	t.Helper()

@@ -6,6 +6,7 @@ package follow
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -44,10 +45,12 @@ type Config struct {
 	Informers informers.SharedInformerFactory
 	// Pods, of this node, have host ports; the caller starts it.
 	Pods cache.SharedIndexInformer
-	// Node is its name, IP its address, NetNS the path of its network namespace, empty
+	// Ranges are the cluster's.
+	Ranges network.Ranges
+	// Node is its name, IPs its addresses, NetNS the path of its network namespace, empty
 	// for the caller's own.
 	Node  string
-	IP    netip.Addr
+	IPs   []netip.Addr
 	NetNS string
 	// Proxy, Zone and Checks are kept up to date.
 	Proxy  Proxy
@@ -106,7 +109,7 @@ func Node(ctx context.Context, cfg Config) error {
 		if err != nil {
 			return err
 		}
-		at := network.Place{Node: cfg.Node}
+		at := network.Place{Node: cfg.Node, Names: cfg.Ranges.DNS()}
 		if n, err := nodes.Lister().Get(cfg.Node); err == nil {
 			at.Zone = n.Labels[corev1.LabelTopologyZone]
 		}
@@ -118,7 +121,7 @@ func Node(ctx context.Context, cfg Config) error {
 		}
 		return errors.Join(
 			cfg.Proxy.Apply(network.Desired(at, svcs, eps).WithHostPorts(pods)),
-			network.SyncAddresses(cfg.NetNS, cfg.IP, network.Announced(cfg.Node, svcs)),
+			network.SyncAddresses(cfg.NetNS, network.Same(netip.IPv4Unspecified(), cfg.IPs), network.Announced(cfg.Node, svcs)),
 			cfg.Checks.Apply(healthcheck.Desired(cfg.Node, svcs, eps)))
 	})
 	return nil
@@ -266,10 +269,10 @@ func onReady(ch chan<- struct{}) cache.ResourceEventHandler {
 	return onNode(ch, func(n *corev1.Node) string {
 		for _, c := range n.Status.Conditions {
 			if c.Type == corev1.NodeReady {
-				return string(c.Status) + " " + address(n)
+				return fmt.Sprint(c.Status, addresses(n))
 			}
 		}
-		return address(n)
+		return fmt.Sprint(addresses(n))
 	})
 }
 
@@ -324,11 +327,31 @@ func onNode(ch chan<- struct{}, aspect func(*corev1.Node) string) cache.Resource
 	}
 }
 
-func address(n *corev1.Node) string {
+// addresses are the internal ones that a node says it has.
+func addresses(n *corev1.Node) (out []netip.Addr) {
 	for _, a := range n.Status.Addresses {
-		if a.Type == corev1.NodeInternalIP {
-			return a.Address
+		if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == corev1.NodeInternalIP {
+			out = append(out, ip)
 		}
 	}
-	return ""
+	return out
+}
+
+// ofNode is a node as a peer, once for each family; none until it has been given addresses
+// for its pods.
+func ofNode(n *corev1.Node) (out []network.Peer) {
+	cidrs := n.Spec.PodCIDRs
+	if len(cidrs) == 0 {
+		cidrs = []string{n.Spec.PodCIDR}
+	}
+	for _, text := range cidrs {
+		cidr, err := netip.ParsePrefix(text)
+		if err != nil {
+			continue
+		}
+		if ip := network.Same(cidr.Addr(), addresses(n)); ip.IsValid() {
+			out = append(out, network.Peer{Name: n.Name, PodCIDR: cidr, NodeIP: ip})
+		}
+	}
+	return out
 }

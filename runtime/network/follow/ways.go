@@ -93,19 +93,13 @@ func peers(nodes []*corev1.Node, servers []*discoveryv1.EndpointSlice) []network
 	})
 	var out []network.Peer
 	for _, n := range nodes {
-		cidr, err := netip.ParsePrefix(n.Spec.PodCIDR)
-		if err != nil {
-			continue // not given yet
+		key, err := network.ParsePublicKey(n.Annotations[AnnotationWireGuardKey])
+		for _, p := range ofNode(n) {
+			if err == nil {
+				p.Key = key
+			}
+			out = append(out, p)
 		}
-		ip, err := netip.ParseAddr(address(n))
-		if err != nil {
-			continue
-		}
-		p := network.Peer{Name: n.Name, PodCIDR: cidr, NodeIP: ip}
-		if key, err := network.ParsePublicKey(n.Annotations[AnnotationWireGuardKey]); err == nil {
-			p.Key = key
-		}
-		out = append(out, p)
 	}
 	for _, s := range servers {
 		for _, ep := range s.Endpoints {
@@ -164,7 +158,7 @@ func changes(ctx context.Context, netNS string, ch chan<- struct{}) {
 // of its status reports.
 func onPlace(ch chan<- struct{}) cache.ResourceEventHandler {
 	return onNode(ch, func(n *corev1.Node) string {
-		return n.Spec.PodCIDR + " " + address(n) + " " + n.Annotations[AnnotationWireGuardKey]
+		return fmt.Sprint(n.Spec.PodCIDR, n.Spec.PodCIDRs, addresses(n), n.Annotations[AnnotationWireGuardKey])
 	})
 }
 

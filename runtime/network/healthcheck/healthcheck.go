@@ -37,6 +37,9 @@ func Desired(node string, services []*corev1.Service, endpointSlices []*discover
 		}
 		ready := map[string]bool{}
 		for _, s := range bySvc[svc.Namespace+"/"+svc.Name] {
+			if (s.AddressType == discoveryv1.AddressTypeIPv6) != network.FirstIsIPv6(svc) {
+				continue // the same pods once more
+			}
 			for _, e := range s.Endpoints {
 				isHere := e.NodeName != nil && *e.NodeName == node
 				if isReady := e.Conditions.Ready == nil || *e.Conditions.Ready; isHere && isReady && len(e.Addresses) > 0 {
@@ -97,7 +100,7 @@ func (s *Server) Apply(want map[uint16]Check) error {
 func (s *Server) Close() { _ = s.Apply(nil) }
 
 func (s *Server) listen(number uint16) (*port, error) {
-	l, err := network.ListenIn(s.netNS, "tcp4", net.JoinHostPort("0.0.0.0", strconv.Itoa(int(number))))
+	l, err := network.ListenIn(s.netNS, "tcp", net.JoinHostPort("", strconv.Itoa(int(number))))
 	if err != nil {
 		return nil, err
 	}

@@ -29,7 +29,9 @@ func TestDesired(t *testing.T) {
 	}
 	cluster := svc.DeepCopy()
 	cluster.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyCluster
-	slices := []*discoveryv1.EndpointSlice{slice, slice}
+	six := slice.DeepCopy() // the same pods by their other addresses
+	six.AddressType, six.Endpoints[0].Addresses = discoveryv1.AddressTypeIPv6, []string{"fd00::1"}
+	slices := []*discoveryv1.EndpointSlice{slice, slice, six}
 	for node, want := range map[string]int{"here": 1, "elsewhere": 0} {
 		got := Desired(node, []*corev1.Service{svc, cluster}, slices)
 		if len(got) != 1 || got[30099] != (Check{"ns", "web", want}) {

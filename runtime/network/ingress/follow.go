@@ -43,7 +43,7 @@ func NewFollower(client kubernetes.Interface, gateways gatewayclient.Interface, 
 	slices := f.Discovery().V1().EndpointSlices().Informer()
 	if err := slices.AddIndexers(cache.Indexers{byService: func(obj any) ([]string, error) {
 		s, ok := obj.(*discoveryv1.EndpointSlice)
-		if !ok || s.AddressType != discoveryv1.AddressTypeIPv4 {
+		if !ok || s.AddressType == discoveryv1.AddressTypeFQDN {
 			return nil, nil
 		}
 		return []string{s.Namespace + "/" + s.Labels[discoveryv1.LabelServiceName]}, nil

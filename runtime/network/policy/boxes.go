@@ -2,16 +2,17 @@ package policy
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 )
 
-// boxes is the union of rules as boxes without a point in common, which is what a set
+// boxes is the union of rules about one family as boxes without a point in common, which is what a set
 // of ranges in nftables can have: the addresses are cut where a rule begins or ends,
 // each piece has the ports of the rules that cover it, and neighbours with the same
 // ports are one.
 func boxes(rules []rule) []Box {
 	type edge struct {
-		at    uint64 // the first address that it concerns
+		at    netip.Addr // the first address that it concerns; invalid after the last one
 		rule  int
 		delta int
 	}
@@ -21,17 +22,21 @@ func boxes(rules []rule) []Box {
 			continue
 		}
 		for _, s := range r.addrs {
-			edges = append(edges, edge{uint64(s.from), i, 1}, edge{uint64(s.to) + 1, i, -1})
+			edges = append(edges, edge{s.from, i, 1}, edge{s.to.Next(), i, -1})
 		}
 	}
-	slices.SortFunc(edges, func(a, b edge) int { return cmp.Compare(a.at, b.at) })
+	slices.SortFunc(edges, func(a, b edge) int { return compareEnds(a.at, b.at) })
 	covering := make([]int, len(rules)) // how many spans of each rule cover the piece
 	var out []Box
 	var open []ports // of the piece that ends at the next edge
-	var from uint64
-	finish := func(end uint64) {
+	var from netip.Addr
+	finish := func(end netip.Addr) {
 		for _, p := range open {
-			out = append(out, Box{address(uint32(from)), address(uint32(end - 1)), p.firstProto, p.proto, p.first, p.last})
+			last := end.Prev()
+			if !end.IsValid() {
+				last = prefix(netip.PrefixFrom(from, 0)).to
+			}
+			out = append(out, Box{from, last, p.firstProto, p.proto, p.first, p.last})
 		}
 	}
 	for i := 0; i < len(edges); {
@@ -51,6 +56,17 @@ func boxes(rules []rule) []Box {
 		}
 	}
 	return out
+}
+
+// compareEnds compares addresses, of which an invalid one is after all others.
+func compareEnds(a, b netip.Addr) int {
+	if a.IsValid() != b.IsValid() {
+		if a.IsValid() {
+			return -1
+		}
+		return 1
+	}
+	return a.Compare(b)
 }
 
 // disjoint is the union of ranges of ports, in order and without overlap. All ports of

@@ -2,7 +2,6 @@ package policy
 
 import (
 	"cmp"
-	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -36,10 +35,19 @@ type Port struct {
 type Pod struct {
 	Namespace, Name string
 	Labels          labels.Set
-	IP              netip.Addr
-	Ports           []Port
+	// IPs are its addresses, one of each family that the cluster has.
+	IPs   []netip.Addr
+	Ports []Port
 	// Local says that the pod is on this node.
 	Local bool
+}
+
+// ip is the pod's address of a family; invalid if it has none.
+func (p *Pod) ip(v6 bool) netip.Addr {
+	if i := slices.IndexFunc(p.IPs, func(a netip.Addr) bool { return a.Is6() == v6 }); i >= 0 {
+		return p.IPs[i]
+	}
+	return netip.Addr{}
 }
 
 // Snapshot is what Rules are made of.
@@ -132,8 +140,13 @@ func (c *compiler) selecting(p *Pod, t networkingv1.PolicyType) []policy {
 
 func (c *compiler) direction(t networkingv1.PolicyType) Direction {
 	d := Direction{Groups: map[netip.Addr]string{}, Allowed: map[string][]Box{}}
+	type part struct {
+		key string
+		v6  bool
+	}
+	done := map[part]bool{}
 	for _, p := range c.s.Pods {
-		if !p.Local || !p.IP.Is4() {
+		if !p.Local {
 			continue
 		}
 		policies := c.selecting(p, t)
@@ -141,13 +154,18 @@ func (c *compiler) direction(t networkingv1.PolicyType) Direction {
 			continue
 		}
 		key := groupKey(p, policies, t)
-		d.Groups[p.IP] = key
-		if _, done := d.Allowed[key]; !done {
+		for _, ip := range p.IPs {
+			d.Groups[ip] = key
+			of := part{key, ip.Is6()}
+			if done[of] {
+				continue
+			}
+			done[of] = true
 			var rules []rule
 			for _, pol := range policies {
-				rules = append(rules, c.rules(pol, p, t)...)
+				rules = append(rules, c.rules(pol, p, t, of.v6)...)
 			}
-			d.Allowed[key] = boxes(rules)
+			d.Allowed[key] = append(d.Allowed[key], boxes(rules)...)
 		}
 	}
 	return d
@@ -184,8 +202,8 @@ type rule struct {
 	ports []ports
 }
 
-// span is a range of IPv4 addresses.
-type span struct{ from, to uint32 }
+// span is a range of addresses of one family.
+type span struct{ from, to netip.Addr }
 
 // ports is a range of ports of a range of protocols.
 type ports struct {
@@ -193,34 +211,40 @@ type ports struct {
 	first, last       uint16
 }
 
-var (
-	everywhere = []span{{0, ^uint32(0)}}
-	anyPort    = []ports{{0, 255, 0, 65535}}
-)
+var anyPort = []ports{{0, 255, 0, 65535}}
 
-// rules are those of a policy for one pod that it selects.
-func (c *compiler) rules(pol policy, p *Pod, t networkingv1.PolicyType) []rule {
+// everywhere are all addresses of a family.
+func everywhere(v6 bool) []span {
+	if v6 {
+		return []span{prefix(netip.PrefixFrom(netip.IPv6Unspecified(), 0))}
+	}
+	return []span{prefix(netip.PrefixFrom(netip.IPv4Unspecified(), 0))}
+}
+
+// rules are those of a policy for one pod that it selects, as far as they are about
+// addresses of one family.
+func (c *compiler) rules(pol policy, p *Pod, t networkingv1.PolicyType, v6 bool) []rule {
 	var out []rule
 	if t == networkingv1.PolicyTypeIngress {
 		for _, r := range pol.obj.Spec.Ingress {
 			// A named port is the selected pod's.
-			out = append(out, rule{c.peers(pol.obj.Namespace, r.From), portsOf(r.Ports, p)})
+			out = append(out, rule{c.peers(pol.obj.Namespace, r.From, v6), portsOf(r.Ports, p)})
 		}
 		return out
 	}
 	for _, r := range pol.obj.Spec.Egress {
 		numbered := slices.DeleteFunc(slices.Clone(r.Ports), isNamed)
 		if len(r.Ports) == 0 || len(numbered) > 0 {
-			out = append(out, rule{c.peers(pol.obj.Namespace, r.To), portsOf(numbered, nil)})
+			out = append(out, rule{c.peers(pol.obj.Namespace, r.To, v6), portsOf(numbered, nil)})
 		}
 		named := slices.DeleteFunc(slices.Clone(r.Ports), func(q networkingv1.NetworkPolicyPort) bool { return !isNamed(q) })
 		if len(named) == 0 {
 			continue
 		}
 		// A named port is the peer's, so each peer has its own.
-		for _, peer := range c.podsOf(pol.obj.Namespace, r.To) {
+		for _, peer := range c.podsOf(pol.obj.Namespace, r.To, v6) {
 			if at := portsOf(named, peer); len(at) > 0 {
-				out = append(out, rule{[]span{single(peer.IP)}, at})
+				out = append(out, rule{[]span{single(peer.ip(v6))}, at})
 			}
 		}
 	}
@@ -281,26 +305,27 @@ func ProtocolOf(p corev1.Protocol) Protocol {
 }
 
 // peers are the addresses of a rule's peers; none in the rule are all.
-func (c *compiler) peers(namespace string, list []networkingv1.NetworkPolicyPeer) []span {
+func (c *compiler) peers(namespace string, list []networkingv1.NetworkPolicyPeer, v6 bool) []span {
 	if len(list) == 0 {
-		return everywhere
+		return everywhere(v6)
 	}
 	var out []span
-	for _, p := range c.podsOf(namespace, list) {
-		out = append(out, single(p.IP))
+	for _, p := range c.podsOf(namespace, list, v6) {
+		out = append(out, single(p.ip(v6)))
 	}
 	for i := range list {
 		if list[i].IPBlock != nil {
-			out = append(out, block(list[i].IPBlock)...)
+			out = append(out, block(list[i].IPBlock, v6)...)
 		}
 	}
 	return out
 }
 
-// podsOf are the pods that a rule's peers select; none in the rule are all.
-func (c *compiler) podsOf(namespace string, list []networkingv1.NetworkPolicyPeer) []*Pod {
+// podsOf are the pods that a rule's peers select and that have an address of a family;
+// none in the rule are all.
+func (c *compiler) podsOf(namespace string, list []networkingv1.NetworkPolicyPeer, v6 bool) []*Pod {
 	if len(list) == 0 {
-		return slices.DeleteFunc(slices.Clone(c.s.Pods), func(p *Pod) bool { return !p.IP.Is4() })
+		return slices.DeleteFunc(slices.Clone(c.s.Pods), func(p *Pod) bool { return !p.ip(v6).IsValid() })
 	}
 	var out []*Pod
 	for i := range list {
@@ -324,7 +349,7 @@ func (c *compiler) podsOf(namespace string, list []networkingv1.NetworkPolicyPee
 		}
 		for _, ns := range namespaces {
 			for _, p := range c.byNS[ns] {
-				if p.IP.Is4() && pods.Matches(p.Labels) {
+				if p.ip(v6).IsValid() && pods.Matches(p.Labels) {
 					out = append(out, p)
 				}
 			}
@@ -333,44 +358,33 @@ func (c *compiler) podsOf(namespace string, list []networkingv1.NetworkPolicyPee
 	return out
 }
 
-func single(a netip.Addr) span { return span{number(a), number(a)} }
+func single(a netip.Addr) span { return span{a, a} }
 
-func number(a netip.Addr) uint32 {
-	b := a.As4()
-	return binary.BigEndian.Uint32(b[:])
-}
-
-func address(n uint32) netip.Addr {
-	var b [4]byte
-	binary.BigEndian.PutUint32(b[:], n)
-	return netip.AddrFrom4(b)
-}
-
-// block is what of a CIDR is left when the exceptions are taken out. One that is not
-// IPv4 has no address that is met here.
-func block(b *networkingv1.IPBlock) []span {
+// block is what of a CIDR is left when the exceptions are taken out. One of another
+// family has no address that is met here.
+func block(b *networkingv1.IPBlock, v6 bool) []span {
 	whole, err := netip.ParsePrefix(b.CIDR)
-	if err != nil || !whole.Addr().Is4() {
+	if err != nil || whole.Addr().Is6() != v6 {
 		return nil
 	}
 	left := []span{prefix(whole)}
 	for _, text := range b.Except {
 		except, err := netip.ParsePrefix(text)
-		if err != nil || !except.Addr().Is4() {
+		if err != nil || except.Addr().Is6() != v6 {
 			continue
 		}
 		cut := prefix(except)
 		var next []span
 		for _, s := range left {
-			if cut.to < s.from || cut.from > s.to {
+			if cut.to.Less(s.from) || s.to.Less(cut.from) {
 				next = append(next, s)
 				continue
 			}
-			if s.from < cut.from {
-				next = append(next, span{s.from, cut.from - 1})
+			if s.from.Less(cut.from) {
+				next = append(next, span{s.from, cut.from.Prev()})
 			}
-			if s.to > cut.to {
-				next = append(next, span{cut.to + 1, s.to})
+			if cut.to.Less(s.to) {
+				next = append(next, span{cut.to.Next(), s.to})
 			}
 		}
 		left = next
@@ -379,6 +393,10 @@ func block(b *networkingv1.IPBlock) []span {
 }
 
 func prefix(p netip.Prefix) span {
-	first := number(p.Masked().Addr())
-	return span{first, first | uint32(uint64(1)<<(32-p.Bits())-1)}
+	last := p.Masked().Addr().AsSlice()
+	for bit := p.Bits(); bit < 8*len(last); bit++ {
+		last[bit/8] |= 1 << (7 - bit%8)
+	}
+	to, _ := netip.AddrFromSlice(last)
+	return span{p.Masked().Addr(), to}
 }

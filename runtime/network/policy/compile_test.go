@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	networkingv1 "k8s.io/api/networking/v1"
@@ -34,7 +35,7 @@ func manifest(t testing.TB, text string) *networkingv1.NetworkPolicy {
 }
 
 func pod(namespace, name, ip string, local bool, l labels.Set, ports ...Port) *Pod {
-	return &Pod{Namespace: namespace, Name: name, IP: netip.MustParseAddr(ip), Local: local, Labels: l, Ports: ports}
+	return &Pod{Namespace: namespace, Name: name, IPs: []netip.Addr{netip.MustParseAddr(ip)}, Local: local, Labels: l, Ports: ports}
 }
 
 // passes says whether a direction lets a connection of a pod and a peer through.
@@ -64,26 +65,26 @@ func TestPolicies(t *testing.T) {
 		policy string
 		flows  []flow
 	}{
-		"nobody is selected": {`spec: {podSelector: {matchLabels: {app: none}}}`, []flow{{true, web, other.IP, 80, true}}},
+		"nobody is selected": {`spec: {podSelector: {matchLabels: {app: none}}}`, []flow{{true, web, other.IPs[0], 80, true}}},
 		"deny all in": {`spec: {podSelector: {}, policyTypes: [Ingress]}`, []flow{
-			{true, web, other.IP, 80, false}, {true, db, web.IP, 5432, false}, {false, web, other.IP, 80, true},
+			{true, web, other.IPs[0], 80, false}, {true, db, web.IPs[0], 5432, false}, {false, web, other.IPs[0], 80, true},
 		}},
-		"deny all out": {`spec: {podSelector: {}, policyTypes: [Egress]}`, []flow{{false, web, other.IP, 80, false}, {true, web, other.IP, 80, true}}},
+		"deny all out": {`spec: {podSelector: {}, policyTypes: [Egress]}`, []flow{{false, web, other.IPs[0], 80, false}, {true, web, other.IPs[0], 80, true}}},
 		"allow all in": {`spec: {podSelector: {}, ingress: [{}]}`, []flow{{true, web, outside, 80, true}}},
 		"pods of the namespace": {`spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]}`, []flow{
-			{true, db, web.IP, 1, true}, {true, db, other.IP, 1, false}, {true, db, outside, 1, false}, {true, web, other.IP, 1, true},
+			{true, db, web.IPs[0], 1, true}, {true, db, other.IPs[0], 1, false}, {true, db, outside, 1, false}, {true, web, other.IPs[0], 1, true},
 		}},
 		"a namespace": {`spec: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: other}}}]}]}`, []flow{
-			{true, web, other.IP, 1, true}, {true, web, db.IP, 1, false},
+			{true, web, other.IPs[0], 1, true}, {true, web, db.IPs[0], 1, false},
 		}},
 		"pods of a namespace": {`spec: {podSelector: {}, ingress: [{from: [{namespaceSelector: {}, podSelector: {matchLabels: {app: db}}}]}]}`, []flow{
-			{true, web, other.IP, 1, false}, {true, web, db.IP, 1, true},
+			{true, web, other.IPs[0], 1, false}, {true, web, db.IPs[0], 1, true},
 		}},
 		"a named port is the pod's own": {`spec: {podSelector: {}, ingress: [{ports: [{port: http}]}]}`, []flow{
 			{true, web, outside, 8080, true}, {true, web, outside, 9090, false}, {true, s.Pods[3], outside, 9090, true}, {true, db, outside, 8080, false},
 		}},
 		"a named port of the peers": {`spec: {podSelector: {matchLabels: {app: db}}, egress: [{to: [{podSelector: {}}], ports: [{port: http}]}]}`, []flow{
-			{false, db, web.IP, 8080, true}, {false, db, web.IP, 9090, false}, {false, db, s.Pods[3].IP, 9090, true},
+			{false, db, web.IPs[0], 8080, true}, {false, db, web.IPs[0], 9090, false}, {false, db, s.Pods[3].IPs[0], 9090, true},
 		}},
 		"a range of ports": {`spec: {podSelector: {}, egress: [{ports: [{port: 32000, endPort: 32768}]}]}`, []flow{
 			{false, web, outside, 32000, true}, {false, web, outside, 32768, true}, {false, web, outside, 31999, false}, {false, web, outside, 32769, false},
@@ -99,7 +100,7 @@ func TestPolicies(t *testing.T) {
 			if f.in {
 				d = r.Ingress
 			}
-			if got := d.passes(f.pod.IP, f.peer, TCP, f.port); got != f.want {
+			if got := d.passes(f.pod.IPs[0], f.peer, TCP, f.port); got != f.want {
 				t.Errorf("%s: %+v: %v", name, f, got)
 			}
 		}
@@ -129,15 +130,24 @@ func TestCompileAgrees(t *testing.T) {
 			}
 			for range 20 {
 				p := rapid.SampledFrom(s.Pods).Draw(t, "pod")
-				peer := netip.AddrFrom4([4]byte{10, 42, 0, byte(rapid.IntRange(0, 15).Draw(t, "peer"))})
+				own := rapid.SampledFrom(p.IPs).Draw(t, "address")
+				peer := addressOf(rapid.IntRange(0, 15).Draw(t, "peer"), own.Is6())
 				proto := rapid.SampledFrom([]Protocol{1, TCP, UDP}).Draw(t, "protocol")
 				port := uint16(rapid.IntRange(0, 8).Draw(t, "port"))
-				if got, want := d.passes(p.IP, peer, proto, port), !p.Local || says(s, name, p, peer, proto, port); got != want {
+				if got, want := d.passes(own, peer, proto, port), !p.Local || says(s, name, p, peer, proto, port); got != want {
 					t.Fatalf("%s of %s/%s with %s, %d/%d: %v, want %v", name, p.Namespace, p.Name, peer, port, proto, got, want)
 				}
 			}
 		}
 	})
+}
+
+// addressOf is one of a handful of addresses.
+func addressOf(i int, v6 bool) netip.Addr {
+	if v6 {
+		return netip.MustParseAddr(fmt.Sprintf("fd00:42::%x", i))
+	}
+	return netip.AddrFrom4([4]byte{10, 42, 0, byte(i)})
 }
 
 // says evaluates policies as they are written.
@@ -158,7 +168,7 @@ func says(s Snapshot, t networkingv1.PolicyType, p *Pod, peer netip.Addr, proto 
 			continue
 		}
 		var other *Pod
-		if i := slices.IndexFunc(s.Pods, func(o *Pod) bool { return o.IP == peer }); i >= 0 {
+		if i := slices.IndexFunc(s.Pods, func(o *Pod) bool { return slices.Contains(o.IPs, peer) }); i >= 0 {
 			other = s.Pods[i]
 		}
 		for _, r := range pol.Spec.Egress {
@@ -195,7 +205,7 @@ func meets(s Snapshot, ns string, peers []networkingv1.NetworkPolicyPeer, peer n
 			continue
 		}
 		for _, p := range s.Pods {
-			if p.IP != peer {
+			if !slices.Contains(p.IPs, peer) {
 				continue
 			}
 			inNS := p.Namespace == ns
@@ -239,7 +249,10 @@ func snapshots(t *rapid.T) Snapshot {
 	s := Snapshot{Namespaces: map[string]labels.Set{"a": {"x": "1"}, "b": {"x": "2"}}}
 	value := rapid.SampledFrom([]string{"1", "2"})
 	for i := range rapid.IntRange(1, 6).Draw(t, "pods") {
-		p := &Pod{Namespace: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "namespace"), Name: fmt.Sprint("p", i), IP: netip.AddrFrom4([4]byte{10, 42, 0, byte(i + 1)}), Local: rapid.Bool().Draw(t, "local")}
+		p := &Pod{Namespace: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "namespace"), Name: fmt.Sprint("p", i), Local: rapid.Bool().Draw(t, "local")}
+		for _, v6 := range rapid.SampledFrom([][]bool{{false}, {true}, {false, true}, {true, false}}).Draw(t, "families") {
+			p.IPs = append(p.IPs, addressOf(i+1, v6))
+		}
 		p.Labels = labels.Set{"x": value.Draw(t, "label")}
 		if rapid.Bool().Draw(t, "named") {
 			p.Ports = []Port{{"http", TCP, uint16(rapid.IntRange(1, 4).Draw(t, "number"))}}
@@ -263,9 +276,9 @@ func snapshots(t *rapid.T) Snapshot {
 			case 2:
 				out = append(out, networkingv1.NetworkPolicyPeer{NamespaceSelector: sel("namespaces"), PodSelector: sel("pods")})
 			default:
-				b := &networkingv1.IPBlock{CIDR: rapid.SampledFrom([]string{"0.0.0.0/0", "10.42.0.0/28", "10.42.0.4/30"}).Draw(t, "cidr")}
-				if rapid.Bool().Draw(t, "exception") && b.CIDR != "10.42.0.4/30" {
-					b.Except = []string{rapid.SampledFrom([]string{"10.42.0.2/31", "10.42.0.0/30", "10.42.0.8/29"}).Draw(t, "except")}
+				b := &networkingv1.IPBlock{CIDR: rapid.SampledFrom([]string{"0.0.0.0/0", "10.42.0.0/28", "10.42.0.4/30", "::/0", "fd00:42::/124", "fd00:42::4/126"}).Draw(t, "cidr")}
+				if rapid.Bool().Draw(t, "exception") && !strings.Contains(b.CIDR, "4/") {
+					b.Except = []string{rapid.SampledFrom(map[bool][]string{false: {"10.42.0.2/31", "10.42.0.0/30", "10.42.0.8/29"}, true: {"fd00:42::2/127", "fd00:42::/126", "fd00:42::8/125"}}[strings.Contains(b.CIDR, ":")]).Draw(t, "except")}
 				}
 				out = append(out, networkingv1.NetworkPolicyPeer{IPBlock: b})
 			}
@@ -313,7 +326,7 @@ func snapshots(t *rapid.T) Snapshot {
 
 // TestLayout: groups keep their numbers, so that a change touches what has changed.
 func TestLayout(t *testing.T) {
-	e := &Enforcer{ids: map[string]uint32{}}
+	e := &familyEnforcer{ipFamily: families[0], ids: map[string]uint32{}}
 	s := Snapshot{
 		Pods:     []*Pod{pod("shop", "web", "10.42.0.2", true, labels.Set{"app": "web"}), pod("shop", "db", "10.42.0.3", true, labels.Set{"app": "db"})},
 		Policies: []*networkingv1.NetworkPolicy{manifest(t, `{metadata: {name: one}, spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {}}]}]}}`)},

@@ -29,30 +29,49 @@ const (
 	socketBuffer = 8 << 20
 )
 
-// Registers of 4 bytes, in the order of the key of a set of what is allowed.
-const (
-	regGroup = unix.NFT_REG32_00 + iota
-	regPeer
-	regProto
-	regPort
-	regPod
-	regOther
-)
+// portOffset is where the port is in the header of TCP, UDP and SCTP.
+const portOffset = 2
 
-// Where things are in the IPv4 header and in that of TCP, UDP and SCTP.
-const (
-	sourceOffset      = 12
-	destinationOffset = 16
-	portOffset        = 2
-)
+// ipFamily is how the tables of IPv4 and IPv6 differ: in where addresses are in the
+// header, and so in the registers of 4 bytes, which are in the order of the key of a set
+// of what is allowed.
+type ipFamily struct {
+	table                                nftables.TableFamily
+	v6                                   bool
+	addr                                 nftables.SetDatatype
+	length, source, destination          uint32
+	regPeer, regProto, regPort, regOther uint32
+}
 
-// The two directions: the pod is the destination of what comes in.
-var directions = [2]struct {
-	name, pods, allowed string
-	pod, peer           uint32
-}{
-	{"ingress", "ingress-pods", "ingress-allowed", destinationOffset, sourceOffset},
-	{"egress", "egress-pods", "egress-allowed", sourceOffset, destinationOffset},
+const regGroup = unix.NFT_REG32_00
+
+var families = [2]*ipFamily{
+	newFamily(ipFamily{table: nftables.TableFamilyIPv4, addr: nftables.TypeIPAddr, length: 4, source: 12, destination: 16}),
+	newFamily(ipFamily{table: nftables.TableFamilyIPv6, v6: true, addr: nftables.TypeIP6Addr, length: 16, source: 8, destination: 24}),
+}
+
+func newFamily(f ipFamily) *ipFamily {
+	f.regPeer = regGroup + 1
+	f.regProto = f.regPeer + f.length/4
+	f.regPort = f.regProto + 1
+	f.regOther = f.regPort + 1
+	return &f
+}
+
+// direction is one of the two: the pod is the destination of what comes in.
+type direction struct{ name, pods, allowed string }
+
+var directions = [2]direction{
+	{"ingress", "ingress-pods", "ingress-allowed"},
+	{"egress", "egress-pods", "egress-allowed"},
+}
+
+// ends are where the addresses of the pod and of its peer are.
+func (f *ipFamily) ends(d direction) (pod, peer uint32) {
+	if d == directions[0] {
+		return f.destination, f.source
+	}
+	return f.source, f.destination
 }
 
 // element is a key and, for a range, the last one; value is for maps.
@@ -61,14 +80,20 @@ type element struct{ key, last, value string }
 // layout is what the kernel has: the elements of each set by its name.
 type layout map[string]map[element]bool
 
-// Enforcer lays Rules out as an nftables table of its own in a node's network
-// namespace. There is no table while there are no rules.
+// Enforcer lays Rules out as nftables tables of its own in a node's network namespace,
+// one for each family. There is no table while there are no rules for it.
 //
 // One rule a direction suffices, whatever there is: a map has the group of each pod
 // that is held back, a set what is allowed to each group, and what has a group and is
 // not allowed is dropped.
 type Enforcer struct {
-	ns   *os.File
+	ns       *os.File
+	families []*familyEnforcer
+}
+
+// familyEnforcer has the table of one family.
+type familyEnforcer struct {
+	*ipFamily
 	conn *nftables.Conn
 	// missing is why the kernel has no nftables: no rules can be enforced, but none
 	// are, either.
@@ -81,9 +106,10 @@ type Enforcer struct {
 }
 
 // NewEnforcer opens the namespace; the empty path is the caller's own. What an earlier
-// one left there holds until the first Apply.
-func NewEnforcer(netNS string) (*Enforcer, error) {
-	path := netNS
+// one left there holds until the first Apply. Pods have addresses of IPv4 alone unless
+// told otherwise.
+func NewEnforcer(netNS string, ipv6 bool) (*Enforcer, error) {
+	missing := network.CheckNFTables(netNS)
 	if netNS == "" {
 		netNS = "/proc/thread-self/ns/net"
 	}
@@ -91,24 +117,100 @@ func NewEnforcer(netNS string) (*Enforcer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("network policies: %w", err)
 	}
-	buffers := nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
-		return errors.Join(c.SetReadBuffer(socketBuffer), c.SetWriteBuffer(socketBuffer))
-	})
-	conn, err := nftables.New(nftables.WithNetNSFd(int(ns.Fd())), buffers)
-	if err != nil {
-		_ = ns.Close()
-		return nil, fmt.Errorf("network policies: %w", err)
+	e := &Enforcer{ns: ns}
+	for _, f := range families {
+		if f.v6 && !ipv6 {
+			continue
+		}
+		buffers := nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
+			return errors.Join(c.SetReadBuffer(socketBuffer), c.SetWriteBuffer(socketBuffer))
+		})
+		conn, err := nftables.New(nftables.WithNetNSFd(int(ns.Fd())), buffers)
+		if err != nil {
+			_ = ns.Close()
+			return nil, fmt.Errorf("network policies: %w", err)
+		}
+		e.families = append(e.families, &familyEnforcer{ipFamily: f, conn: conn, missing: missing, ids: map[string]uint32{}})
 	}
-	return &Enforcer{ns: ns, conn: conn, missing: network.CheckNFTables(path), ids: map[string]uint32{}}, nil
+	return e, nil
 }
 
 // Close lets go of the kernel; the rules stay.
 func (e *Enforcer) Close() error { return e.ns.Close() }
 
-// Apply makes the kernel enforce rules, in one transaction with no more changes than
-// needed. After an error the next Apply builds everything anew, and until then what was
-// enforced still is.
+// Apply makes the kernel enforce rules, in one transaction for each family with no more
+// changes than needed. After an error the next Apply builds everything anew, and until
+// then what was enforced still is.
 func (e *Enforcer) Apply(r Rules) error {
+	var errs []error
+	for _, f := range e.families {
+		errs = append(errs, f.apply(f.part(r)))
+	}
+	return errors.Join(append(errs, e.covers(r))...)
+}
+
+// covers refuses rules for pods with addresses of a family that is not enforced: they
+// must not be taken to be held back.
+func (e *Enforcer) covers(r Rules) error {
+	for _, d := range []Direction{r.Ingress, r.Egress} {
+		for ip := range d.Groups {
+			if err := e.has(ip); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (e *Enforcer) has(ip netip.Addr) error {
+	if slices.ContainsFunc(e.families, func(f *familyEnforcer) bool { return f.v6 == ip.Is6() }) {
+		return nil
+	}
+	return fmt.Errorf("network policies: the pod's address %s is of a family that this node does not know: start it with the server's --cluster-cidr", ip)
+}
+
+// part is what of rules is about a family.
+func (f *ipFamily) part(r Rules) Rules {
+	of := func(d Direction) Direction {
+		out := Direction{Groups: map[netip.Addr]string{}, Allowed: map[string][]Box{}}
+		for ip, key := range d.Groups {
+			if ip.Is6() != f.v6 {
+				continue
+			}
+			out.Groups[ip] = key
+			if _, done := out.Allowed[key]; !done {
+				out.Allowed[key] = slices.DeleteFunc(slices.Clone(d.Allowed[key]), func(b Box) bool { return b.From.Is6() != f.v6 })
+			}
+		}
+		return out
+	}
+	return Rules{Ingress: of(r.Ingress), Egress: of(r.Egress)}
+}
+
+// Hold lets nothing come to or from addresses but what their node sends and gets, until
+// the next Apply. All else that is enforced stays as it is, also what an earlier
+// Enforcer has left.
+func (e *Enforcer) Hold(ips []netip.Addr) error {
+	for _, ip := range ips {
+		if err := e.has(ip); err != nil {
+			return err
+		}
+		for _, f := range e.families {
+			if f.v6 != ip.Is6() {
+				continue
+			}
+			if err := f.hold(ip); err != nil {
+				return fmt.Errorf("network policies: hold back %s: %w", ip, err)
+			}
+		}
+	}
+	return nil
+}
+
+// Remove deletes the tables.
+func (e *Enforcer) Remove() error { return e.Apply(Rules{}) }
+
+func (e *familyEnforcer) apply(r Rules) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	want := e.lay(r)
@@ -121,8 +223,8 @@ func (e *Enforcer) Apply(r Rules) error {
 		return fmt.Errorf("network policies: %w", e.missing)
 	case empty && before != nil && len(before) == 0:
 	case empty:
-		e.conn.AddTable(table()) // so that deleting works when there is none
-		e.conn.DelTable(table())
+		e.conn.AddTable(e.ours()) // so that deleting works when there is none
+		e.conn.DelTable(e.ours())
 		want = layout{}
 	case len(before) == 0 || removed(before, want) > rebuildAbove:
 		if err := e.build(); err != nil {
@@ -142,28 +244,21 @@ func (e *Enforcer) Apply(r Rules) error {
 	return nil
 }
 
-// Hold lets nothing come to or from an address but what its node sends and gets, until
-// the next Apply. All else that is enforced stays as it is, also what an earlier
-// Enforcer has left.
-func (e *Enforcer) Hold(ip netip.Addr) error {
+func (e *familyEnforcer) hold(ip netip.Addr) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.installed = nil
-	err := e.missing
-	if err == nil {
-		err = e.hold(ip)
+	if e.missing != nil {
+		return e.missing
 	}
-	if err == nil {
-		err = e.conn.Flush()
+	if err := e.queueHold(ip); err != nil {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("network policies: hold back %s: %w", ip, err)
-	}
-	return nil
+	return e.conn.Flush()
 }
 
-func (e *Enforcer) hold(ip netip.Addr) error {
-	tables, err := e.conn.ListTablesOfFamily(nftables.TableFamilyIPv4)
+func (e *familyEnforcer) queueHold(ip netip.Addr) error {
+	tables, err := e.conn.ListTablesOfFamily(e.table)
 	if err != nil {
 		return err
 	}
@@ -172,7 +267,7 @@ func (e *Enforcer) hold(ip netip.Addr) error {
 	var stale [len(directions)][]nftables.SetElement
 	if exists {
 		for i, d := range directions {
-			all, err := e.conn.GetSetElements(podsSet(d.pods))
+			all, err := e.conn.GetSetElements(e.podsSet(d.pods))
 			if err != nil {
 				return err
 			}
@@ -182,21 +277,18 @@ func (e *Enforcer) hold(ip netip.Addr) error {
 		return err
 	}
 	for i, d := range directions {
-		if err := e.conn.SetDeleteElements(podsSet(d.pods), stale[i]); err != nil {
+		if err := e.conn.SetDeleteElements(e.podsSet(d.pods), stale[i]); err != nil {
 			return err
 		}
-		if err := e.conn.SetAddElements(podsSet(d.pods), []nftables.SetElement{held}); err != nil {
+		if err := e.conn.SetAddElements(e.podsSet(d.pods), []nftables.SetElement{held}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Remove deletes the table.
-func (e *Enforcer) Remove() error { return e.Apply(Rules{}) }
-
 // lay turns rules into elements. A group keeps its number for as long as it is there.
-func (e *Enforcer) lay(r Rules) layout {
+func (e *familyEnforcer) lay(r Rules) layout {
 	out := layout{selfSet: {}}
 	used := map[string]uint32{}
 	id := func(direction, key string) uint32 {
@@ -246,12 +338,12 @@ func removed(before, want layout) int {
 	return n
 }
 
-func text(a netip.Addr) string { b := a.As4(); return string(b[:]) }
+func text(a netip.Addr) string { return string(a.AsSlice()) }
 func mark(n uint32) string     { return string(binaryutil.NativeEndian.PutUint32(n)) }
 func port(n uint16) string     { return string(binary.BigEndian.AppendUint16(nil, n)) + "\x00\x00" }
 
-func table() *nftables.Table {
-	return &nftables.Table{Family: nftables.TableFamilyIPv4, Name: tableName}
+func (f *ipFamily) ours() *nftables.Table {
+	return &nftables.Table{Family: f.table, Name: tableName}
 }
 
 const (
@@ -262,37 +354,37 @@ const (
 )
 
 // sets are the table's, in the order in which they are made.
-func sets() []*nftables.Set {
+func (f *ipFamily) sets() []*nftables.Set {
 	out := []*nftables.Set{{
-		Table: table(), Name: selfSet, Concatenation: true, KeyType: nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr),
+		Table: f.ours(), Name: selfSet, Concatenation: true, KeyType: nftables.MustConcatSetType(f.addr, f.addr),
 	}}
 	for _, d := range directions {
 		out = append(out,
-			podsSet(d.pods),
+			f.podsSet(d.pods),
 			&nftables.Set{
-				Table: table(), Name: d.allowed, Concatenation: true, Interval: true,
-				KeyType: nftables.MustConcatSetType(nftables.TypeMark, nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService),
+				Table: f.ours(), Name: d.allowed, Concatenation: true, Interval: true,
+				KeyType: nftables.MustConcatSetType(nftables.TypeMark, f.addr, nftables.TypeInetProto, nftables.TypeInetService),
 			})
 	}
 	return out
 }
 
-func podsSet(name string) *nftables.Set {
-	return &nftables.Set{Table: table(), Name: name, IsMap: true, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeMark}
+func (f *ipFamily) podsSet(name string) *nftables.Set {
+	return &nftables.Set{Table: f.ours(), Name: name, IsMap: true, KeyType: f.addr, DataType: nftables.TypeMark}
 }
 
 // build queues the table with its rules, which never change.
-func (e *Enforcer) build() error {
-	e.conn.AddTable(table()) // so that deleting works when there is none
-	e.conn.DelTable(table())
-	e.conn.AddTable(table())
-	for _, s := range sets() {
+func (e *familyEnforcer) build() error {
+	e.conn.AddTable(e.ours()) // so that deleting works when there is none
+	e.conn.DelTable(e.ours())
+	e.conn.AddTable(e.ours())
+	for _, s := range e.sets() {
 		if err := e.conn.AddSet(s, nil); err != nil {
 			return err
 		}
 	}
 	forward := e.conn.AddChain(&nftables.Chain{
-		Table: table(), Name: chain, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
+		Table: e.ours(), Name: chain, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
 	})
 	e.rule(forward, // what belongs to a connection that was let through
 		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
@@ -300,50 +392,51 @@ func (e *Enforcer) build() error {
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
 		&expr.Verdict{Kind: expr.VerdictAccept})
 	e.rule(forward, // a pod that reaches itself by way of a service
-		header(regPeer, sourceOffset), header(regProto, destinationOffset),
-		&expr.Lookup{SourceRegister: regPeer, SetName: selfSet},
+		e.header(e.regPeer, e.source), e.header(e.regPeer+e.length/4, e.destination),
+		&expr.Lookup{SourceRegister: e.regPeer, SetName: selfSet},
 		&expr.Verdict{Kind: expr.VerdictAccept})
 	for _, d := range slices.Backward(directions[:]) {
-		c := e.conn.AddChain(&nftables.Chain{Table: table(), Name: d.name})
+		c := e.conn.AddChain(&nftables.Chain{Table: e.ours(), Name: d.name})
 		e.rule(forward, &expr.Verdict{Kind: expr.VerdictJump, Chain: d.name})
-		group := []expr.Any{header(regPod, d.pod), &expr.Lookup{SourceRegister: regPod, SetName: d.pods, IsDestRegSet: true, DestRegister: regGroup}}
+		pod, other := e.ends(d)
+		group := []expr.Any{e.header(e.regOther, pod), &expr.Lookup{SourceRegister: e.regOther, SetName: d.pods, IsDestRegSet: true, DestRegister: regGroup}}
 		allowed := []expr.Any{&expr.Lookup{SourceRegister: regGroup, SetName: d.allowed}, &expr.Verdict{Kind: expr.VerdictReturn}}
-		peer := []expr.Any{header(regPeer, d.peer), &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: regProto}}
+		peer := []expr.Any{e.header(e.regPeer, other), &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: e.regProto}}
 		for _, proto := range []Protocol{TCP, UDP, SCTP} {
 			e.rule(c, slices.Concat(group, peer, []expr.Any{
-				&expr.Cmp{Op: expr.CmpOpEq, Register: regProto, Data: []byte{byte(proto)}},
-				&expr.Payload{DestRegister: regPort, Base: expr.PayloadBaseTransportHeader, Offset: portOffset, Len: 2},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: e.regProto, Data: []byte{byte(proto)}},
+				&expr.Payload{DestRegister: e.regPort, Base: expr.PayloadBaseTransportHeader, Offset: portOffset, Len: 2},
 			}, allowed)...)
 		}
 		// Other protocols have no ports: they are let through where all are.
-		e.rule(c, slices.Concat(group, peer, []expr.Any{&expr.Immediate{Register: regPort, Data: make([]byte, 4)}},
-			exceptPorts(), allowed)...)
+		e.rule(c, slices.Concat(group, peer, []expr.Any{&expr.Immediate{Register: e.regPort, Data: make([]byte, 4)}},
+			e.exceptPorts(), allowed)...)
 		e.rule(c, append(slices.Clone(group), &expr.Verdict{Kind: expr.VerdictDrop})...)
 	}
 	return nil
 }
 
 // exceptPorts leaves out the protocols that have ports.
-func exceptPorts() []expr.Any {
+func (f *ipFamily) exceptPorts() []expr.Any {
 	var out []expr.Any
 	for _, proto := range []Protocol{TCP, UDP, SCTP} {
-		out = append(out, &expr.Cmp{Op: expr.CmpOpNeq, Register: regProto, Data: []byte{byte(proto)}})
+		out = append(out, &expr.Cmp{Op: expr.CmpOpNeq, Register: f.regProto, Data: []byte{byte(proto)}})
 	}
 	return out
 }
 
-func header(register, offset uint32) expr.Any {
-	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4}
+func (f *ipFamily) header(register, offset uint32) expr.Any {
+	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.length}
 }
 
-func (e *Enforcer) rule(c *nftables.Chain, exprs ...expr.Any) {
-	e.conn.AddRule(&nftables.Rule{Table: table(), Chain: c, Exprs: exprs})
+func (e *familyEnforcer) rule(c *nftables.Chain, exprs ...expr.Any) {
+	e.conn.AddRule(&nftables.Rule{Table: e.ours(), Chain: c, Exprs: exprs})
 }
 
 // change queues what makes one layout out of another. Nothing of a set of ranges may
 // overlap at any time, so what goes is taken out first.
-func (e *Enforcer) change(before, want layout) error {
-	for _, s := range sets() {
+func (e *familyEnforcer) change(before, want layout) error {
+	for _, s := range e.sets() {
 		var gone, fresh []nftables.SetElement
 		for el := range before[s.Name] {
 			if !want[s.Name][el] {

@@ -23,7 +23,7 @@ import (
 // kernel is an Enforcer.
 type kernel interface {
 	Apply(Rules) error
-	Hold(netip.Addr) error
+	Hold(ips []netip.Addr) error
 }
 
 // Follower keeps what a node enforces equal to what the API says, and to which pods the
@@ -80,22 +80,22 @@ func (f *Follower) Run(ctx context.Context) error {
 // Starts takes note of a pod whose network has been made. When it returns, the policies
 // hold for the pod; while they are not known nothing comes to it or from it. It may be
 // repeated.
-func (f *Follower) Starts(pod *corev1.Pod, ip netip.Addr) error {
+func (f *Follower) Starts(pod *corev1.Pod, ips []netip.Addr) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.here.add(pod, ip)
+	f.here.add(pod, ips)
 	if known, err := f.apply(); known || err != nil {
 		return err
 	}
-	return f.kernel.Hold(ip)
+	return f.kernel.Hold(ips)
 }
 
 // Runs takes note of a pod that an earlier process has started: what that one enforced
 // holds until the policies are known.
-func (f *Follower) Runs(pod *corev1.Pod, ip netip.Addr) {
+func (f *Follower) Runs(pod *corev1.Pod, ips []netip.Addr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.here.add(pod, ip)
+	f.here.add(pod, ips)
 	f.signal()
 }
 
@@ -226,7 +226,7 @@ func Reduce(obj any) (any, error) {
 				NodeName: o.Spec.NodeName, HostNetwork: o.Spec.HostNetwork,
 				Containers: withPorts(o.Spec.Containers), InitContainers: withPorts(o.Spec.InitContainers),
 			},
-			Status: corev1.PodStatus{Phase: o.Status.Phase, PodIP: o.Status.PodIP},
+			Status: corev1.PodStatus{Phase: o.Status.Phase, PodIP: o.Status.PodIP, PodIPs: o.Status.PodIPs},
 		}, nil
 	case *corev1.Namespace:
 		return &corev1.Namespace{ObjectMeta: reducedMeta(&o.ObjectMeta)}, nil

@@ -39,9 +39,9 @@ func TestSnapshot(t *testing.T) {
 	phase := func(ph corev1.PodPhase) func(*corev1.Pod) { return func(p *corev1.Pod) { p.Status.Phase = ph } }
 	relabelled := apiPod("moved", "here", "10.42.1.9", func(p *corev1.Pod) { p.Labels["app"] = "new" })
 	here := started{}
-	here.add(apiPod("gone", "here", ""), netip.MustParseAddr("10.42.1.3"))
-	here.add(apiPod("fresh", "here", ""), netip.MustParseAddr("10.42.1.3")) // has the address of one that is gone
-	here.add(apiPod("moved", "here", ""), netip.MustParseAddr("10.42.1.4"))
+	here.add(apiPod("gone", "here", ""), []netip.Addr{netip.MustParseAddr("10.42.1.3")})
+	here.add(apiPod("fresh", "here", ""), []netip.Addr{netip.MustParseAddr("10.42.1.3")}) // has the address of one that is gone
+	here.add(apiPod("moved", "here", ""), []netip.Addr{netip.MustParseAddr("10.42.1.4")})
 	s := snapshot("here", here, nil, []*corev1.Pod{
 		apiPod("local", "here", "10.42.1.2"), apiPod("remote", "there", "10.42.2.2"), relabelled,
 		apiPod("former", "here", "10.42.1.3"), apiPod("waits", "here", ""),
@@ -50,7 +50,7 @@ func TestSnapshot(t *testing.T) {
 	}, []*corev1.Namespace{{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{"team": "a"}}}})
 	got := map[string]string{}
 	for _, p := range s.Pods {
-		got[p.Name] = fmt.Sprintf("%s %t %s %v", p.IP, p.Local, p.Labels["app"], p.Ports)
+		got[p.Name] = fmt.Sprintf("%s %t %s %v", p.IPs[0], p.Local, p.Labels["app"], p.Ports)
 	}
 	ports := fmt.Sprint([]Port{{"http", TCP, 8080}, {"dns", UDP, 53}})
 	want := map[string]string{
@@ -78,8 +78,8 @@ func TestReduce(t *testing.T) {
 		t.Fatal(err)
 	}
 	small := obj.(*corev1.Pod)
-	ip := netip.MustParseAddr("10.42.1.2")
-	if a, b := fmt.Sprint(*podOf(full, ip, true)), fmt.Sprint(*podOf(small, ip, true)); a != b || len(podOf(full, ip, true).Ports) != 3 {
+	ips := []netip.Addr{netip.MustParseAddr("10.42.1.2")}
+	if a, b := fmt.Sprint(*podOf(full, ips, true)), fmt.Sprint(*podOf(small, ips, true)); a != b || len(podOf(full, ips, true).Ports) != 3 {
 		t.Errorf("%s, reduced %s", a, b)
 	}
 	if small.Annotations != nil || small.Spec.Containers[0].Image != "" || small.UID != full.UID {
@@ -106,10 +106,10 @@ func (r *recorder) Apply(rules Rules) error {
 	return r.err
 }
 
-func (r *recorder) Hold(ip netip.Addr) error {
+func (r *recorder) Hold(ips []netip.Addr) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.held = append(r.held, ip)
+	r.held = append(r.held, ips...)
 	return r.err
 }
 
@@ -175,10 +175,10 @@ func TestFollower(t *testing.T) {
 	k, c := newRecorder(), fake.NewClientset(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}, apiPod("old", "here", "10.42.1.2"), apiPod("remote", "there", "10.42.2.2"))
 	f := newFollower(c, "here", k)
 	early, adopted := netip.MustParseAddr("10.42.1.3"), netip.MustParseAddr("10.42.1.4")
-	if err := f.Starts(apiPod("early", "here", ""), early); err != nil {
+	if err := f.Starts(apiPod("early", "here", ""), []netip.Addr{early}); err != nil {
 		t.Fatal(err)
 	}
-	f.Runs(apiPod("adopted", "here", ""), adopted)
+	f.Runs(apiPod("adopted", "here", ""), []netip.Addr{adopted})
 	if !slices.Equal(k.held, []netip.Addr{early}) || len(k.applied) > 0 {
 		t.Errorf("before anything is known: held %v, applied %v", k.held, k.applied)
 	}
@@ -196,7 +196,7 @@ func TestFollower(t *testing.T) {
 	k.await(t, "the first policy", holds("10.42.1.2", "10.42.1.3", "10.42.1.4"))
 
 	late := netip.MustParseAddr("10.42.1.5")
-	if err := f.Starts(apiPod("late", "here", ""), late); err != nil {
+	if err := f.Starts(apiPod("late", "here", ""), []netip.Addr{late}); err != nil {
 		t.Fatal(err)
 	}
 	if !holds("10.42.1.2", "10.42.1.3", "10.42.1.4", "10.42.1.5")(k.latest()) {
@@ -218,7 +218,7 @@ func TestFollower(t *testing.T) {
 	k.mu.Lock()
 	k.err = errors.New("busy")
 	k.mu.Unlock()
-	if err := f.Starts(apiPod("late", "here", ""), late); err == nil {
+	if err := f.Starts(apiPod("late", "here", ""), []netip.Addr{late}); err == nil {
 		t.Error("a pod starts although its policies could not be enforced")
 	}
 	k.mu.Lock()
@@ -250,7 +250,7 @@ func TestHeldUntilPeersAreKnown(t *testing.T) {
 	run(t, f)
 	ip := netip.MustParseAddr("10.42.1.3")
 	<-asked
-	if err := f.Starts(apiPod("a", "here", ""), ip); err != nil {
+	if err := f.Starts(apiPod("a", "here", ""), []netip.Addr{ip}); err != nil {
 		t.Fatal(err)
 	}
 	if !slices.Equal(k.held, []netip.Addr{ip}) || len(k.applied) > 0 {

@@ -25,20 +25,31 @@ func (i Installed) Has(ip netip.Addr, t networkingv1.PolicyType) bool {
 
 // Installed reads back from the kernel whom it holds back.
 func (e *Enforcer) Installed() (Installed, error) {
+	var out Installed
+	for _, f := range e.families {
+		found, err := f.read()
+		if err != nil {
+			return Installed{}, fmt.Errorf("network policies: read the rules from the kernel: %w", err)
+		}
+		out.Ingress, out.Egress = append(out.Ingress, found[0]...), append(out.Egress, found[1]...)
+	}
+	return out, nil
+}
+
+func (e *familyEnforcer) read() (found [len(directions)][]netip.Addr, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.missing != nil {
-		return Installed{}, nil
+		return found, nil
 	}
-	tables, err := e.conn.ListTablesOfFamily(table().Family)
-	if err == nil && !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == tableName }) {
-		return Installed{}, nil
+	tables, err := e.conn.ListTablesOfFamily(e.table)
+	if err != nil || !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == tableName }) {
+		return found, err
 	}
-	var found [len(directions)][]netip.Addr
 	for i, d := range directions {
-		var elements []nftables.SetElement
-		if err == nil {
-			elements, err = e.conn.GetSetElements(podsSet(d.pods))
+		elements, err := e.conn.GetSetElements(e.podsSet(d.pods))
+		if err != nil {
+			return found, err
 		}
 		for _, el := range elements {
 			if ip, ok := netip.AddrFromSlice(el.Key); ok {
@@ -47,8 +58,5 @@ func (e *Enforcer) Installed() (Installed, error) {
 		}
 		slices.SortFunc(found[i], netip.Addr.Compare)
 	}
-	if err != nil {
-		return Installed{}, fmt.Errorf("network policies: read the rules from the kernel: %w", err)
-	}
-	return Installed{Ingress: found[0], Egress: found[1]}, nil
+	return found, nil
 }

@@ -27,7 +27,7 @@ type Step struct {
 
 // Trace says for a connection what the policies at both ends say about it: those of from
 // about what goes out, those of the pod at to about what comes in. An end that is no pod
-// of the snapshot has none.
+// of the snapshot has none. Both addresses are of one family.
 func Trace(s Snapshot, from, to netip.Addr, proto Protocol, port uint16) []Step {
 	c := newCompiler(s)
 	var out []Step
@@ -35,7 +35,7 @@ func Trace(s Snapshot, from, to netip.Addr, proto Protocol, port uint16) []Step 
 		t         networkingv1.PolicyType
 		pod, peer netip.Addr
 	}{{networkingv1.PolicyTypeEgress, from, to}, {networkingv1.PolicyTypeIngress, to, from}} {
-		i := slices.IndexFunc(s.Pods, func(p *Pod) bool { return p.IP == end.pod })
+		i := slices.IndexFunc(s.Pods, func(p *Pod) bool { return slices.Contains(p.IPs, end.pod) })
 		if i < 0 {
 			continue
 		}
@@ -44,7 +44,7 @@ func Trace(s Snapshot, from, to netip.Addr, proto Protocol, port uint16) []Step 
 		for _, pol := range c.selecting(p, end.t) {
 			step.SelectedBy = append(step.SelectedBy, pol.name)
 			for path, one := range pol.single(end.t) {
-				if slices.ContainsFunc(boxes(c.rules(one, p, end.t)), func(b Box) bool { return b.has(end.peer, proto, port) }) {
+				if slices.ContainsFunc(boxes(c.rules(one, p, end.t, end.peer.Is6())), func(b Box) bool { return b.has(end.peer, proto, port) }) {
 					step.AllowedBy = append(step.AllowedBy, pol.name+" "+path)
 				}
 			}
@@ -97,13 +97,18 @@ func Holdings(s Snapshot) []Holding {
 	for _, p := range s.Pods {
 		for _, t := range []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress} {
 			h := Holding{Pod: p, Direction: t}
-			var rules []rule
-			for _, pol := range c.selecting(p, t) {
+			selecting := c.selecting(p, t)
+			for _, pol := range selecting {
 				h.SelectedBy = append(h.SelectedBy, pol.name)
-				rules = append(rules, c.rules(pol, p, t)...)
+			}
+			for _, ip := range p.IPs {
+				var rules []rule
+				for _, pol := range selecting {
+					rules = append(rules, c.rules(pol, p, t, ip.Is6())...)
+				}
+				h.Allowed = append(h.Allowed, boxes(rules)...)
 			}
 			if len(h.SelectedBy) > 0 {
-				h.Allowed = boxes(rules)
 				out = append(out, h)
 			}
 		}

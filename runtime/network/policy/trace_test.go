@@ -28,12 +28,12 @@ func TestTrace(t *testing.T) {
 		port     uint16
 		want     string
 	}{
-		{client.IP, web.IP, TCP, 8080, "shop/client Egress [shop/out] [shop/out spec.egress[0]] true; shop/web Ingress [shop/deny shop/web] [shop/web spec.ingress[0]] true; "},
-		{client.IP, web.IP, TCP, 9090, "shop/client Egress [shop/out] [] false; shop/web Ingress [shop/deny shop/web] [] false; "},
-		{client.IP, outside, UDP, 53, "shop/client Egress [shop/out] [shop/out spec.egress[0]] true; "},
-		{outside, web.IP, TCP, 8080, "shop/web Ingress [shop/deny shop/web] [] false; "},
-		{web.IP, client.IP, TCP, 1, "shop/web Egress [] [] true; shop/client Ingress [shop/deny] [] false; "},
-		{web.IP, web.IP, TCP, 1, "shop/web Egress [] [] true; shop/web Ingress [shop/deny shop/web] [] true; "},
+		{client.IPs[0], web.IPs[0], TCP, 8080, "shop/client Egress [shop/out] [shop/out spec.egress[0]] true; shop/web Ingress [shop/deny shop/web] [shop/web spec.ingress[0]] true; "},
+		{client.IPs[0], web.IPs[0], TCP, 9090, "shop/client Egress [shop/out] [] false; shop/web Ingress [shop/deny shop/web] [] false; "},
+		{client.IPs[0], outside, UDP, 53, "shop/client Egress [shop/out] [shop/out spec.egress[0]] true; "},
+		{outside, web.IPs[0], TCP, 8080, "shop/web Ingress [shop/deny shop/web] [] false; "},
+		{web.IPs[0], client.IPs[0], TCP, 1, "shop/web Egress [] [] true; shop/client Ingress [shop/deny] [] false; "},
+		{web.IPs[0], web.IPs[0], TCP, 1, "shop/web Egress [] [] true; shop/web Ingress [shop/deny shop/web] [] true; "},
 	} {
 		got := ""
 		for _, s := range Trace(s, tt.from, tt.to, tt.proto, tt.port) {

@@ -31,11 +31,15 @@ func check(t *testing.T, err error) {
 // servers on loopback here.
 func TestNet(t *testing.T) {
 	id := fmt.Sprintf("o%d", os.Getpid())
-	check(t, network.EnsureHub(id))
+	ranges := network.Ranges{
+		Nodes: []netip.Prefix{netip.MustParsePrefix("10.41.0.0/24")}, Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
+		Services: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
+	}
+	check(t, network.EnsureHub(id, ranges))
 	t.Cleanup(func() { check(t, network.DeleteTopology(id)) })
-	node, err := network.EnsureNode(id, "n", 1)
+	node, err := network.EnsureNode(id, "n", 1, ranges)
 	check(t, err)
-	check(t, network.LeadOut(node.NetNS, true))
+	check(t, network.LeadOut(node.NetNS, ranges, true))
 
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	check(t, err)
@@ -143,6 +147,6 @@ func TestNet(t *testing.T) {
 	if _, err := connect("tcp", "192.0.2.7:80"); err == nil || strings.Contains(err.Error(), "timeout") {
 		t.Error("after the end:", err)
 	}
-	check(t, network.LeadOut(node.NetNS, false))
-	check(t, network.LeadOut(node.NetNS, false))
+	check(t, network.LeadOut(node.NetNS, ranges, false))
+	check(t, network.LeadOut(node.NetNS, ranges, false))
 }

@@ -28,11 +28,12 @@ import (
 // Proxy does what package network's Proxy does. All of its methods may be called at the
 // same time.
 type Proxy struct {
-	ctx   context.Context
-	end   context.CancelFunc
-	netNS string
-	dial  relay.Dial
-	h     *netlink.Handle
+	ctx      context.Context
+	end      context.CancelFunc
+	netNS    string
+	services []netip.Prefix
+	dial     relay.Dial
+	h        *netlink.Handle
 
 	mu   sync.Mutex
 	open map[key]*port
@@ -52,10 +53,10 @@ type port struct {
 	affinity *affinity
 }
 
-// New returns a Proxy for the namespace; the empty path is the caller's own. Nothing is
-// carried before the first Apply.
-func New(netNS string) (*Proxy, error) {
-	p := &Proxy{netNS: netNS, open: map[key]*port{}, dial: (&net.Dialer{}).DialContext}
+// New returns a Proxy for the namespace; the empty path is the caller's own. services are
+// the ranges of the services' addresses. Nothing is carried before the first Apply.
+func New(netNS string, services []netip.Prefix) (*Proxy, error) {
+	p := &Proxy{netNS: netNS, services: services, open: map[key]*port{}, dial: (&net.Dialer{}).DialContext}
 	if netNS != "" {
 		p.dial = network.DialIn(netNS)
 	}
@@ -67,11 +68,16 @@ func New(netNS string) (*Proxy, error) {
 		}
 		// All addresses of services are the node's own: one can listen there, and those
 		// where nobody does refuse by themselves.
-		r, err := services(p.h)
-		if err != nil {
-			return err
+		for _, c := range services {
+			r, err := routeTo(p.h, c)
+			if err != nil {
+				return err
+			}
+			if err := p.h.RouteReplace(r); err != nil {
+				return err
+			}
 		}
-		return p.h.RouteReplace(r)
+		return nil
 	})
 	if err != nil {
 		p.end()
@@ -80,13 +86,12 @@ func New(netNS string) (*Proxy, error) {
 	return p, nil
 }
 
-// services is the route that makes the services' addresses local.
-func services(h *netlink.Handle) (*netlink.Route, error) {
+// routeTo is the route that makes the services' addresses local.
+func routeTo(h *netlink.Handle, c netip.Prefix) (*netlink.Route, error) {
 	lo, err := h.LinkByName("lo")
 	if err != nil {
 		return nil, fmt.Errorf("find loopback: %w", err)
 	}
-	c := network.ServiceCIDR
 	return &netlink.Route{
 		LinkIndex: lo.Attrs().Index, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST,
 		Dst: &net.IPNet{IP: c.Addr().AsSlice(), Mask: net.CIDRMask(c.Bits(), c.Addr().BitLen())},
@@ -94,19 +99,21 @@ func services(h *netlink.Handle) (*netlink.Route, error) {
 }
 
 // Remove takes out of a namespace what a Proxy has left there.
-func Remove(netNS string) error {
+func Remove(netNS string, services []netip.Prefix) error {
 	err := network.InNetNS(netNS, func() error {
 		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
 			return err
 		}
 		defer h.Close()
-		r, err := services(h)
-		if err != nil {
-			return err
-		}
-		if err := h.RouteDel(r); !errors.Is(err, unix.ESRCH) {
-			return err
+		for _, c := range services {
+			r, err := routeTo(h, c)
+			if err != nil {
+				return err
+			}
+			if err := h.RouteDel(r); err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
 		}
 		return nil
 	})
@@ -188,8 +195,11 @@ func (p *Proxy) addresses() ([]netip.Addr, error) {
 	}
 	var out []netip.Addr
 	for _, a := range list {
-		if ip, ok := netip.AddrFromSlice(a.IP); ok && ip.Unmap() != network.DNSIP && !ip.Unmap().IsLinkLocalUnicast() {
-			out = append(out, ip.Unmap())
+		ip, ok := netip.AddrFromSlice(a.IP)
+		ip = ip.Unmap()
+		isService := slices.ContainsFunc(p.services, func(c netip.Prefix) bool { return c.Contains(ip) }) // that of names
+		if ok && !isService && !ip.IsLinkLocalUnicast() {
+			out = append(out, ip)
 		}
 	}
 	return out, nil

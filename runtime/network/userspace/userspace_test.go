@@ -16,6 +16,12 @@ import (
 	"gitk8s.dev/gitk8s/runtime/network"
 )
 
+var ranges = network.Ranges{
+	Nodes:    []netip.Prefix{netip.MustParsePrefix("10.41.0.0/24")},
+	Pods:     []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
+	Services: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
+}
+
 // bed is two nodes with pods.
 type bed struct {
 	t     *testing.T
@@ -27,17 +33,17 @@ type bed struct {
 func newBed(t *testing.T) *bed {
 	id, dir := fmt.Sprintf("u%d", os.Getpid()), t.TempDir()
 	b := &bed{t: t, hub: network.HubNetNS(id)}
-	check(t, network.EnsureHub(id))
+	check(t, network.EnsureHub(id, ranges))
 	t.Cleanup(func() { check(t, network.DeleteTopology(id)) })
 	var peers []network.Peer
 	for i := range b.nodes {
 		var err error
-		b.nodes[i], err = network.EnsureNode(id, fmt.Sprintf("n%d", i), i+1)
+		b.nodes[i], err = network.EnsureNode(id, fmt.Sprintf("n%d", i), i+1, ranges)
 		check(t, err)
 		cidr := netip.MustParsePrefix(fmt.Sprintf("10.42.%d.0/24", i))
-		peers = append(peers, network.Peer{PodCIDR: cidr, NodeIP: b.nodes[i].IP})
+		peers = append(peers, network.Peer{PodCIDR: cidr, NodeIP: b.nodes[i].IPs[0]})
 		pods := filepath.Join(dir, fmt.Sprint(i))
-		b.pods[i], err = network.NewPodNetwork(network.PodConfig{Dir: pods, NetNS: b.nodes[i].NetNS, PodCIDR: cidr, NodeIP: b.nodes[i].IP})
+		b.pods[i], err = network.NewPodNetwork(network.PodConfig{Dir: pods, NetNS: b.nodes[i].NetNS, PodCIDRs: []netip.Prefix{cidr}, Services: ranges.Services, NodeIPs: b.nodes[i].IPs})
 		check(t, err)
 		t.Cleanup(func() { check(t, network.DeletePods(pods)) })
 		t.Cleanup(func() { check(t, b.pods[i].Close()) })
@@ -59,9 +65,9 @@ func check(t *testing.T, err error) {
 // pod makes one that answers with its name and who asked, on TCP and UDP.
 func (b *bed) pod(node int, name string) (ns string, at netip.AddrPort) {
 	b.t.Helper()
-	ns, ip, err := b.pods[node].Setup(b.t.Context(), name, "default/"+name, false)
+	ns, ips, err := b.pods[node].Setup(b.t.Context(), name, "default/"+name, false)
 	check(b.t, err)
-	at = netip.AddrPortFrom(ip, 8080)
+	at = netip.AddrPortFrom(ips[0], 8080)
 	b.answer(ns, at.String(), name)
 	return ns, at
 }
@@ -132,7 +138,7 @@ func TestProxy(t *testing.T) {
 	var proxies [2]*Proxy
 	for i := range proxies {
 		var err error
-		proxies[i], err = New(b.nodes[i].NetNS)
+		proxies[i], err = New(b.nodes[i].NetNS, ranges.Services)
 		check(t, err)
 		defer proxies[i].Close()
 	}
@@ -150,15 +156,15 @@ func TestProxy(t *testing.T) {
 		}
 	}
 	ip := netip.MustParseAddr("10.43.0.5")
-	vip, port := "10.43.0.5:80", func(i int) string { return fmt.Sprint(b.nodes[i].IP, ":30080") }
+	vip, port := "10.43.0.5:80", func(i int) string { return fmt.Sprint(b.nodes[i].IPs[0], ":30080") }
 	toD := network.Service{IP: ip, Port: 80, Endpoints: []netip.AddrPort{d}}
 	nodePort := network.Service{IP: network.AnyNodeAddress, Port: 30080, Endpoints: []netip.AddrPort{d}}
 	apply(toD, nodePort)
 	for _, netw := range []string{"tcp", "udp"} {
-		b.asks("from a pod", aNS, netw, vip, "d asked by "+b.nodes[0].IP.String())
+		b.asks("from a pod", aNS, netw, vip, "d asked by "+b.nodes[0].IPs[0].String())
 		b.asks("from the endpoint itself", dNS, netw, vip, "d asked by ")
 		b.asks("from a node", one, netw, vip, "d asked by")
-		b.asks("a node port from outside", b.hub, netw, port(0), "d asked by "+b.nodes[0].IP.String())
+		b.asks("a node port from outside", b.hub, netw, port(0), "d asked by "+b.nodes[0].IPs[0].String())
 		b.asks("a node port from the loopback", two, netw, "127.0.0.1:30080", "d asked by")
 		b.asks("a node port from a pod", aNS, netw, port(1), "d asked by")
 		b.asks("where nobody listens", aNS, netw, "10.43.0.6:80", "refused")
@@ -206,12 +212,12 @@ func TestProxy(t *testing.T) {
 	host := network.Service{IP: network.AnyNodeAddress, Port: 80, Endpoints: []netip.AddrPort{a}}
 	apply(toD, host)
 	b.asks("a service's port that the node has, too", aNS, "tcp", vip, "d asked by")
-	b.asks("a host port comes first", b.hub, "tcp", b.nodes[0].IP.String()+":80", "a asked by")
+	b.asks("a host port comes first", b.hub, "tcp", b.nodes[0].IPs[0].String()+":80", "a asked by")
 
 	for i, p := range proxies {
 		check(t, p.Close())
-		check(t, Remove(b.nodes[i].NetNS))
-		check(t, Remove(b.nodes[i].NetNS))
+		check(t, Remove(b.nodes[i].NetNS, ranges.Services))
+		check(t, Remove(b.nodes[i].NetNS, ranges.Services))
 	}
 	if got := ask(aNS, "tcp", vip); strings.Contains(got, "asked") {
 		t.Error("after the end:", got)

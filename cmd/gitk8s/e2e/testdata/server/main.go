@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -360,6 +361,12 @@ func lookup(kind, name string) error {
 	switch kind {
 	case "host":
 		out, err = r.LookupHost(ctx, name)
+	case "ip4", "ip6":
+		var list []netip.Addr
+		list, err = r.LookupNetIP(ctx, kind, name)
+		for _, ip := range list {
+			out = append(out, ip.Unmap().String())
+		}
 	case "ptr":
 		out, err = r.LookupAddr(ctx, name)
 	case "cname":
