@@ -137,7 +137,7 @@ demo: build ## Show the story; KEEP=1 leaves it running
 	@go build -o bin/demo ./cmd/demo
 	@bin/demo $(if $(filter-out 0,$(KEEP)),--keep)
 
-bench: build ## Measure; the table goes to stdout (about 12 minutes)
+bench: build ## Measure; the table goes to stdout (about 16 minutes)
 	@go build -ldflags='-s -w' -o bin/testserver ./cmd/bench/testserver
 	@go build -o bin/bench ./cmd/bench
 	@bin/bench

@@ -31,7 +31,7 @@ type options struct {
 }
 
 // sections in the order in which they run.
-var sections = []string{"startup", "resources", "pods", "push", "rollout", "scale", "store", "scheduler", "proxy", "services", "hollow", "statefulset", "density", "probes"}
+var sections = []string{"startup", "resources", "pods", "push", "rollout", "scale", "store", "scheduler", "proxy", "services", "load", "hollow", "statefulset", "density", "probes", "names"}
 
 func (o options) wants(section string) bool {
 	return o.only == "" || slices.Contains(strings.Split(o.only, ","), section)
@@ -110,11 +110,13 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 		{"scale", b.scale},
 		{"store", b.store},
 		{"services", b.services},
+		{"load", b.underLoad},
 		{"hollow", b.hollow},
 		{"", b.clear},
 		{"statefulset", b.orderedStart},
 		{"density", b.density},
 		{"probes", b.probes},
+		{"names", b.names},
 	} {
 		if s.name != "" && !o.wants(s.name) {
 			continue

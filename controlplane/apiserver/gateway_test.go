@@ -3,11 +3,17 @@ package apiserver_test
 import (
 	"strings"
 	"testing"
+	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayclient "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned"
 
 	"gitk8s.dev/gitk8s/controlplane/apiserver/apiservertest"
+	"gitk8s.dev/gitk8s/controlplane/pki"
 )
 
 const gatewayManifests = `
@@ -81,6 +87,73 @@ func TestKubectlGateway(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestGatewaySecrets: a worker reads the certificates of Gateways of our class, those
+// of another namespace where that is granted, and no other Secret.
+func TestGatewaySecrets(t *testing.T) {
+	plane := apiservertest.StartWith(t, nil)
+	ctx := t.Context()
+	admin, gateways := kubernetes.NewForConfigOrDie(plane.Admin), gatewayclient.NewForConfigOrDie(plane.Admin).GatewayV1()
+	node := kubernetes.NewForConfigOrDie(plane.Server.ClientConfig(pki.UserNodePrefix+"one", pki.GroupNodes))
+	for _, name := range []string{"shop", "vault"} {
+		if _, err := admin.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		for _, secret := range []string{"cert", "other", "foreign"} {
+			if _, err := admin.CoreV1().Secrets(name).Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: secret}}, metav1.CreateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	vault := gatewayv1.Namespace("vault")
+	for class, refs := range map[string][]gatewayv1.SecretObjectReference{
+		"gitk8s": {{Name: "cert"}, {Name: "cert", Namespace: &vault}}, "another": {{Name: "foreign"}},
+	} {
+		_, err := gateways.Gateways("shop").Create(ctx, &gatewayv1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: class}, Spec: gatewayv1.GatewaySpec{
+			GatewayClassName: gatewayv1.ObjectName(class),
+			Listeners:        []gatewayv1.Listener{{Name: "https", Port: 443, Protocol: gatewayv1.HTTPSProtocolType, TLS: &gatewayv1.ListenerTLSConfig{CertificateRefs: refs}}},
+		}}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	reads := func(namespace, name string) bool {
+		_, err := node.CoreV1().Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
+		if err != nil && !apierrors.IsForbidden(err) {
+			t.Fatal(err)
+		}
+		return err == nil
+	}
+	become := func(namespace, name string, want bool) {
+		t.Helper()
+		for began := time.Now(); reads(namespace, name) != want; { // the server decides by what its caches have
+			if time.Since(began) > 20*time.Second {
+				t.Fatalf("Secret %s/%s is read: %v, want %v", namespace, name, !want, want)
+			}
+		}
+	}
+	become("shop", "cert", true)
+	for _, s := range [][2]string{{"shop", "other"}, {"shop", "foreign"}, {"vault", "cert"}, {"vault", "other"}} {
+		if reads(s[0], s[1]) {
+			t.Errorf("Secret %s is read", s)
+		}
+	}
+	name := gatewayv1.ObjectName("cert")
+	grant := &gatewayv1.ReferenceGrant{ObjectMeta: metav1.ObjectMeta{Name: "shop"}, Spec: gatewayv1.ReferenceGrantSpec{
+		From: []gatewayv1.ReferenceGrantFrom{{Group: gatewayv1.GroupName, Kind: "Gateway", Namespace: "shop"}}, To: []gatewayv1.ReferenceGrantTo{{Kind: "Secret", Name: &name}},
+	}}
+	if _, err := gateways.ReferenceGrants("vault").Create(ctx, grant, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	become("vault", "cert", true)
+	if reads("vault", "other") {
+		t.Error("a Secret that is not granted is read")
+	}
+	if err := gateways.ReferenceGrants("vault").Delete(ctx, "shop", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	become("vault", "cert", false)
 }
 
 // TestGatewayDefaults: reading an object with its defaults and writing it back changes

@@ -133,8 +133,9 @@ func (p *familyProxy) remove() error {
 	return nil
 }
 
-// Apply makes the kernel do what desired says, in one transaction for each family with
-// no more changes than needed. After an error the next Apply builds everything anew.
+// Apply makes the kernel do what desired says, with no more changes than needed, and
+// without a moment at which a service that has endpoints before and after has none.
+// After an error the next Apply builds everything anew.
 func (p *Proxy) Apply(desired State) error {
 	var errs []error
 	for _, f := range p.families {
@@ -159,14 +160,14 @@ func (p *familyProxy) apply(desired State) error {
 		return nil
 	}
 	if p.installed == nil {
-		err = p.build(want)
+		if err = p.build(want); err == nil {
+			err = p.conn.Flush()
+		}
 	} else {
-		err = p.update(before, want, c)
+		p.installed = nil
+		err = p.update(before, want)
 	}
 	p.installed = nil
-	if err == nil {
-		err = p.conn.Flush()
-	}
 	if err != nil {
 		return fmt.Errorf("service proxy: change %d services: %w", len(desired.Services), err)
 	}
@@ -204,17 +205,32 @@ func (p *familyProxy) build(want *table) error {
 	return p.queueElements(want.diff(newTable(p.cluster)))
 }
 
-// update queues what has changed. Which client had which endpoint is kept.
-func (p *familyProxy) update(before, want *table, c *change) error {
+// update sends what has changed. Which client had which endpoint is kept.
+func (p *familyProxy) update(before, want *table) error {
+	for _, s := range want.steps(before) {
+		now := &table{groups: s.groups}
+		if err := p.queue(before, now, s.change); err != nil {
+			return err
+		}
+		if err := p.conn.Flush(); err != nil {
+			return err
+		}
+		before = now
+	}
+	return nil
+}
+
+// queue queues a step, between two tables of which the rules count.
+func (p *familyProxy) queue(before, after *table, c *change) error {
 	if c.rules {
-		old, now := before.timeouts(), want.timeouts()
+		old, now := before.timeouts(), after.timeouts()
 		if err := p.addRecent(without(now, old)); err != nil {
 			return err
 		}
 		for _, chain := range drawChains {
 			p.conn.FlushChain(p.chain(chain))
 		}
-		p.drawRules(want)
+		p.drawRules(after)
 		for _, seconds := range without(old, now) {
 			p.conn.DelSet(p.recentSet(seconds))
 		}

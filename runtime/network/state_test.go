@@ -2,8 +2,10 @@ package network
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -57,7 +59,8 @@ var states = rapid.Custom(func(t *rapid.T) State {
 })
 
 // TestDiff: what the differences lead to is the same as what is built anew; nothing is
-// deleted that is not there, or added that is.
+// deleted that is not there, or added that is. At every step a service that has
+// endpoints before and after has some, by the rules from before it and by those after.
 func TestDiff(t *testing.T) {
 	compiled := func(t *rapid.T, s State, before *table) *table {
 		t.Helper()
@@ -71,7 +74,29 @@ func TestDiff(t *testing.T) {
 		then, next := states.Draw(t, "old"), states.Draw(t, "now")
 		old := compiled(t, then, newTable(serviceCIDR))
 		now := compiled(t, next, old)
-		kernel := apply(t, apply(t, map[set]map[string]string{}, old.diff(newTable(serviceCIDR))), now.diff(old))
+		kernel := apply(t, map[set]map[string]string{}, old.diff(newTable(serviceCIDR)))
+		rules := old
+		for _, s := range now.steps(old) {
+			kernel = apply(t, kernel, s.change)
+			after := &table{groups: s.groups}
+			if s.rules != !maps.Equal(rules.groups, after.groups) {
+				t.Fatalf("the rules change: %v, from %v to %v", s.rules, rules.groups, after.groups)
+			}
+			for key, p := range now.parts {
+				for _, g := range p.groups {
+					if was := old.parts[key]; was == nil || !slices.ContainsFunc(was.groups, func(o group) bool { return o.inside == g.inside }) {
+						continue
+					}
+					if !drawn(kernel, rules, key, g.inside) || !drawn(kernel, after, key, g.inside) {
+						t.Fatalf("%v has no endpoints for a while, by %v or %v, with %v", key, rules.groups, after.groups, kernel[slots])
+					}
+				}
+			}
+			rules = after
+		}
+		if !maps.Equal(rules.groups, now.groups) {
+			t.Fatalf("the rules are for %v, want %v", rules.groups, now.groups)
+		}
 		want := apply(t, map[set]map[string]string{}, compiled(t, next, newTable(serviceCIDR)).diff(newTable(serviceCIDR)))
 		if !reflect.DeepEqual(kernel, want) {
 			t.Fatalf("applied: %v, want %v", kernel, want)
@@ -80,6 +105,21 @@ func TestDiff(t *testing.T) {
 			t.Fatalf("a difference to itself: %+v", again)
 		}
 	})
+}
+
+// drawn says whether one of the rules finds an endpoint, whatever number it draws.
+func drawn(kernel map[set]map[string]string, rules *table, key portKey, inside bool) bool {
+	for _, g := range rules.sortedGroups() {
+		all := g.inside == inside
+		for i := range g.n {
+			_, there := kernel[slots][string(key.bytes())+string(g.slot(int(i)))]
+			all = all && there
+		}
+		if all {
+			return true
+		}
+	}
+	return false
 }
 
 // apply does to sets of elements what the kernel does.

@@ -108,22 +108,7 @@ func TestGateway(t *testing.T) {
 	machine := door{base: c.info.IngressHTTP}
 	machine.says(t, host, "/", "v1 from web-")
 
-	t.Run("status", func(t *testing.T) {
-		await(t, c, gatewaysGVR, ns, "front", "it is Programmed with both listeners", func(g *gatewayv1.Gateway) bool {
-			return meta.IsStatusConditionTrue(g.Status.Conditions, "Programmed") && len(g.Status.Listeners) == 2 &&
-				meta.IsStatusConditionTrue(g.Status.Listeners[1].Conditions, "Programmed") && g.Status.Listeners[1].AttachedRoutes == 1
-		})
-		contains(t, strings.Join(strings.Fields(c.stock(t, "", "get", "gateways", "-n", ns)), " "), "NAME CLASS ADDRESS PROGRAMMED AGE front gitk8s 127.0.0.1 True")
-		contains(t, strings.Join(strings.Fields(c.stock(t, "", "get", "gatewayclass")), " "), "gitk8s gitk8s.dev/gateway True")
-		awaitRoute(t, c, ns, "web", "Accepted", metav1.ConditionTrue, "Accepted")
-		contains(t, strings.Join(strings.Fields(c.stock(t, "", "describe", "httproute", "web", "-n", ns)), " "), "Controller Name: gitk8s.dev/gateway", "Reason: ResolvedRefs", "Type: Accepted")
-		before := await(t, c, httpRoutesGVR, ns, "web", "it is there", func(*gatewayv1.HTTPRoute) bool { return true }).ResourceVersion
-		c.kubectl(t, "scale", "-n", ns, "deployment/canary", "--replicas=2") // makes new tables
-		c.awaitPods(t, ns, "app=canary", "two are Ready", func(p []*corev1.Pod) bool { return len(p) == 2 && allReady(p) })
-		if after := await(t, c, httpRoutesGVR, ns, "web", "it is there", func(*gatewayv1.HTTPRoute) bool { return true }).ResourceVersion; after != before {
-			t.Errorf("the status was written again, %s is %s", before, after)
-		}
-	})
+	t.Run("status", func(t *testing.T) { gatewayStatus(t, c, ns) })
 	t.Run("at the nodes", func(t *testing.T) {
 		for i := range 2 {
 			d := door{base: "http://" + []string{nodeOne, nodeTwo}[i], dial: network.DialIn(network.HubNetNS(c.id()))}
@@ -133,47 +118,8 @@ func TestGateway(t *testing.T) {
 			}
 		}
 	})
-	t.Run("curl", func(t *testing.T) {
-		curl, err := exec.LookPath("curl")
-		if err != nil {
-			t.Skip("there is no curl")
-		}
-		plain, secure := strings.TrimPrefix(c.info.IngressHTTP, "http://"), strings.TrimPrefix(c.info.IngressHTTPS, "https://")
-		ip, port, _ := strings.Cut(secure, ":")
-		for _, tt := range []struct {
-			args []string
-			want string
-		}{
-			{[]string{"-H", "Host: " + host, "-H", "x-canary: always", c.info.IngressHTTP}, "v2 from canary-"},
-			{[]string{"--cacert", cert, "--resolve", host + ":" + port + ":" + ip, "https://" + host + ":" + port + "/"}, "v1 from web-"},
-			{[]string{"-i", "-H", "Host: " + host, "http://" + plain + "/moved"}, "Location: https://" + host + ":" + port + "/here"},
-			{[]string{"-i", "-H", "Host: none.gateway.test", "http://" + plain + "/"}, "404 Not Found"},
-		} {
-			if r := c.exec("", "", append([]string{curl, "-sS", "--max-time", "20"}, tt.args...)...); r.code != 0 || !strings.Contains(r.stdout, tt.want) {
-				t.Errorf("%v: %v", tt.args, r)
-			}
-		}
-	})
-	t.Run("weights", func(t *testing.T) {
-		const n, share = 1000, 0.1
-		client := machine.client(nil, "")
-		defer client.CloseIdleConnections()
-		canary := 0
-		for range n {
-			resp, body, err := machine.get(t.Context(), client, host, "/split")
-			if err != nil || resp.StatusCode != http.StatusOK {
-				t.Fatal(resp, err)
-			}
-			if strings.HasPrefix(body, "v2 ") {
-				canary++
-			}
-		}
-		// Six standard deviations: by chance once in a billion runs.
-		if deviation := math.Sqrt(n * share * (1 - share)); math.Abs(float64(canary)-n*share) > 6*deviation {
-			t.Errorf("%d of %d requests went to the canary, want %v", canary, n, n*share)
-		}
-		t.Logf("%d of %d requests went to the canary", canary, n)
-	})
+	t.Run("curl", func(t *testing.T) { gatewayCurl(t, c, host, cert) })
+	t.Run("weights", func(t *testing.T) { gatewayWeights(t, machine, host) })
 	t.Run("the certificate is renewed", func(t *testing.T) {
 		d := door{base: c.info.IngressHTTPS}
 		client := d.client(roots, host)
@@ -190,49 +136,9 @@ func TestGateway(t *testing.T) {
 			return err
 		})
 	})
-	t.Run("gRPC", func(t *testing.T) {
-		c.apply(t, ns, `apiVersion: gateway.networking.k8s.io/v1
-kind: GRPCRoute
-metadata: {name: health}
-spec:
-  parentRefs: [{name: front}]
-  hostnames: [calls.gateway.test]
-  rules: [{matches: [{method: {service: grpc.health.v1.Health}}], backendRefs: [{name: web, port: 81}]}]
-`)
-		conn, err := grpc.NewClient(strings.TrimPrefix(c.info.IngressHTTP, "http://"), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("calls.gateway.test"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		eventually(t, "gRPC is answered", func() error {
-			answer, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{Service: "shop"})
-			if err == nil && answer.Status != healthpb.HealthCheckResponse_SERVING {
-				err = errors.New(answer.String())
-			}
-			return err
-		})
-	})
+	t.Run("gRPC", func(t *testing.T) { gatewayGRPC(t, c, ns) })
 	t.Run("another namespace", func(t *testing.T) { gatewayGrant(t, c, ns, machine) })
-	t.Run("another port", func(t *testing.T) {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port := l.Addr().(*net.TCPAddr).Port
-		l.Close()
-		c.apply(t, ns, fmt.Sprintf(`apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: port}
-spec: {gatewayClassName: gitk8s, listeners: [{name: http, port: %d, protocol: HTTP}]}
----
-apiVersion: gateway.networking.k8s.io/v1
-kind: HTTPRoute
-metadata: {name: port}
-spec: {parentRefs: [{name: port}], rules: [{backendRefs: [{name: canary, port: 80}]}]}
-`, port))
-		door{base: fmt.Sprintf("http://127.0.0.1:%d", port)}.says(t, "any.test", "/", "v2 from canary-")
-		door{base: fmt.Sprintf("http://%s:%d", nodeTwo, port), dial: network.DialIn(network.HubNetNS(c.id()))}.says(t, "any.test", "/", "v2 from canary-")
-	})
+	t.Run("another port", func(t *testing.T) { gatewayPort(t, c, ns) })
 	t.Run("what is not served", func(t *testing.T) {
 		c.apply(t, ns, `apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
@@ -260,6 +166,115 @@ spec: {gatewayClassName: gitk8s, listeners: [{name: odd, port: 10250, protocol: 
 		machine.says(t, host, "/", "no Ingress and no route has this host and path")
 		await(t, c, httpRoutesGVR, ns, "web", "it has no parent any more", func(r *gatewayv1.HTTPRoute) bool { return len(r.Status.Parents) == 0 })
 	})
+}
+
+// gatewayStatus looks at what kubectl prints, and that nothing is written twice.
+func gatewayStatus(t *testing.T, c *cluster, ns string) {
+	await(t, c, gatewaysGVR, ns, "front", "it is Programmed with both listeners", func(g *gatewayv1.Gateway) bool {
+		return meta.IsStatusConditionTrue(g.Status.Conditions, "Programmed") && len(g.Status.Listeners) == 2 &&
+			meta.IsStatusConditionTrue(g.Status.Listeners[1].Conditions, "Programmed") && g.Status.Listeners[1].AttachedRoutes == 1
+	})
+	contains(t, strings.Join(strings.Fields(c.stock(t, "", "get", "gateways", "-n", ns)), " "), "NAME CLASS ADDRESS PROGRAMMED AGE front gitk8s 127.0.0.1 True")
+	contains(t, strings.Join(strings.Fields(c.stock(t, "", "get", "gatewayclass")), " "), "gitk8s gitk8s.dev/gateway True")
+	awaitRoute(t, c, ns, "web", "Accepted", metav1.ConditionTrue, "Accepted")
+	contains(t, strings.Join(strings.Fields(c.stock(t, "", "describe", "httproute", "web", "-n", ns)), " "), "Controller Name: gitk8s.dev/gateway", "Reason: ResolvedRefs", "Type: Accepted")
+	before := await(t, c, httpRoutesGVR, ns, "web", "it is there", func(*gatewayv1.HTTPRoute) bool { return true }).ResourceVersion
+	c.kubectl(t, "scale", "-n", ns, "deployment/canary", "--replicas=2") // makes new tables
+	c.awaitPods(t, ns, "app=canary", "two are Ready", func(p []*corev1.Pod) bool { return len(p) == 2 && allReady(p) })
+	if after := await(t, c, httpRoutesGVR, ns, "web", "it is there", func(*gatewayv1.HTTPRoute) bool { return true }).ResourceVersion; after != before {
+		t.Errorf("the status was written again, %s is %s", before, after)
+	}
+}
+
+// gatewayCurl asks with a client that is not ours.
+func gatewayCurl(t *testing.T, c *cluster, host, cert string) {
+	curl, err := exec.LookPath("curl")
+	if err != nil {
+		t.Skip("there is no curl")
+	}
+	plain, secure := strings.TrimPrefix(c.info.IngressHTTP, "http://"), strings.TrimPrefix(c.info.IngressHTTPS, "https://")
+	ip, port, _ := strings.Cut(secure, ":")
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"-H", "Host: " + host, "-H", "x-canary: always", c.info.IngressHTTP}, "v2 from canary-"},
+		{[]string{"--cacert", cert, "--resolve", host + ":" + port + ":" + ip, "https://" + host + ":" + port + "/"}, "v1 from web-"},
+		{[]string{"-i", "-H", "Host: " + host, "http://" + plain + "/moved"}, "Location: https://" + host + ":" + port + "/here"},
+		{[]string{"-i", "-H", "Host: none.gateway.test", "http://" + plain + "/"}, "404 Not Found"},
+	} {
+		if r := c.exec("", "", append([]string{curl, "-sS", "--max-time", "20"}, tt.args...)...); r.code != 0 || !strings.Contains(r.stdout, tt.want) {
+			t.Errorf("%v: %v", tt.args, r)
+		}
+	}
+}
+
+// gatewayWeights counts where requests go that are split 90 to 10.
+func gatewayWeights(t *testing.T, machine door, host string) {
+	const n, share = 1000, 0.1
+	client := machine.client(nil, "")
+	defer client.CloseIdleConnections()
+	canary := 0
+	for range n {
+		resp, body, err := machine.get(t.Context(), client, host, "/split")
+		if err != nil || resp.StatusCode != http.StatusOK {
+			t.Fatal(resp, err)
+		}
+		if strings.HasPrefix(body, "v2 ") {
+			canary++
+		}
+	}
+	// Six standard deviations: by chance once in a billion runs.
+	if deviation := math.Sqrt(n * share * (1 - share)); math.Abs(float64(canary)-n*share) > 6*deviation {
+		t.Errorf("%d of %d requests went to the canary, want %v", canary, n, n*share)
+	}
+	t.Logf("%d of %d requests went to the canary", canary, n)
+}
+
+// gatewayGRPC calls a service by a GRPCRoute.
+func gatewayGRPC(t *testing.T, c *cluster, ns string) {
+	c.apply(t, ns, `apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: health}
+spec:
+  parentRefs: [{name: front}]
+  hostnames: [calls.gateway.test]
+  rules: [{matches: [{method: {service: grpc.health.v1.Health}}], backendRefs: [{name: web, port: 81}]}]
+`)
+	conn, err := grpc.NewClient(strings.TrimPrefix(c.info.IngressHTTP, "http://"), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("calls.gateway.test"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	eventually(t, "gRPC is answered", func() error {
+		answer, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{Service: "shop"})
+		if err == nil && answer.Status != healthpb.HealthCheckResponse_SERVING {
+			err = errors.New(answer.String())
+		}
+		return err
+	})
+}
+
+// gatewayPort serves a listener at a port of its own.
+func gatewayPort(t *testing.T, c *cluster, ns string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	l.Close()
+	c.apply(t, ns, fmt.Sprintf(`apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: port}
+spec: {gatewayClassName: gitk8s, listeners: [{name: http, port: %d, protocol: HTTP}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: port}
+spec: {parentRefs: [{name: port}], rules: [{backendRefs: [{name: canary, port: 80}]}]}
+`, port))
+	door{base: fmt.Sprintf("http://127.0.0.1:%d", port)}.says(t, "any.test", "/", "v2 from canary-")
+	door{base: fmt.Sprintf("http://%s:%d", nodeTwo, port), dial: network.DialIn(network.HubNetNS(c.id()))}.says(t, "any.test", "/", "v2 from canary-")
 }
 
 // awaitRoute waits for a condition of a route's first parent.

@@ -326,6 +326,9 @@ func TestGatewayStatus(t *testing.T) {
 			if (len(table.ports) == 0) != (tt.programmed != "True Programmed") {
 				t.Error("the ports are not open as they should be")
 			}
+			if many := table.status.gateways[0].next(slices.Repeat([]string{"10.41.0.11"}, 40)); len(many.Status.Addresses) != 16 {
+				t.Errorf("%d addresses, the API takes 16", len(many.Status.Addresses))
+			}
 			again := &gatewayStatus{gateway: g, conditions: table.status.gateways[0].conditions, listeners: table.status.gateways[0].listeners}
 			if next := again.next([]string{"10.41.0.11"}); !equality.Semantic.DeepEqual(next.Status, g.Status) {
 				t.Errorf("a second time says something else:\n%+v\n%+v", next.Status, g.Status)

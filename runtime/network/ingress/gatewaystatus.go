@@ -38,6 +38,9 @@ type routeStatus struct {
 	parents []gatewayv1.RouteParentStatus
 }
 
+// maxAddresses is how many the API takes of a Gateway.
+const maxAddresses = 16
+
 // features are what the class can do, in the Gateway API's words and in their order.
 var features = []gatewayv1.FeatureName{
 	"GRPCRoute", "GRPCRouteNamedRouteRule", "Gateway", "GatewayAddressEmpty", "GatewayHTTPListenerIsolation", "GatewayPort8080", "HTTPRoute",
@@ -123,7 +126,7 @@ func (s *gatewayStatus) next(addresses []string) *gatewayv1.Gateway {
 	}
 	g.Status.Conditions = conditions(g.Status.Conditions, want, g.Generation)
 	g.Status.Addresses = nil
-	for _, a := range addresses {
+	for _, a := range addresses[:min(len(addresses), maxAddresses)] {
 		g.Status.Addresses = append(g.Status.Addresses, gatewayv1.GatewayStatusAddress{Type: ptr.To(gatewayv1.IPAddressType), Value: a})
 	}
 	had := map[gatewayv1.SectionName][]metav1.Condition{}
