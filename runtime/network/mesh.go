@@ -99,9 +99,24 @@ type Ways struct {
 	// MTU that pods' links may have, so that what they send arrives in one piece
 	// whichever peer it goes to.
 	MTU int
-	// Refused are the nodes to which there is no way since they have no key.
-	Refused []Peer
+	// Refused are the nodes to which there is no way, for the reasons given.
+	Refused []Refusal
 }
+
+// Refusal says why there is no way to a node.
+type Refusal struct {
+	Peer
+	// Reason is one word, that of an event.
+	Reason, Message string
+}
+
+// The reasons of refusals.
+const (
+	// ReasonNotEncrypted: traffic is to be encrypted, and the node has no key of its own.
+	ReasonNotEncrypted = "PeerNotEncrypted"
+	// ReasonBadAddresses: what the node says are its addresses cannot be.
+	ReasonBadAddresses = "PeerHasBadAddresses"
+)
 
 // Sync makes the ways to the peers' pods what peers says, oldest first, and no other.
 // Of two peers with the same address or key the older one has it. A peer with an
@@ -195,7 +210,7 @@ type plan struct {
 	pods    netip.Prefix
 	guard   guard
 	mtu     int
-	refused []Peer
+	refused []Refusal
 }
 
 type routeKey struct {
@@ -213,29 +228,66 @@ type routeTo struct {
 	mtu  int        // of tunnelled and encrypted ones
 }
 
+// admit sorts out which peers can be led to, nodes first: a server that is one, too, has
+// its node's way. pods is the range of this node. Nodes write their addresses themselves,
+// and none may have what is others' by them.
+func (c MeshConfig) admit(peers []Peer, own map[netip.Addr]bool) (admitted []Peer, pods netip.Prefix, bad []Refusal) {
+	var taken []netip.Prefix
+	for _, p := range peers {
+		if c.isSelf(p) {
+			pods = p.PodCIDR.Masked()
+			taken = append(taken, pods)
+		}
+	}
+	for _, p := range only(peers, Peer.isNode) {
+		if c.isSelf(p) || own[p.NodeIP] || !p.NodeIP.Is4() || !p.PodCIDR.Addr().Is4() {
+			continue
+		}
+		why := ""
+		switch p.PodCIDR = p.PodCIDR.Masked(); {
+		case p.PodCIDR.Bits() < PodCIDR.Bits() || !PodCIDR.Contains(p.PodCIDR.Addr()):
+			why = fmt.Sprintf("its pods' range %s is not in the cluster's, %s", p.PodCIDR, PodCIDR)
+		case slices.ContainsFunc(taken, p.PodCIDR.Overlaps):
+			why = fmt.Sprintf("its pods' range %s is an older node's, or this one's", p.PodCIDR)
+		case !isNodeAddress(p.NodeIP):
+			why = fmt.Sprintf("no node can have the address %s", p.NodeIP)
+		}
+		if why != "" {
+			bad = append(bad, Refusal{p, ReasonBadAddresses, why})
+			continue
+		}
+		taken = append(taken, p.PodCIDR)
+		admitted = append(admitted, p)
+	}
+	for _, p := range peers {
+		if !p.isNode() && !own[p.NodeIP] && p.NodeIP.Is4() && isNodeAddress(p.NodeIP) {
+			admitted = append(admitted, p)
+		}
+	}
+	return admitted, pods, bad
+}
+
+func (c MeshConfig) isSelf(p Peer) bool { return c.Node != "" && p.Name == c.Node && p.isNode() }
+
+// isNodeAddress says whether an address may be a machine's: it is nobody's pod, and no
+// service.
+func isNodeAddress(a netip.Addr) bool {
+	return a.IsGlobalUnicast() && !PodCIDR.Contains(a) && !ServiceCIDR.Contains(a)
+}
+
 // plan puts together what the ways to the peers take. base is the MTU of the machine's
 // own link.
 func (c MeshConfig) plan(peers []Peer, own map[netip.Addr]bool, hops map[netip.Addr]hop, base int) plan {
 	out := plan{routes: map[routeKey]routeTo{}, mtu: base}
 	seal := !c.Key.IsZero()
 	hosts, keys := map[netip.Addr]bool{}, map[PublicKey]bool{}
-	// Nodes first: a server that is one, too, has its node's way.
-	for _, p := range slices.Concat(only(peers, Peer.isNode), only(peers, func(p Peer) bool { return !p.isNode() })) {
-		if p.isNode() && p.Name == c.Node {
-			out.pods = p.PodCIDR.Masked()
-			continue
-		}
-		if own[p.NodeIP] {
-			continue
-		}
-		if !p.NodeIP.Is4() || p.isNode() && !p.PodCIDR.Addr().Is4() {
-			continue
-		}
+	peers, out.pods, out.refused = c.admit(peers, own)
+	for _, p := range peers {
 		at, first := hops[p.NodeIP], !hosts[p.NodeIP]
 		hosts[p.NodeIP] = true
-		w := c.wayTo(p, at)
+		w, why := c.wayTo(p, at), "its worker runs without --encrypt"
 		if w == encrypted && keys[p.Key] {
-			w = refused
+			w, why = refused, "its key is another node's"
 		}
 		if !p.isNode() && !first {
 			continue
@@ -257,7 +309,7 @@ func (c MeshConfig) plan(peers []Peer, own map[netip.Addr]bool, hops map[netip.A
 			out.wireGuardMTU, out.mtu = max(out.wireGuardMTU, to.mtu), min(out.mtu, to.mtu)
 			out.wireGuardPeers = append(out.wireGuardPeers, newWireGuardPeer(p, first))
 		case refused:
-			out.refused = append(out.refused, p)
+			out.refused = append(out.refused, Refusal{p, ReasonNotEncrypted, "traffic of pods is to be encrypted, but " + why})
 		case unmanaged:
 			out.mtu = lowest(out.mtu, at.mtu)
 		}

@@ -368,6 +368,22 @@ func TestTunnel(t *testing.T) {
 		}
 		everything(t)
 	})
+	t.Run("it is in nobody's way, and others' routes still are", func(t *testing.T) {
+		if err := CheckOverlap(s.nodes[0].NetNS); err != nil {
+			t.Error(err)
+		}
+		foreign := &netlink.Route{Dst: ipNet(netip.MustParsePrefix("10.42.77.0/24")), LinkIndex: s.link(s.nodes[0].NetNS, uplinkName).Attrs().Index}
+		h := s.handle(s.nodes[0].NetNS)
+		if err := h.RouteAdd(foreign); err != nil {
+			t.Fatal(err)
+		}
+		if err := CheckOverlap(s.nodes[0].NetNS); err == nil {
+			t.Error("a foreign route to pods is not noticed")
+		}
+		if err := h.RouteDel(foreign); err != nil {
+			t.Error(err)
+		}
+	})
 	t.Run("leaving takes all of it away", func(t *testing.T) {
 		for _, n := range []string{s.nodes[0].NetNS, server} {
 			for range 2 {

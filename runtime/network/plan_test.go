@@ -2,6 +2,7 @@ package network
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -77,8 +78,11 @@ func TestPlan(t *testing.T) {
 		}
 		got := cfg.plan(peers, map[netip.Addr]bool{cfg.NodeIP: true}, hops, 1500)
 		refusedPeers, used := map[netip.Prefix]bool{}, map[PublicKey]bool{}
-		for _, p := range got.refused {
-			refusedPeers[p.PodCIDR] = true
+		for _, r := range got.refused {
+			if r.Reason != ReasonNotEncrypted {
+				t.Fatalf("refused: %v", r)
+			}
+			refusedPeers[r.PodCIDR] = true
 		}
 		for _, p := range peers {
 			r, routed := got.routes[routeKey{unix.RT_TABLE_MAIN, p.PodCIDR}]
@@ -124,6 +128,48 @@ func TestPlan(t *testing.T) {
 			t.Fatal("a tunnel without a guard")
 		}
 	})
+}
+
+// Nodes say of themselves which addresses they have; what is another's stays so.
+func TestAdmit(t *testing.T) {
+	peer := func(name, ip, pods string) Peer {
+		return Peer{Name: name, NodeIP: netip.MustParseAddr(ip), PodCIDR: netip.MustParsePrefix(pods)}
+	}
+	cfg := MeshConfig{Node: "me", NodeIP: netip.MustParseAddr("192.0.2.1")}
+	got, pods, bad := cfg.admit([]Peer{
+		peer("mine", "192.0.2.8", "10.42.1.0/25"),
+		peer("one", "192.0.2.2", "10.42.2.5/24"),
+		peer("me", "192.0.2.99", "10.42.1.0/24"),
+		peer("same", "192.0.2.3", "10.42.2.0/24"),
+		peer("part", "192.0.2.3", "10.42.2.7/32"),
+		peer("all", "192.0.2.3", "0.0.0.0/0"),
+		peer("more", "192.0.2.3", "10.42.0.0/15"),
+		peer("other", "192.0.2.3", "192.0.2.0/24"),
+		peer("pod", "10.42.9.9", "10.42.9.0/24"),
+		peer("service", "10.43.0.1", "10.42.9.0/24"),
+		peer("many", "224.0.0.1", "10.42.9.0/24"),
+		peer("old", "192.0.2.1", "10.42.8.0/24"),
+		peer("two", "192.0.2.4", "10.42.9.0/24"),
+		{NodeIP: netip.MustParseAddr("192.0.2.7")},
+		{NodeIP: netip.MustParseAddr("10.42.2.9")},
+		{NodeIP: netip.MustParseAddr("192.0.2.1")},
+	}, map[netip.Addr]bool{cfg.NodeIP: true})
+	var names, refusals []string
+	for _, p := range got {
+		names = append(names, p.Name+" "+p.PodCIDR.String())
+	}
+	for _, r := range bad {
+		refusals = append(refusals, r.Name)
+		if r.Reason != ReasonBadAddresses || r.Message == "" {
+			t.Errorf("%+v", r)
+		}
+	}
+	if text := strings.Join(names, ", "); text != "one 10.42.2.0/24, two 10.42.9.0/24,  invalid Prefix" || pods != podCIDR(1) {
+		t.Errorf("admitted: %s; own pods %s", text, pods)
+	}
+	if text := strings.Join(refusals, " "); text != "mine same part all more other pod service many" {
+		t.Errorf("refused: %s", text)
+	}
 }
 
 func TestMergedRanges(t *testing.T) {

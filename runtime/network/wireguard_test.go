@@ -199,7 +199,14 @@ func TestWireGuard(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// The server has no key, and is behind the router for nodes 1 and 3.
+	server := s.machine("server", 1, 5)
+	s.peers = append(s.peers, Peer{NodeIP: siteIP(1, 5)})
 	s.sync()
+	if _, err := NewMesh(MeshConfig{NetNS: server, NodeIP: siteIP(1, 5), Tunnel: TunnelAuto, Server: true}).Sync(s.peers[:3]); err != nil {
+		t.Fatal(err)
+	}
+	s.serve(server, netip.AddrPortFrom(siteIP(1, 5), 6443), "api")
 	ns, ip := map[int]string{}, map[int]netip.Addr{}
 	for n := 1; n <= 3; n++ {
 		ns[n], ip[n] = s.pod(n, fmt.Sprint("p", n))
@@ -216,6 +223,10 @@ func TestWireGuard(t *testing.T) {
 		}
 	}
 	everything(t)
+	for n := 1; n <= 3; n++ {
+		expect(t, "server to pod", server, netip.AddrPortFrom(ip[n], 8080), fmt.Sprintf("p%d %s", n, siteIP(1, 5)))
+		expect(t, "pod to server", ns[n], netip.AddrPortFrom(siteIP(1, 5), 6443), fmt.Sprintf("api %s", ip[n]))
+	}
 	device := func(n int) *wgtypes.Device {
 		t.Helper()
 		var d *wgtypes.Device
@@ -260,7 +271,7 @@ func TestWireGuard(t *testing.T) {
 	})
 	t.Run("a peer without a key is told about and not talked to", func(t *testing.T) {
 		w, err := s.meshes[0].Sync(s.peers)
-		if err != nil || len(w.Refused) != 1 || w.Refused[0].Name != "node-3" {
+		if err != nil || len(w.Refused) != 1 || w.Refused[0].Name != "node-3" || w.Refused[0].Reason != ReasonNotEncrypted {
 			t.Errorf("%v %v", w.Refused, err)
 		}
 		for what, x := range map[string]struct {
