@@ -83,9 +83,15 @@ func (w *worker) openMesh(e *env) error {
 		return usageError("--tunnel: %w", err)
 	}
 	cfg := network.MeshConfig{Node: w.name, NodeIP: w.ip, Tunnel: tunnel}
+	if !w.ip.Is4() {
+		cfg.Tunnel = network.TunnelNever // they are between IPv4 addresses
+	}
 	switch how := e.v.GetString("encrypt"); how {
 	case "":
 	case encryptWireGuard:
+		if !w.ip.Is4() {
+			return usageError("--encrypt: the node's address must be an IPv4 one, and is %s", w.ip)
+		}
 		if err := network.CheckWireGuard(""); err != nil {
 			return fmt.Errorf("--encrypt %s: %w", how, err)
 		}
@@ -126,7 +132,7 @@ func (c *controlPlane) followRoutes(ctx context.Context) error {
 	if c.hub != "" {
 		// All nodes are at the hub's bridge.
 		mesh.NetNS, mesh.NodeIP, mesh.Tunnel = network.HubNetNS(c.hub), network.HubIP, network.TunnelNever
-	} else if ip, err := netip.ParseAddr(c.cfg.advertised()); err == nil && !ip.IsLoopback() {
+	} else if ip, err := netip.ParseAddr(c.cfg.advertised()); err == nil && ip.Is4() && !ip.IsLoopback() {
 		mesh.NodeIP = ip
 	} else {
 		mesh.Tunnel = network.TunnelNever // nobody elsewhere could answer

@@ -146,8 +146,9 @@ func (m *Mesh) Sync(peers []Peer) (Ways, error) {
 	return Ways{MTU: want.mtu, Refused: want.refused}, m.apply(h, want)
 }
 
-// Seal keeps what pods send to others from leaving in the clear before the first Sync, if
-// it is to be encrypted. What an earlier Mesh has left goes on.
+// Seal keeps what pods and others exchange from leaving and from being taken in the clear
+// before the first Sync, if it is to be encrypted. What goes through WireGuard by what an
+// earlier Mesh has left goes on.
 func (m *Mesh) Seal() error {
 	if m.cfg.Key.IsZero() {
 		return nil
@@ -157,10 +158,12 @@ func (m *Mesh) Seal() error {
 		return err
 	}
 	defer h.Close()
-	if err := h.RouteReplace(kernelRoute(sealed, routeTo{way: refused}, nil, m.cfg.NodeIP)); err != nil {
+	if err := h.RouteReplace(kernelRoute(sealed(), routeTo{way: refused}, nil, m.cfg.NodeIP)); err != nil {
 		return fmt.Errorf("close the way to pods in the clear: %w", err)
 	}
-	return nil
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.applyGuard(guard{seal: true})
 }
 
 // way is how packets get to a peer.
@@ -219,7 +222,7 @@ type routeKey struct {
 }
 
 // sealed is the route of all pods: with encryption it leads nowhere.
-var sealed = routeKey{unix.RT_TABLE_MAIN, PodCIDR}
+func sealed() routeKey { return routeKey{unix.RT_TABLE_MAIN, PodCIDR.Masked()} }
 
 type routeTo struct {
 	way  way
@@ -284,14 +287,15 @@ func (c MeshConfig) plan(peers []Peer, own map[netip.Addr]bool, hops map[netip.A
 	peers, out.pods, out.refused = c.admit(peers, own)
 	for _, p := range peers {
 		at, first := hops[p.NodeIP], !hosts[p.NodeIP]
-		hosts[p.NodeIP] = true
+		if !p.isNode() && !first {
+			continue
+		}
 		w, why := c.wayTo(p, at), "its worker runs without --encrypt"
 		if w == encrypted && keys[p.Key] {
 			w, why = refused, "its key is another node's"
 		}
-		if !p.isNode() && !first {
-			continue
-		}
+		// A Node without a key may be what is left of one that had this address before.
+		hosts[p.NodeIP] = hosts[p.NodeIP] || w != refused
 		to := routeTo{way: w}
 		switch w {
 		case direct:
@@ -323,7 +327,7 @@ func (c MeshConfig) plan(peers []Peer, own map[netip.Addr]bool, hops map[netip.A
 	}
 	if seal {
 		// What is not known yet, or not any more, is not sent by the default route.
-		out.routes[sealed] = routeTo{way: refused}
+		out.routes[sealed()] = routeTo{way: refused}
 	}
 	out.wireGuard = seal
 	// A node is ready for peers that tunnel to it even if it need not do so itself:

@@ -172,6 +172,17 @@ func TestAdmit(t *testing.T) {
 	}
 }
 
+// A Node that is left from before a machine was renamed keeps nothing from the new one.
+func TestRenamedNode(t *testing.T) {
+	old := Peer{Name: "old", NodeIP: siteIP(0, 2), PodCIDR: podCIDR(2)}
+	renamed := Peer{Name: "new", NodeIP: siteIP(0, 2), PodCIDR: podCIDR(3), Key: testKey(t).Public()}
+	cfg := MeshConfig{Node: "me", NodeIP: siteIP(0, 1), Tunnel: TunnelAuto, Key: testKey(t)}
+	got := cfg.plan([]Peer{old, renamed}, nil, map[netip.Addr]hop{old.NodeIP: {link: 2, onLink: true, mtu: 1500}}, 1500)
+	if r := got.routes[routeKey{peersTable, host(old.NodeIP)}]; r.way != encrypted || len(got.wireGuardPeers) != 1 || len(got.wireGuardPeers[0].allowed) != 2 || len(got.refused) != 1 {
+		t.Errorf("%+v %+v %+v", r, got.wireGuardPeers, got.refused)
+	}
+}
+
 func TestMergedRanges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var in []addrRange

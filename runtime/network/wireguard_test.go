@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -163,9 +164,56 @@ func TestWireGuardMissing(t *testing.T) {
 	}
 	// A Mesh that needs it sends nothing.
 	k := testKey(t)
-	m := NewMesh(MeshConfig{NetNS: s.nodes[0].NetNS, NodeIP: s.nodes[0].IP, Tunnel: TunnelAuto, Key: k})
+	m := NewMesh(MeshConfig{NetNS: s.nodes[0].NetNS, Node: "node-1", NodeIP: s.nodes[0].IP, Tunnel: TunnelAuto, Key: k})
+	ns, pod := s.pod(1, "a")
+	bNS, b := s.pod(1, "b")
+	heard := func() string { return ask(s.router, "udp", netip.AddrPortFrom(pod, 8080)) }
+	h := s.handle(s.router)
+	for _, r := range []*netlink.Route{
+		{Dst: ipNet(podCIDR(1)), Gw: s.nodes[0].IP.AsSlice()},
+		{Dst: ipNet(netip.MustParsePrefix("10.42.99.9/32")), LinkIndex: s.link(s.router, "lo").Attrs().Index, Scope: unix.RT_SCOPE_HOST, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL},
+	} {
+		if err := h.RouteAdd(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stranger := siteIP(0, 1).String()
+	if got := heard(); got != "a "+stranger {
+		t.Fatalf("before: %q", got)
+	}
 	if err := m.Seal(); err != nil {
 		t.Fatal(err)
+	}
+	// Who has a pod's address is not heard in the clear; neighbours and others are.
+	if got := heard(); got != "a "+stranger {
+		t.Errorf("one that is no pod: %q", got)
+	}
+	expect(t, "pods of the node", ns, netip.AddrPortFrom(b, 8080), "b "+pod.String())
+	expect(t, "the node", s.nodes[0].NetNS, netip.AddrPortFrom(b, 8080), "b "+s.nodes[0].IP.String())
+	sink, err := ListenPacketIn(bNS, "udp4", netip.AddrPortFrom(b, 9).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	for _, from := range []string{"10.42.99.9", stranger} {
+		err := inNetNS(s.router, func() error {
+			c, err := net.DialUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(from), 0)), net.UDPAddrFromAddrPort(netip.AddrPortFrom(b, 9)))
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, err = c.Write([]byte(from))
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	buf := make([]byte, 100)
+	_ = sink.SetReadDeadline(time.Now().Add(5 * time.Second))
+	n, _, err := sink.ReadFrom(buf)
+	if got := string(buf[:n]); err != nil || got != stranger {
+		t.Errorf("heard %q, %v", got, err)
 	}
 	to := Peer{Name: "two", NodeIP: siteIP(0, 99), PodCIDR: podCIDR(99), Key: testKey(t).Public()}
 	if _, err := m.Sync(append(s.peers, to)); err == nil {
