@@ -65,7 +65,7 @@ test-deps: deps
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends uidmap; \
 	fi
 
-	@if [ ! -x /usr/lib/cni/bridge ] && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	@if { [ ! -x /usr/lib/cni/bridge ] || ! command -v iptables >/dev/null; } && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 		echo "installing: containernetworking-plugins and iptables, which one of them needs, to test pods' networks made by CNI plugins"; \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends containernetworking-plugins iptables; \
 	fi

@@ -93,7 +93,10 @@ func (w *worker) openMesh(e *env) error {
 	if err != nil {
 		return usageError("--tunnel: %w", err)
 	}
-	cfg := network.MeshConfig{Node: w.name, NodeIP: first(w.ips), Tunnel: tunnel, Pods: w.ranges.Pods[0]}
+	cfg := network.MeshConfig{Node: w.name, NodeIP: first(w.ips), Tunnel: tunnel, Pods: w.ranges.Pods, Services: w.ranges.Services}
+	if !cfg.NodeIP.Is4() {
+		cfg.Tunnel = network.TunnelNever // they are between IPv4 addresses
+	}
 	switch how := e.v.GetString("encrypt"); how {
 	case "":
 	case encryptWireGuard:
@@ -136,11 +139,11 @@ func leaveServer(dataDir string) error {
 // followRoutes keeps the ways to the pods of all nodes: the API server's proxy
 // dials pods, in the hub's network namespace or else in its own.
 func (c *controlPlane) followRoutes(ctx context.Context) error {
-	mesh := network.MeshConfig{Tunnel: c.cfg.Tunnel, Server: true}
+	mesh := network.MeshConfig{Tunnel: c.cfg.Tunnel, Server: true, Pods: c.ranges.Pods, Services: c.ranges.Services}
 	if c.hub != "" {
 		// All nodes are at the hub's bridge.
 		mesh.NetNS, mesh.NodeIP, mesh.Tunnel = network.HubNetNS(c.hub), first(c.ranges.Hub()), network.TunnelNever
-	} else if ip, err := netip.ParseAddr(c.cfg.advertised()); err == nil && !ip.IsLoopback() {
+	} else if ip, err := netip.ParseAddr(c.cfg.advertised()); err == nil && ip.Is4() && !ip.IsLoopback() {
 		mesh.NodeIP = ip
 	} else {
 		mesh.Tunnel = network.TunnelNever // nobody elsewhere could answer

@@ -266,3 +266,20 @@ func TestAgentWithFakeRuntime(t *testing.T) {
 		}
 	})
 }
+
+// What the worker says of its node is put on it, also on one that is there, and taken off
+// when it is not said any more.
+func TestNodeAnnotations(t *testing.T) {
+	n := newTestNode(t, apiservertest.StartWith(t, nil), "node-n", newFakeRuntime(), &fakePuller{config: defaultImage}, &fakeNetwork{})
+	for _, value := range []string{"one", "two", ""} {
+		n.cfg.NodeAnnotations = map[string]string{"example.com/key": value}
+		n.ready()
+		node, err := n.admin.CoreV1().Nodes().Get(t.Context(), n.name, metav1.GetOptions{})
+		n.must(err)
+		got, there := node.Annotations["example.com/key"]
+		if got != value || there != (value != "") || node.Annotations[annotationRoot] == "" {
+			t.Errorf("want %q: %v", value, node.Annotations)
+		}
+		n.stop()
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -237,6 +238,9 @@ func TestCNICollectsGarbage(t *testing.T) {
 }
 
 func TestCNIHostPorts(t *testing.T) {
+	if _, err := exec.LookPath("iptables"); err != nil {
+		t.Skipf("%v, and portmap needs it: install iptables (`make test-deps`)", err)
+	}
 	n := newCNINode(t)
 	n.configure(n.bridge(), map[string]any{"type": "portmap", "capabilities": map[string]bool{"portMappings": true}, "snat": true})
 	n.cni.MapPorts("uid-a", []PortMapping{{HostPort: 8888, ContainerPort: 8080, Protocol: "tcp"}, {HostPort: 8888, ContainerPort: 8080, Protocol: "udp"}})

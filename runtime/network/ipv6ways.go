@@ -5,22 +5,21 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
 // syncIPv6 makes the ways to the IPv6 addresses of the peers' pods: plain routes, which
-// lead to nodes on the same link alone. Where there are no such peers, others' routes
-// are not looked at, unless there are no peers at all.
-func syncIPv6(h *netlink.Handle, peers []Peer, own map[netip.Addr]bool) error {
-	if len(peers) > 0 && !slices.ContainsFunc(peers, func(p Peer) bool { return p.NodeIP.Is6() }) {
+// lead to nodes on the same link alone. Where there are no such peers, but others, routes
+// of this family are not looked at.
+func syncIPv6(h *netlink.Handle, peers []Peer, others bool) error {
+	if len(peers) == 0 && others {
 		return nil
 	}
 	want := map[string]netip.Addr{}
 	for _, p := range peers {
-		if p.NodeIP.Is6() && p.isNode() && !own[p.NodeIP] {
+		if p.isNode() {
 			want[p.PodCIDR.Masked().String()] = p.NodeIP
 		}
 	}

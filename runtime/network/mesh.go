@@ -68,8 +68,8 @@ type MeshConfig struct {
 	Node   string
 	NodeIP netip.Addr
 	Tunnel Tunnel
-	// Pods holds all pods of the cluster, of IPv4; needed with Key alone.
-	Pods netip.Prefix
+	// Pods and Services are the cluster's ranges.
+	Pods, Services []netip.Prefix
 	// Key, if it is not zero, is this node's for WireGuard: what its pods, and itself,
 	// exchange with other nodes' pods is encrypted, or not sent at all.
 	Key PrivateKey
@@ -101,9 +101,24 @@ type Ways struct {
 	// MTU that pods' links may have, so that what they send arrives in one piece
 	// whichever peer it goes to.
 	MTU int
-	// Refused are the nodes to which there is no way since they have no key.
-	Refused []Peer
+	// Refused are the nodes to which there is no way, for the reasons given.
+	Refused []Refusal
 }
+
+// Refusal says why there is no way to a node.
+type Refusal struct {
+	Peer
+	// Reason is one word, that of an event.
+	Reason, Message string
+}
+
+// The reasons of refusals.
+const (
+	// ReasonNotEncrypted: traffic is to be encrypted, and the node has no key of its own.
+	ReasonNotEncrypted = "PeerNotEncrypted"
+	// ReasonBadAddresses: what the node says are its addresses cannot be.
+	ReasonBadAddresses = "PeerHasBadAddresses"
+)
 
 // Sync makes the ways to the peers' pods what peers says, oldest first, and no other.
 // Of two peers with the same address or key the older one has it. A peer with an
@@ -129,12 +144,13 @@ func (m *Mesh) Sync(peers []Peer) (Ways, error) {
 			hops[p.NodeIP] = hopTo(h, p.NodeIP)
 		}
 	}
-	want := m.cfg.plan(only(peers, func(p Peer) bool { return p.NodeIP.Is4() }), own, hops, base)
-	return Ways{MTU: want.mtu, Refused: want.refused}, errors.Join(m.apply(h, want), syncIPv6(h, peers, own))
+	want := m.cfg.plan(peers, own, hops, base)
+	return Ways{MTU: want.mtu, Refused: want.refused}, errors.Join(m.apply(h, want), syncIPv6(h, want.ipv6, len(peers) > 0))
 }
 
-// Seal keeps what pods send to others from leaving in the clear before the first Sync, if
-// it is to be encrypted. What an earlier Mesh has left goes on.
+// Seal keeps what pods and others exchange from leaving and from being taken in the clear
+// before the first Sync, if it is to be encrypted. What goes through WireGuard by what an
+// earlier Mesh has left goes on.
 func (m *Mesh) Seal() error {
 	if m.cfg.Key.IsZero() {
 		return nil
@@ -147,7 +163,9 @@ func (m *Mesh) Seal() error {
 	if err := h.RouteReplace(kernelRoute(m.cfg.sealed(), routeTo{way: refused}, nil, m.cfg.NodeIP)); err != nil {
 		return fmt.Errorf("close the way to pods in the clear: %w", err)
 	}
-	return nil
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.applyGuard(guard{seal: true, cluster: ofFamily(m.cfg.Pods, false)})
 }
 
 // way is how packets get to a peer.
@@ -193,11 +211,13 @@ type plan struct {
 	vxlanPeers             []netip.Addr
 	wireGuardPeers         []wireGuardPeer
 	vxlanMTU, wireGuardMTU int
-	// pods are this node's.
+	// pods are this node's, cluster all of IPv4.
 	pods    netip.Prefix
+	cluster netip.Prefix
 	guard   guard
+	ipv6    []Peer // reached by plain routes
 	mtu     int
-	refused []Peer
+	refused []Refusal
 }
 
 type routeKey struct {
@@ -206,7 +226,9 @@ type routeKey struct {
 }
 
 // sealed is the route of all pods: with encryption it leads nowhere.
-func (c MeshConfig) sealed() routeKey { return routeKey{unix.RT_TABLE_MAIN, c.Pods} }
+func (c MeshConfig) sealed() routeKey {
+	return routeKey{unix.RT_TABLE_MAIN, ofFamily(c.Pods, false).Masked()}
+}
 
 type routeTo struct {
 	way  way
@@ -215,30 +237,79 @@ type routeTo struct {
 	mtu  int        // of tunnelled and encrypted ones
 }
 
+// admit sorts out which peers can be led to, nodes first: a server that is one, too, has
+// its node's way. pods is the range of this node. Nodes write their addresses themselves,
+// and none may have what is others' by them.
+func (c MeshConfig) admit(peers []Peer, own map[netip.Addr]bool) (admitted []Peer, pods netip.Prefix, bad []Refusal) {
+	var taken []netip.Prefix
+	for _, p := range peers {
+		if c.isSelf(p) {
+			taken = append(taken, p.PodCIDR.Masked())
+			if p.PodCIDR.Addr().Is4() {
+				pods = p.PodCIDR.Masked()
+			}
+		}
+	}
+	for _, p := range only(peers, Peer.isNode) {
+		if c.isSelf(p) || own[p.NodeIP] || p.NodeIP.Is4() != p.PodCIDR.Addr().Is4() {
+			continue
+		}
+		why := ""
+		all := ofFamily(c.Pods, p.NodeIP.Is6())
+		switch p.PodCIDR = p.PodCIDR.Masked(); {
+		case p.PodCIDR.Bits() < all.Bits() || !all.Contains(p.PodCIDR.Addr()):
+			why = fmt.Sprintf("its pods' range %s is not in the cluster's, %s", p.PodCIDR, all)
+		case slices.ContainsFunc(taken, p.PodCIDR.Overlaps):
+			why = fmt.Sprintf("its pods' range %s is an older node's, or this one's", p.PodCIDR)
+		case !c.isNodeAddress(p.NodeIP):
+			why = fmt.Sprintf("no node can have the address %s", p.NodeIP)
+		}
+		if why != "" {
+			bad = append(bad, Refusal{p, ReasonBadAddresses, why})
+			continue
+		}
+		taken = append(taken, p.PodCIDR)
+		admitted = append(admitted, p)
+	}
+	for _, p := range peers {
+		if !p.isNode() && !own[p.NodeIP] && c.isNodeAddress(p.NodeIP) {
+			admitted = append(admitted, p)
+		}
+	}
+	return admitted, pods, bad
+}
+
+func (c MeshConfig) isSelf(p Peer) bool { return c.Node != "" && p.Name == c.Node && p.isNode() }
+
+// isNodeAddress says whether an address may be a machine's: it is nobody's pod, and no
+// service.
+func (c MeshConfig) isNodeAddress(a netip.Addr) bool {
+	has := func(p netip.Prefix) bool { return p.Contains(a) }
+	return a.IsGlobalUnicast() && !slices.ContainsFunc(c.Pods, has) && !slices.ContainsFunc(c.Services, has)
+}
+
 // plan puts together what the ways to the peers take. base is the MTU of the machine's
 // own link.
 func (c MeshConfig) plan(peers []Peer, own map[netip.Addr]bool, hops map[netip.Addr]hop, base int) plan {
-	out := plan{routes: map[routeKey]routeTo{}, mtu: base}
+	out := plan{routes: map[routeKey]routeTo{}, mtu: base, cluster: ofFamily(c.Pods, false)}
 	seal := !c.Key.IsZero()
 	hosts, keys := map[netip.Addr]bool{}, map[PublicKey]bool{}
-	// Nodes first: a server that is one, too, has its node's way.
-	for _, p := range slices.Concat(only(peers, Peer.isNode), only(peers, func(p Peer) bool { return !p.isNode() })) {
-		if p.isNode() && p.Name == c.Node {
-			out.pods = p.PodCIDR.Masked()
-			continue
-		}
-		if own[p.NodeIP] {
+	peers, out.pods, out.refused = c.admit(peers, own)
+	for _, p := range peers {
+		if p.NodeIP.Is6() {
+			out.ipv6 = append(out.ipv6, p)
 			continue
 		}
 		at, first := hops[p.NodeIP], !hosts[p.NodeIP]
-		hosts[p.NodeIP] = true
-		w := c.wayTo(p, at)
-		if w == encrypted && keys[p.Key] {
-			w = refused
-		}
 		if !p.isNode() && !first {
 			continue
 		}
+		w, why := c.wayTo(p, at), "its worker runs without --encrypt"
+		if w == encrypted && keys[p.Key] {
+			w, why = refused, "its key is another node's"
+		}
+		// A Node without a key may be what is left of one that had this address before.
+		hosts[p.NodeIP] = hosts[p.NodeIP] || w != refused
 		to := routeTo{way: w}
 		switch w {
 		case direct:
@@ -256,7 +327,7 @@ func (c MeshConfig) plan(peers []Peer, own map[netip.Addr]bool, hops map[netip.A
 			out.wireGuardMTU, out.mtu = max(out.wireGuardMTU, to.mtu), min(out.mtu, to.mtu)
 			out.wireGuardPeers = append(out.wireGuardPeers, newWireGuardPeer(p, first))
 		case refused:
-			out.refused = append(out.refused, p)
+			out.refused = append(out.refused, Refusal{p, ReasonNotEncrypted, "traffic of pods is to be encrypted, but " + why})
 		case unmanaged:
 			out.mtu = lowest(out.mtu, at.mtu)
 		}

@@ -1,20 +1,15 @@
 package network
 
 import (
-	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -22,220 +17,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sites are two links with a router between them, that knows nothing of pods, and
-// machines on either.
-type sites struct {
-	*cluster
-	router string
-	peers  []Peer
-	meshes []*Mesh
-}
-
-var siteCIDRs = [2]netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.51.100.0/24")}
-
-// siteIP is address n of a site.
-func siteIP(site, n int) netip.Addr {
-	a := siteCIDRs[site].Addr().As4()
-	a[3] = byte(n)
-	return netip.AddrFrom4(a)
-}
-
-// newSites makes a node for each of at, which says at which site it is; nodes count
-// from 1 and have the addresses from .11 on.
-func newSites(t testing.TB, at ...int) *sites {
-	t.Helper()
-	c := &cluster{t: t, id: fmt.Sprintf("t%d-%d", os.Getpid(), count.Add(1)), dir: t.TempDir()}
-	t.Cleanup(c.destroy)
-	s := &sites{cluster: c, router: NodeNetNS(c.id, "router")}
-	if err := createNetNS(s.router); err != nil {
-		t.Fatal(err)
-	}
-	h := s.handle(s.router)
-	for site, cidr := range siteCIDRs {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name = fmt.Sprintf("site%d", site)
-		if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
-			t.Fatal(err)
-		}
-		if err := upWithAddrs(h, s.link(s.router, attrs.Name), netip.PrefixFrom(siteIP(site, 1), cidr.Bits())); err != nil {
-			t.Fatal(err)
-		}
-	}
-	s.sysctl(s.router, "net.ipv4.ip_forward", "1")
-	s.sysctl(s.router, "net.ipv4.conf.all.rp_filter", "1")
-	for i, site := range at {
-		n := i + 1
-		node := Node{NetNS: s.machine(fmt.Sprintf("node-%d", n), site, 10+n), IPs: []netip.Addr{siteIP(site, 10+n)}}
-		pods, err := NewPodNetwork(PodConfig{Dir: c.podDir(n), NetNS: node.NetNS, PodCIDRs: []netip.Prefix{podCIDR(n)}, Services: rangesIPv4.Services, NodeIPs: node.IPs})
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.nodes, c.pods = append(c.nodes, node), append(c.pods, pods)
-		s.peers = append(s.peers, Peer{Name: fmt.Sprintf("node-%d", n), NodeIP: node.IPs[0], PodCIDR: podCIDR(n)})
-		s.meshes = append(s.meshes, NewMesh(MeshConfig{NetNS: node.NetNS, Node: fmt.Sprintf("node-%d", n), NodeIP: node.IPs[0], Tunnel: TunnelAuto}))
-	}
-	return s
-}
-
-// machine makes a namespace that is at a site with an address, and a default route by
-// the router.
-func (s *sites) machine(name string, site, n int) string {
-	s.t.Helper()
-	ns := NodeNetNS(s.id, name)
-	if err := createNetNS(ns); err != nil {
-		s.t.Fatal(err)
-	}
-	h := s.handle(s.router)
-	if err := addVeth(h, name, nil, ns, uplinkName); err != nil {
-		s.t.Fatal(err)
-	}
-	s.plug(name, site)
-	s.address(ns, site, n)
-	return ns
-}
-
-// plug connects a machine with a site.
-func (s *sites) plug(name string, site int) {
-	s.t.Helper()
-	h := s.handle(s.router)
-	port := s.link(s.router, name)
-	if err := errors.Join(h.LinkSetMaster(port, s.link(s.router, fmt.Sprintf("site%d", site))), h.LinkSetUp(port)); err != nil {
-		s.t.Fatal(err)
-	}
-}
-
-// address gives a machine an address of a site, and takes the one it had away.
-func (s *sites) address(ns string, site, n int) {
-	s.t.Helper()
-	h, uplink := s.handle(ns), s.link(ns, uplinkName)
-	old, err := h.AddrList(uplink, netlink.FAMILY_V4)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	for _, a := range old {
-		if err := h.AddrDel(uplink, &a); err != nil {
-			s.t.Fatal(err)
-		}
-	}
-	if err := upWithAddrs(h, uplink, netip.PrefixFrom(siteIP(site, n), siteCIDRs[site].Bits())); err != nil {
-		s.t.Fatal(err)
-	}
-	if err := h.RouteReplace(&netlink.Route{Gw: net.IP(siteIP(site, 1).AsSlice())}); err != nil {
-		s.t.Fatal(err)
-	}
-}
-
-func (s *sites) handle(ns string) *netlink.Handle {
-	s.t.Helper()
-	h, err := handle(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.t.Cleanup(h.Close)
-	return h
-}
-
-func (s *sites) link(ns, name string) netlink.Link {
-	s.t.Helper()
-	l, err := s.handle(ns).LinkByName(name)
-	if err != nil {
-		s.t.Fatalf("%s in %s: %v", name, ns, err)
-	}
-	return l
-}
-
-func (s *sites) sysctl(ns, key, value string) {
-	s.t.Helper()
-	if err := inNetNS(ns, func() error { return setSysctls(map[string]string{key: value}) }); err != nil {
-		s.t.Fatal(err)
-	}
-}
-
-// sync brings all nodes up to date, as their workers do.
-func (s *sites) sync() {
-	s.t.Helper()
-	for i, m := range s.meshes {
-		w, err := m.Sync(s.peers)
-		if err == nil {
-			err = errors.Join(s.pods[i].SetMTU(w.MTU), s.pods[i].Repair())
-		}
-		if err != nil {
-			s.t.Fatalf("node %d: %v", i+1, err)
-		}
-	}
-}
-
-// state is what a node has for its peers, in words.
-func (s *sites) state(ns string) string {
-	s.t.Helper()
-	h := s.handle(ns)
-	routes, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: routeProtocol, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	var out []string
-	for _, r := range routes {
-		out = append(out, fmt.Sprintf("route %d %s via %s dev %d mtu %d type %d", r.Table, r.Dst, r.Gw, r.LinkIndex, r.MTU, r.Type))
-	}
-	rules, err := h.RuleList(netlink.FAMILY_V4)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	for _, r := range rules {
-		if r.Protocol == routeProtocol {
-			out = append(out, fmt.Sprintf("rule from %s table %d", r.Src, r.Table))
-		}
-	}
-	if l, err := h.LinkByName(vxlanLink); err == nil {
-		out = append(out, fmt.Sprintf("vxlan %d mtu %d %s", l.Attrs().Index, l.Attrs().MTU, l.Attrs().HardwareAddr))
-		for _, family := range []int{netlink.FAMILY_V4, unix.AF_BRIDGE} {
-			list, err := h.NeighList(l.Attrs().Index, family)
-			if err != nil {
-				s.t.Fatal(err)
-			}
-			for _, n := range list {
-				out = append(out, fmt.Sprintf("neighbour %d %s %s", family, n.IP, n.HardwareAddr))
-			}
-		}
-	}
-	conn, err := nftIn(ns)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer conn.CloseLasting()
-	if table, err := conn.ListTable(guardTable); err == nil {
-		set, err := conn.GetSetByName(table, "peers")
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		elements, err := conn.GetSetElements(set)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		for _, e := range elements {
-			out = append(out, fmt.Sprintf("guard %s", net.IP(e.Key)))
-		}
-	}
-	slices.Sort(out)
-	return strings.Join(out, "\n")
-}
-
-// expect asks by TCP and UDP.
-func expect(t *testing.T, what, from string, to netip.AddrPort, want string) {
-	t.Helper()
-	for _, network := range []string{"tcp", "udp"} {
-		if got := ask(from, network, to); got != want {
-			t.Errorf("%s by %s: %q, want %q", what, network, got, want)
-		}
-	}
-}
-
 func TestTunnel(t *testing.T) {
 	s := newSites(t, 0, 1, 0)
 	server := s.machine("server", 1, 5)
 	s.peers = append(s.peers, Peer{NodeIP: siteIP(1, 5)})
 	s.sync()
-	toPods := NewMesh(MeshConfig{NetNS: server, NodeIP: siteIP(1, 5), Tunnel: TunnelAuto, Server: true})
+	toPods := NewMesh(MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, NetNS: server, NodeIP: siteIP(1, 5), Tunnel: TunnelAuto, Server: true})
 	if _, err := toPods.Sync(s.peers[:3]); err != nil {
 		t.Fatal(err)
 	}
@@ -351,7 +138,7 @@ func TestTunnel(t *testing.T) {
 	t.Run("always and never", func(t *testing.T) {
 		for _, tunnel := range []Tunnel{TunnelAlways, TunnelNever, TunnelAuto} {
 			for i := range s.meshes {
-				s.meshes[i] = NewMesh(MeshConfig{NetNS: s.nodes[i].NetNS, Node: s.peers[i].Name, NodeIP: s.nodes[i].IPs[0], Tunnel: tunnel})
+				s.meshes[i] = NewMesh(MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, NetNS: s.nodes[i].NetNS, Node: s.peers[i].Name, NodeIP: s.nodes[i].IPs[0], Tunnel: tunnel})
 			}
 			s.sync()
 			expect(t, string(tunnel)+", same link", ns[1], netip.AddrPortFrom(ip[3], 8080), fmt.Sprintf("p3 %s", ip[1]))
@@ -367,6 +154,22 @@ func TestTunnel(t *testing.T) {
 			}
 		}
 		everything(t)
+	})
+	t.Run("it is in nobody's way, and others' routes still are", func(t *testing.T) {
+		if err := CheckOverlap(s.nodes[0].NetNS, rangesIPv4); err != nil {
+			t.Error(err)
+		}
+		foreign := &netlink.Route{Dst: ipNet(netip.MustParsePrefix("10.42.77.0/24")), LinkIndex: s.link(s.nodes[0].NetNS, uplinkName).Attrs().Index}
+		h := s.handle(s.nodes[0].NetNS)
+		if err := h.RouteAdd(foreign); err != nil {
+			t.Fatal(err)
+		}
+		if err := CheckOverlap(s.nodes[0].NetNS, rangesIPv4); err == nil {
+			t.Error("a foreign route to pods is not noticed")
+		}
+		if err := h.RouteDel(foreign); err != nil {
+			t.Error(err)
+		}
 	})
 	t.Run("leaving takes all of it away", func(t *testing.T) {
 		for _, n := range []string{s.nodes[0].NetNS, server} {
@@ -387,7 +190,7 @@ func TestServerThatIsNode(t *testing.T) {
 	s := newSites(t, 0, 1)
 	s.sync()
 	before := s.state(s.nodes[0].NetNS)
-	m := NewMesh(MeshConfig{NetNS: s.nodes[0].NetNS, NodeIP: s.nodes[0].IPs[0], Tunnel: TunnelNever, Server: true})
+	m := NewMesh(MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, NetNS: s.nodes[0].NetNS, NodeIP: s.nodes[0].IPs[0], Tunnel: TunnelNever, Server: true})
 	if _, err := m.Sync(s.peers); err != nil {
 		t.Fatal(err)
 	}
@@ -447,183 +250,6 @@ func inVXLANPacket(source, to netip.Addr, mac net.HardwareAddr, text string) []b
 	return append(b, text...)
 }
 
-// transfer sends size bytes from one namespace to an address in another, by TCP, and
-// says what became of them.
-func transfer(t *testing.T, from, to string, at, by netip.AddrPort, size int) {
-	t.Helper()
-	l, err := ListenIn(to, "tcp4", at.String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	data := make([]byte, size)
-	_, _ = rand.Read(data)
-	got := make(chan []byte, 1)
-	go func() {
-		c, err := l.Accept()
-		if err != nil {
-			got <- nil
-			return
-		}
-		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
-		b, _ := io.ReadAll(c)
-		got <- b
-	}()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-	defer cancel()
-	c, err := DialIn(from)(ctx, "tcp4", by.String())
-	if err != nil {
-		t.Errorf("to %s: %v", by, err)
-		return
-	}
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
-	_, err = c.Write(data)
-	if err := errors.Join(err, c.Close()); err != nil {
-		t.Errorf("to %s: %v", by, err)
-		return
-	}
-	if b := <-got; !bytes.Equal(b, data) {
-		t.Errorf("to %s: %d bytes of %d arrived, or others", by, len(b), size)
-	}
-}
-
-// begin opens a connection, by which the function that it returns sends size bytes.
-func begin(t *testing.T, from, to string, at netip.AddrPort) func(size int) {
-	t.Helper()
-	l, err := ListenIn(to, "tcp4", at.String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	c, err := DialIn(from)(t.Context(), "tcp4", at.String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	accepted, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return func(size int) {
-		defer c.Close()
-		defer accepted.Close()
-		deadline := time.Now().Add(20 * time.Second)
-		_, _ = c.SetDeadline(deadline), accepted.SetDeadline(deadline)
-		go func() { _, _ = c.Write(make([]byte, size)) }()
-		if n, err := io.ReadFull(accepted, make([]byte, size)); err != nil {
-			t.Errorf("of a connection that was open %d bytes of %d arrived: %v", n, size, err)
-		}
-	}
-}
-
-// datagram sends one of a size and says whether it came; fragment allows that it be
-// taken apart.
-func datagram(t *testing.T, from, to string, at, by netip.AddrPort, size int, fragment bool) error {
-	t.Helper()
-	l, err := ListenPacketIn(to, "udp4", at.String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	c, err := DialIn(from)(t.Context(), "udp4", by.String())
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	if !fragment {
-		raw, err := c.(syscall.Conn).SyscallConn()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := raw.Control(func(fd uintptr) {
-			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
-		}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	data := make([]byte, size)
-	_, _ = rand.Read(data)
-	if _, err := c.Write(data); err != nil {
-		return err
-	}
-	buf := make([]byte, size+1)
-	_ = l.SetReadDeadline(time.Now().Add(3 * time.Second))
-	n, _, err := l.ReadFrom(buf)
-	if err == nil && !bytes.Equal(buf[:n], data) {
-		err = fmt.Errorf("%d bytes came, or others", n)
-	}
-	return err
-}
-
-// Whatever a pod may send arrives: what is too large for the tunnel is too large for
-// the pod's own link.
-func TestTunnelMTU(t *testing.T) {
-	s := newSites(t, 0, 1)
-	early, earlyIP := s.pod(1, "early") // its link is there before the peers are known
-	s.sync()
-	p, err := NewProxy(s.nodes[0].NetNS, rangesIPv4.Services)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
-	late, lateIP := s.pod(2, "late")
-	vip := netip.MustParseAddrPort("10.43.0.78:9000")
-	there, here := netip.AddrPortFrom(lateIP, 9000), netip.AddrPortFrom(earlyIP, 9000)
-	var svcs []Service
-	for _, proto := range []Protocol{TCP, UDP} {
-		svcs = append(svcs, Service{IP: vip.Addr(), Port: vip.Port(), Proto: proto, Endpoints: []netip.AddrPort{there}})
-	}
-	if err := p.Apply(State{Services: svcs}); err != nil {
-		t.Fatal(err)
-	}
-	uplinks := func(mtu int) {
-		t.Helper()
-		for i, n := range s.nodes {
-			h := s.handle(s.router)
-			if err := errors.Join(
-				s.handle(n.NetNS).LinkSetMTU(s.link(n.NetNS, uplinkName), mtu),
-				h.LinkSetMTU(s.link(s.router, fmt.Sprintf("node-%d", i+1)), mtu),
-				h.LinkSetMTU(s.link(s.router, fmt.Sprintf("site%d", i)), mtu),
-			); err != nil {
-				t.Fatal(err)
-			}
-		}
-		s.sync()
-	}
-	for _, uplink := range []int{1500, 1400, 9000, 1500} {
-		finish := begin(t, early, late, there)
-		uplinks(uplink)
-		finish(1 << 20)
-		mtu := uplink - 50
-		for _, ns := range []string{early, late} {
-			if got := s.link(ns, podLink).Attrs().MTU; got != mtu {
-				t.Errorf("uplink %d: a pod's link has %d, want %d", uplink, got, mtu)
-			}
-		}
-		transfer(t, early, late, there, there, 4<<20)
-		transfer(t, early, late, there, vip, 4<<20)
-		transfer(t, late, early, here, here, 4<<20)
-		transfer(t, s.nodes[0].NetNS, late, there, there, 4<<20)
-		transfer(t, s.nodes[1].NetNS, early, here, here, 4<<20)
-		for _, by := range []netip.AddrPort{there, vip} {
-			for _, size := range []int{1300, 1400, 1422, 1423, 1450, 1472, 1473, 1500, 1600, 8000} {
-				if err := datagram(t, early, late, there, by, size, true); err != nil {
-					t.Errorf("uplink %d: %d bytes to %s: %v", uplink, size, by, err)
-				}
-			}
-			if err := datagram(t, early, late, there, by, mtu-28, false); err != nil {
-				t.Errorf("uplink %d: the largest in one piece to %s: %v", uplink, by, err)
-			}
-			if err := datagram(t, early, late, there, by, mtu-27, false); !errors.Is(err, unix.EMSGSIZE) {
-				t.Errorf("uplink %d: one that does not fit to %s: %v", uplink, by, err)
-			}
-		}
-		if err := datagram(t, s.nodes[0].NetNS, late, there, there, mtu-27, false); !errors.Is(err, unix.EMSGSIZE) {
-			t.Errorf("uplink %d: one that does not fit, of the node's: %v", uplink, err)
-		}
-	}
-}
-
 // A node comes back with another address, first on its own link, then on its peer's.
 func TestNodeMoves(t *testing.T) {
 	s := newSites(t, 0, 1)
@@ -654,7 +280,7 @@ func TestNodeMoves(t *testing.T) {
 		if s.pods[1], err = NewPodNetwork(cfg); err != nil {
 			t.Fatal(err)
 		}
-		s.meshes[1] = NewMesh(MeshConfig{NetNS: s.nodes[1].NetNS, Node: "node-2", NodeIP: s.nodes[1].IPs[0], Tunnel: TunnelAuto})
+		s.meshes[1] = NewMesh(MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, NetNS: s.nodes[1].NetNS, Node: "node-2", NodeIP: s.nodes[1].IPs[0], Tunnel: TunnelAuto})
 		s.sync()
 		if state := s.state(s.nodes[1].NetNS); strings.Contains(state, podCIDR(2).String()+" via") || !strings.Contains(state, "rule from "+podCIDR(2).String()) && to.site == 1 {
 			t.Errorf("before the API knows, the node takes itself for another:\n%s", state)

@@ -103,7 +103,7 @@ func newClusterOf(t testing.TB, r Ranges) *cluster {
 // syncRoutes makes the plain routes to peers in a namespace, and no others.
 func syncRoutes(t testing.TB, ns string, peers []Peer) {
 	t.Helper()
-	if _, err := NewMesh(MeshConfig{NetNS: ns, Tunnel: TunnelNever}).Sync(peers); err != nil {
+	if _, err := NewMesh(MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, NetNS: ns, Tunnel: TunnelNever}).Sync(peers); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -466,7 +466,7 @@ func (c *cluster) proxies() func(State) {
 			}
 			for _, f := range p.families {
 				tables, err := f.conn.ListTablesOfFamily(f.ipFamily.table)
-				tables = slices.DeleteFunc(tables, func(t *nftables.Table) bool { return t.Name == guardTable })
+				tables = slices.DeleteFunc(tables, func(t *nftables.Table) bool { return t.Name == sourcesTable })
 				if err != nil || len(tables) > 0 {
 					c.t.Errorf("tables left: %v %v", tables, err)
 				}

@@ -120,7 +120,9 @@ func TestLoopbackIsGuarded(t *testing.T) {
 	if err := h.AddrDel(lo, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix("127.0.0.1/8"))}); err != nil {
 		t.Fatal(err)
 	}
-	syncRoutes(t, hub, []Peer{{PodCIDR: netip.MustParsePrefix("127.0.0.1/32"), NodeIP: c.nodes[0].IPs[0]}})
+	if err := h.RouteReplace(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("127.0.0.1/32")), Gw: c.nodes[0].IPs[0].AsSlice()}); err != nil {
+		t.Fatal(err)
+	}
 	if got := ask(hub, "tcp", netip.MustParseAddrPort("127.0.0.1:8081")); strings.HasPrefix(got, "secret") {
 		t.Errorf("%q", got)
 	}

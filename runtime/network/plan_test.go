@@ -2,6 +2,7 @@ package network
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -49,7 +50,7 @@ func TestWayTo(t *testing.T) {
 		{"server has no key", TunnelAuto, key, server, near, unmanaged},
 		{"server has no key, behind a router", TunnelAuto, key, server, far, tunnelled},
 	} {
-		if got := (MeshConfig{Tunnel: x.tunnel, Key: x.key}).wayTo(x.peer, x.at); got != x.want {
+		if got := (MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, Tunnel: x.tunnel, Key: x.key}).wayTo(x.peer, x.at); got != x.want {
 			t.Errorf("%s: %d, want %d", x.name, got, x.want)
 		}
 	}
@@ -61,7 +62,7 @@ func TestPlan(t *testing.T) {
 	keys := []PublicKey{{}, testKey(t).Public(), testKey(t).Public(), testKey(t).Public()}
 	mine := testKey(t)
 	rapid.Check(t, func(t *rapid.T) {
-		cfg := MeshConfig{Node: "me", NodeIP: siteIP(0, 1), Tunnel: rapid.SampledFrom([]Tunnel{TunnelAuto, TunnelAlways, TunnelNever}).Draw(t, "tunnel")}
+		cfg := MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, Node: "me", NodeIP: siteIP(0, 1), Tunnel: rapid.SampledFrom([]Tunnel{TunnelAuto, TunnelAlways, TunnelNever}).Draw(t, "tunnel")}
 		if rapid.Bool().Draw(t, "encrypt") {
 			cfg.Key = mine
 		}
@@ -77,8 +78,11 @@ func TestPlan(t *testing.T) {
 		}
 		got := cfg.plan(peers, map[netip.Addr]bool{cfg.NodeIP: true}, hops, 1500)
 		refusedPeers, used := map[netip.Prefix]bool{}, map[PublicKey]bool{}
-		for _, p := range got.refused {
-			refusedPeers[p.PodCIDR] = true
+		for _, r := range got.refused {
+			if r.Reason != ReasonNotEncrypted {
+				t.Fatalf("refused: %v", r)
+			}
+			refusedPeers[r.PodCIDR] = true
 		}
 		for _, p := range peers {
 			r, routed := got.routes[routeKey{unix.RT_TABLE_MAIN, p.PodCIDR}]
@@ -124,6 +128,59 @@ func TestPlan(t *testing.T) {
 			t.Fatal("a tunnel without a guard")
 		}
 	})
+}
+
+// Nodes say of themselves which addresses they have; what is another's stays so.
+func TestAdmit(t *testing.T) {
+	peer := func(name, ip, pods string) Peer {
+		return Peer{Name: name, NodeIP: netip.MustParseAddr(ip), PodCIDR: netip.MustParsePrefix(pods)}
+	}
+	cfg := MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, Node: "me", NodeIP: netip.MustParseAddr("192.0.2.1")}
+	got, pods, bad := cfg.admit([]Peer{
+		peer("mine", "192.0.2.8", "10.42.1.0/25"),
+		peer("one", "192.0.2.2", "10.42.2.5/24"),
+		peer("me", "192.0.2.99", "10.42.1.0/24"),
+		peer("same", "192.0.2.3", "10.42.2.0/24"),
+		peer("part", "192.0.2.3", "10.42.2.7/32"),
+		peer("all", "192.0.2.3", "0.0.0.0/0"),
+		peer("more", "192.0.2.3", "10.42.0.0/15"),
+		peer("other", "192.0.2.3", "192.0.2.0/24"),
+		peer("pod", "10.42.9.9", "10.42.9.0/24"),
+		peer("service", "10.43.0.1", "10.42.9.0/24"),
+		peer("many", "224.0.0.1", "10.42.9.0/24"),
+		peer("old", "192.0.2.1", "10.42.8.0/24"),
+		peer("two", "192.0.2.4", "10.42.9.0/24"),
+		{NodeIP: netip.MustParseAddr("192.0.2.7")},
+		{NodeIP: netip.MustParseAddr("10.42.2.9")},
+		{NodeIP: netip.MustParseAddr("192.0.2.1")},
+	}, map[netip.Addr]bool{cfg.NodeIP: true})
+	var names, refusals []string
+	for _, p := range got {
+		names = append(names, p.Name+" "+p.PodCIDR.String())
+	}
+	for _, r := range bad {
+		refusals = append(refusals, r.Name)
+		if r.Reason != ReasonBadAddresses || r.Message == "" {
+			t.Errorf("%+v", r)
+		}
+	}
+	if text := strings.Join(names, ", "); text != "one 10.42.2.0/24, two 10.42.9.0/24,  invalid Prefix" || pods != podCIDR(1) {
+		t.Errorf("admitted: %s; own pods %s", text, pods)
+	}
+	if text := strings.Join(refusals, " "); text != "mine same part all more other pod service many" {
+		t.Errorf("refused: %s", text)
+	}
+}
+
+// A Node that is left from before a machine was renamed keeps nothing from the new one.
+func TestRenamedNode(t *testing.T) {
+	old := Peer{Name: "old", NodeIP: siteIP(0, 2), PodCIDR: podCIDR(2)}
+	renamed := Peer{Name: "new", NodeIP: siteIP(0, 2), PodCIDR: podCIDR(3), Key: testKey(t).Public()}
+	cfg := MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, Node: "me", NodeIP: siteIP(0, 1), Tunnel: TunnelAuto, Key: testKey(t)}
+	got := cfg.plan([]Peer{old, renamed}, nil, map[netip.Addr]hop{old.NodeIP: {link: 2, onLink: true, mtu: 1500}}, 1500)
+	if r := got.routes[routeKey{peersTable, host(old.NodeIP)}]; r.way != encrypted || len(got.wireGuardPeers) != 1 || len(got.wireGuardPeers[0].allowed) != 2 || len(got.refused) != 1 {
+		t.Errorf("%+v %+v %+v", r, got.wireGuardPeers, got.refused)
+	}
 }
 
 func TestMergedRanges(t *testing.T) {

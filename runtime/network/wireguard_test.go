@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -163,9 +164,56 @@ func TestWireGuardMissing(t *testing.T) {
 	}
 	// A Mesh that needs it sends nothing.
 	k := testKey(t)
-	m := NewMesh(MeshConfig{NetNS: s.nodes[0].NetNS, NodeIP: s.nodes[0].IPs[0], Tunnel: TunnelAuto, Key: k})
+	m := NewMesh(MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, NetNS: s.nodes[0].NetNS, Node: "node-1", NodeIP: s.nodes[0].IPs[0], Tunnel: TunnelAuto, Key: k})
+	ns, pod := s.pod(1, "a")
+	bNS, b := s.pod(1, "b")
+	heard := func() string { return ask(s.router, "udp", netip.AddrPortFrom(pod, 8080)) }
+	h := s.handle(s.router)
+	for _, r := range []*netlink.Route{
+		{Dst: ipNet(podCIDR(1)), Gw: s.nodes[0].IPs[0].AsSlice()},
+		{Dst: ipNet(netip.MustParsePrefix("10.42.99.9/32")), LinkIndex: s.link(s.router, "lo").Attrs().Index, Scope: unix.RT_SCOPE_HOST, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL},
+	} {
+		if err := h.RouteAdd(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stranger := siteIP(0, 1).String()
+	if got := heard(); got != "a "+stranger {
+		t.Fatalf("before: %q", got)
+	}
 	if err := m.Seal(); err != nil {
 		t.Fatal(err)
+	}
+	// Who has a pod's address is not heard in the clear; neighbours and others are.
+	if got := heard(); got != "a "+stranger {
+		t.Errorf("one that is no pod: %q", got)
+	}
+	expect(t, "pods of the node", ns, netip.AddrPortFrom(b, 8080), "b "+pod.String())
+	expect(t, "the node", s.nodes[0].NetNS, netip.AddrPortFrom(b, 8080), "b "+s.nodes[0].IPs[0].String())
+	sink, err := ListenPacketIn(bNS, "udp4", netip.AddrPortFrom(b, 9).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	for _, from := range []string{"10.42.99.9", stranger} {
+		err := inNetNS(s.router, func() error {
+			c, err := net.DialUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(from), 0)), net.UDPAddrFromAddrPort(netip.AddrPortFrom(b, 9)))
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, err = c.Write([]byte(from))
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	buf := make([]byte, 100)
+	_ = sink.SetReadDeadline(time.Now().Add(5 * time.Second))
+	n, _, err := sink.ReadFrom(buf)
+	if got := string(buf[:n]); err != nil || got != stranger {
+		t.Errorf("heard %q, %v", got, err)
 	}
 	to := Peer{Name: "two", NodeIP: siteIP(0, 99), PodCIDR: podCIDR(99), Key: testKey(t).Public()}
 	if _, err := m.Sync(append(s.peers, to)); err == nil {
@@ -193,13 +241,20 @@ func TestWireGuard(t *testing.T) {
 	for i := range 2 {
 		key := testKey(t)
 
-		s.meshes[i] = NewMesh(MeshConfig{NetNS: s.nodes[i].NetNS, Node: s.peers[i].Name, NodeIP: s.nodes[i].IPs[0], Tunnel: TunnelAuto, Key: key})
+		s.meshes[i] = NewMesh(MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, NetNS: s.nodes[i].NetNS, Node: s.peers[i].Name, NodeIP: s.nodes[i].IPs[0], Tunnel: TunnelAuto, Key: key})
 		s.peers[i].Key = key.Public()
 		if err := s.meshes[i].Seal(); err != nil {
 			t.Fatal(err)
 		}
 	}
+	// The server has no key, and is behind the router for nodes 1 and 3.
+	server := s.machine("server", 1, 5)
+	s.peers = append(s.peers, Peer{NodeIP: siteIP(1, 5)})
 	s.sync()
+	if _, err := NewMesh(MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, NetNS: server, NodeIP: siteIP(1, 5), Tunnel: TunnelAuto, Server: true}).Sync(s.peers[:3]); err != nil {
+		t.Fatal(err)
+	}
+	s.serve(server, netip.AddrPortFrom(siteIP(1, 5), 6443), "api")
 	ns, ip := map[int]string{}, map[int]netip.Addr{}
 	for n := 1; n <= 3; n++ {
 		ns[n], ip[n] = s.pod(n, fmt.Sprint("p", n))
@@ -216,6 +271,10 @@ func TestWireGuard(t *testing.T) {
 		}
 	}
 	everything(t)
+	for n := 1; n <= 3; n++ {
+		expect(t, "server to pod", server, netip.AddrPortFrom(ip[n], 8080), fmt.Sprintf("p%d %s", n, siteIP(1, 5)))
+		expect(t, "pod to server", ns[n], netip.AddrPortFrom(siteIP(1, 5), 6443), fmt.Sprintf("api %s", ip[n]))
+	}
 	device := func(n int) *wgtypes.Device {
 		t.Helper()
 		var d *wgtypes.Device
@@ -260,7 +319,7 @@ func TestWireGuard(t *testing.T) {
 	})
 	t.Run("a peer without a key is told about and not talked to", func(t *testing.T) {
 		w, err := s.meshes[0].Sync(s.peers)
-		if err != nil || len(w.Refused) != 1 || w.Refused[0].Name != "node-3" {
+		if err != nil || len(w.Refused) != 1 || w.Refused[0].Name != "node-3" || w.Refused[0].Reason != ReasonNotEncrypted {
 			t.Errorf("%v %v", w.Refused, err)
 		}
 		for what, x := range map[string]struct {
@@ -353,7 +412,7 @@ func TestWireGuard(t *testing.T) {
 	})
 	t.Run("a node that begins to encrypt is let in", func(t *testing.T) {
 		key := testKey(t)
-		s.meshes[2] = NewMesh(MeshConfig{NetNS: s.nodes[2].NetNS, Node: "node-3", NodeIP: s.nodes[2].IPs[0], Tunnel: TunnelAuto, Key: key})
+		s.meshes[2] = NewMesh(MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, NetNS: s.nodes[2].NetNS, Node: "node-3", NodeIP: s.nodes[2].IPs[0], Tunnel: TunnelAuto, Key: key})
 		s.peers[2].Key = key.Public()
 		s.sync()
 		expect(t, "pod to pod", ns[1], netip.AddrPortFrom(ip[3], 8080), fmt.Sprintf("p3 %s", ip[1]))

@@ -44,7 +44,7 @@ type ways struct {
 	links  PodLinks
 	events record.EventRecorder
 	node   string
-	// said are the peers without a key that have been told about.
+	// said are the refused peers that have been told about, and why.
 	said map[string]bool
 }
 
@@ -67,18 +67,19 @@ func (w *ways) sync() error {
 	return errors.Join(err, w.links.SetMTU(found.MTU), w.links.Repair())
 }
 
-// tell says once of each peer that nothing is sent to it.
-func (w *ways) tell(refused []network.Peer) {
+// tell says once of each peer that there is no way to it, and why.
+func (w *ways) tell(refused []network.Refusal) {
 	now := map[string]bool{}
-	for _, p := range refused {
-		now[p.Name] = true
-		if w.said[p.Name] {
+	for _, r := range refused {
+		said := r.Name + " " + r.Reason
+		now[said] = true
+		if w.said[said] {
 			continue
 		}
-		why := fmt.Sprintf("traffic of pods to and from node %s (%s, pods %s) is dropped: it is to be encrypted, and that node has no key of its own; start its worker with --encrypt, too", p.Name, p.NodeIP, p.PodCIDR)
-		slog.Warn("no way to a node", "node", p.Name, "reason", why)
+		why := fmt.Sprintf("no traffic of pods to and from node %s (%s, pods %s): %s", r.Name, r.NodeIP, r.PodCIDR, r.Message)
+		slog.Warn("no way to a node", "node", r.Name, "reason", r.Reason, "message", why)
 		if w.events != nil {
-			w.events.Event(&corev1.ObjectReference{Kind: "Node", APIVersion: "v1", Name: w.node}, corev1.EventTypeWarning, "PeerNotEncrypted", why)
+			w.events.Event(&corev1.ObjectReference{Kind: "Node", APIVersion: "v1", Name: w.node}, corev1.EventTypeWarning, r.Reason, why)
 		}
 	}
 	w.said = now

@@ -48,15 +48,18 @@ func TestPeers(t *testing.T) {
 	}
 }
 
-// Each peer without a key is told about once, and again when it has had one meanwhile.
+// Each peer that is refused is told about once, and again when it has had one meanwhile.
 func TestTellRefused(t *testing.T) {
 	events := record.NewFakeRecorder(10)
 	w := &ways{events: events, node: "me"}
-	a, b := network.Peer{Name: "a"}, network.Peer{Name: "b"}
+	refusal := func(name string) network.Refusal {
+		return network.Refusal{Peer: network.Peer{Name: name}, Reason: network.ReasonNotEncrypted}
+	}
+	a, b := refusal("a"), refusal("b")
 	for _, step := range []struct {
-		refused []network.Peer
+		refused []network.Refusal
 		want    int
-	}{{nil, 0}, {[]network.Peer{a}, 1}, {[]network.Peer{a}, 0}, {[]network.Peer{a, b}, 1}, {nil, 0}, {[]network.Peer{b}, 1}} {
+	}{{nil, 0}, {[]network.Refusal{a}, 1}, {[]network.Refusal{a}, 0}, {[]network.Refusal{a, b}, 1}, {nil, 0}, {[]network.Refusal{b}, 1}} {
 		w.tell(step.refused)
 		if got := len(events.Events); got != step.want {
 			t.Errorf("%v: %d events, want %d", step.refused, got, step.want)

@@ -49,7 +49,7 @@ func newBed(t *testing.T) *bed {
 		t.Cleanup(func() { check(t, b.pods[i].Close()) })
 	}
 	for _, ns := range []string{b.hub, b.nodes[0].NetNS, b.nodes[1].NetNS} {
-		_, err := network.NewMesh(network.MeshConfig{NetNS: ns, Tunnel: network.TunnelNever}).Sync(peers)
+		_, err := network.NewMesh(network.MeshConfig{NetNS: ns, Pods: ranges.Pods, Services: ranges.Services, Tunnel: network.TunnelNever}).Sync(peers)
 		check(t, err)
 	}
 	return b

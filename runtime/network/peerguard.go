@@ -24,11 +24,12 @@ type guard struct {
 	peers []netip.Addr
 	// pods are the ranges of addresses that they may have sent for.
 	pods []addrRange
-	// sealed and sealedPods are nodes and their pods that are heard in WireGuard alone:
-	// the pods by anybody here, the nodes by this node's pods, own.
-	sealed     []netip.Addr
-	sealedPods []addrRange
-	own        netip.Prefix
+	// seal: whatever has a pod's address is taken from this node's pods, and in WireGuard,
+	// from nobody else. sealed are nodes that this node's pods, own, hear in it alone.
+	// cluster are all pods' addresses.
+	seal         bool
+	sealed       []netip.Addr
+	own, cluster netip.Prefix
 }
 
 type addrRange struct{ first, last netip.Addr }
@@ -43,7 +44,6 @@ func (g *guard) add(p Peer, seal bool) {
 		}
 	default:
 		g.sealed = append(g.sealed, p.NodeIP)
-		g.sealedPods = append(g.sealedPods, rangeOf(p.PodCIDR))
 	}
 }
 
@@ -57,9 +57,9 @@ func (g *guard) finish(of plan, seal bool) {
 		slices.SortFunc(*list, netip.Addr.Compare)
 		*list = slices.Compact(*list)
 	}
-	g.pods, g.sealedPods = merged(g.pods), merged(g.sealedPods)
-	if seal {
-		g.own = of.pods
+	g.pods = merged(g.pods)
+	if g.seal = seal; seal {
+		g.own, g.cluster = of.pods, of.cluster
 	}
 }
 
@@ -87,7 +87,7 @@ func merged(in []addrRange) []addrRange {
 	return out
 }
 
-func (g guard) empty() bool { return len(g.peers)+len(g.sealed) == 0 }
+func (g guard) empty() bool { return !g.seal && len(g.peers) == 0 }
 
 // nftIn opens nftables in a namespace. It does not enter the namespace later on: from a
 // user namespace there is no way back.
@@ -113,10 +113,10 @@ func (m *Mesh) applyGuard(g guard) error {
 	}
 	defer conn.CloseLasting()
 	there, err := conn.ListTableOfFamily(guardTable, nftables.TableFamilyIPv4)
-	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOENT) {
+	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOENT) && !(g.empty() && errors.Is(err, unix.EPERM)) {
 		return fmt.Errorf("guard the ways to other nodes: %w", err)
 	}
-	if m.guarded != nil && reflect.DeepEqual(*m.guarded, g) && (there != nil) == !g.empty() {
+	if (there != nil) == !g.empty() && (g.empty() || m.guarded != nil && reflect.DeepEqual(*m.guarded, g)) {
 		return nil
 	}
 	m.guarded = nil
@@ -143,7 +143,7 @@ func (g guard) build(conn *nftables.Conn, table *nftables.Table) error {
 	}
 	if err := errors.Join(
 		set("peers", addressElements(g.peers), false), set("pods", rangeElements(g.pods), true),
-		set("sealed", addressElements(g.sealed), false), set("sealed-pods", rangeElements(g.sealedPods), true),
+		set("sealed", addressElements(g.sealed), false),
 	); err != nil {
 		return err
 	}
@@ -160,9 +160,14 @@ func (g guard) build(conn *nftables.Conn, table *nftables.Table) error {
 	}
 	drop(input, inVXLAN(), from("peers", true))
 	drop(prerouting, incoming(vxlanLink, true), from("peers", true), from("pods", true))
-	drop(prerouting, incoming(wireGuardLink, false), from("sealed-pods", false))
+	if !g.seal {
+		return nil
+	}
+	inClear := incoming(wireGuardLink, false)
+	local := []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte(PodLinks)}}
+	drop(prerouting, inClear, local, ipv4.inNetwork(ipv4.source, g.cluster))
 	if g.own.IsValid() {
-		drop(prerouting, incoming(wireGuardLink, false), from("sealed", false), ipv4.inNetwork(ipv4.destination, g.own))
+		drop(prerouting, inClear, from("sealed", false), ipv4.inNetwork(ipv4.destination, g.own))
 	}
 	return nil
 }
