@@ -44,7 +44,7 @@ func TestInstalled(t *testing.T) {
 			}
 		}
 		got, err := p.Installed()
-		if err != nil || !reflect.DeepEqual(sorted(got), sorted(want)) {
+		if err != nil || len(got)+len(want) > 0 && !reflect.DeepEqual(sorted(got), sorted(want)) {
 			t.Fatalf("in the kernel: %+v %v, want %+v", got, err, want)
 		}
 	})
