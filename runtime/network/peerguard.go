@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// guardTable is the nftables table (ip) that keeps strangers out of a machine's
+// guardPeersTable is the nftables table (ip) that keeps strangers out of a machine's
 // tunnels. It is there as long as they are.
-const guardTable = "gitk8s-peers"
+const guardPeersTable = "gitk8s-peers"
 
 // guard says from whom packets are taken.
 type guard struct {
@@ -112,7 +112,7 @@ func (m *Mesh) applyGuard(g guard) error {
 		return fmt.Errorf("guard the ways to other nodes: %w", err)
 	}
 	defer conn.CloseLasting()
-	there, err := conn.ListTableOfFamily(guardTable, nftables.TableFamilyIPv4)
+	there, err := conn.ListTableOfFamily(guardPeersTable, nftables.TableFamilyIPv4)
 	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOENT) && !(g.empty() && errors.Is(err, unix.EPERM)) {
 		return fmt.Errorf("guard the ways to other nodes: %w", err)
 	}
@@ -120,7 +120,7 @@ func (m *Mesh) applyGuard(g guard) error {
 		return nil
 	}
 	m.guarded = nil
-	table := &nftables.Table{Name: guardTable, Family: nftables.TableFamilyIPv4}
+	table := &nftables.Table{Name: guardPeersTable, Family: nftables.TableFamilyIPv4}
 	conn.AddTable(table) // so that deleting works when there is none
 	conn.DelTable(table)
 	if !g.empty() {

@@ -195,7 +195,7 @@ func (s *sites) state(ns string) string {
 		s.t.Fatal(err)
 	}
 	defer conn.CloseLasting()
-	if table, err := conn.ListTable(guardTable); err == nil {
+	if table, err := conn.ListTable(guardPeersTable); err == nil {
 		set, err := conn.GetSetByName(table, "peers")
 		if err != nil {
 			s.t.Fatal(err)
