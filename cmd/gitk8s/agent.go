@@ -103,6 +103,7 @@ within --shutdown-grace-period, the critical ones last, and then the worker does
 	f.String("pod-manifest-path", "", "directory with a file for each static pod, which the worker runs without the API")
 	f.Duration("shutdown-grace-period", 0, "time that pods have to end when SIGPWR says that the machine goes down; 0 leaves them running")
 	f.Duration("shutdown-grace-period-critical-pods", 0, "part of it that is kept for critical pods, which end last")
+	f.Bool("masquerade", true, "let pods reach what is outside of the cluster with the node's address in place of theirs, which nobody knows the way to there")
 	f.String("proxy-mode", "", "what carries connections to services: nftables or userspace (default: nftables where the kernel has it)")
 	f.Int("ingress-http-port", 80, "port at which the node serves Ingresses, once there are some; 0 for none")
 	f.Int("ingress-https-port", 443, "the same with TLS")

@@ -70,7 +70,7 @@ func (w *worker) openNetwork(e *env) error {
 	if w.ranges.HasIPv6() {
 		return usageError("--cni-conf-dir is for clusters of IPv4 alone")
 	}
-	if err := network.LeaveMesh(""); err != nil {
+	if err := network.LeaveMesh("", w.ranges.Pods); err != nil {
 		return err
 	}
 	var err error
@@ -93,7 +93,7 @@ func (w *worker) openMesh(e *env) error {
 	if err != nil {
 		return usageError("--tunnel: %w", err)
 	}
-	cfg := network.MeshConfig{Node: w.name, NodeIP: first(w.ips), Tunnel: tunnel, Pods: w.ranges.Pods, Services: w.ranges.Services}
+	cfg := network.MeshConfig{Node: w.name, NodeIP: first(w.ips), Tunnel: tunnel, Pods: w.ranges.Pods, Services: w.ranges.Services, Masquerade: e.v.GetBool("masquerade")}
 	if !cfg.NodeIP.Is4() {
 		cfg.Tunnel = network.TunnelNever // they are between IPv4 addresses
 	}
@@ -130,7 +130,7 @@ func leaveServer(dataDir string) error {
 	if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	if err := network.LeaveMesh(""); err != nil {
+	if err := network.LeaveMesh("", nil); err != nil {
 		return err
 	}
 	return os.Remove(file)

@@ -434,7 +434,7 @@ func (c *controlPlane) startWorker(i int) (*member, error) {
 		"--" + podsFlag, joinRanges(c.ranges.Pods), "--" + servicesFlag, joinRanges(c.ranges.Services),
 		"--registry", net.JoinHostPort(inHub, strconv.Itoa(registryHubPort)),
 		"--registry-token-file", filepath.Join(c.cfg.DataDir, "token"),
-		"--egress", c.egressSocket(), "--log-level", "info", "--tunnel", string(network.TunnelNever),
+		"--egress", c.egressSocket(), "--log-level", "info", "--tunnel", string(network.TunnelNever), "--masquerade=false",
 	}
 	if c.cfg.DockerConfig != "" {
 		args = append(args, "--docker-config", c.cfg.DockerConfig)

@@ -73,6 +73,8 @@ type MeshConfig struct {
 	// Key, if it is not zero, is this node's for WireGuard: what its pods, and itself,
 	// exchange with other nodes' pods is encrypted, or not sent at all.
 	Key PrivateKey
+	// Masquerade hides this node's pods behind its address for all but the cluster.
+	Masquerade bool
 	// Server: the machine runs no pods of this Mesh's. If it is a node besides, its
 	// worker has a Mesh of its own there, and this one does nothing.
 	Server bool
@@ -90,6 +92,8 @@ type Mesh struct {
 
 	mu      sync.Mutex
 	guarded *guard // what the kernel has, nil when that is not known
+	// masqueraded is the same.
+	masqueraded map[*ipFamily]hidden
 }
 
 // NewMesh returns a Mesh that has done nothing yet. What an earlier one has left is
@@ -145,7 +149,7 @@ func (m *Mesh) Sync(peers []Peer) (Ways, error) {
 		}
 	}
 	want := m.cfg.plan(peers, own, hops, base)
-	return Ways{MTU: want.mtu, Refused: want.refused}, errors.Join(m.apply(h, want), syncIPv6(h, want.ipv6, len(peers) > 0))
+	return Ways{MTU: want.mtu, Refused: want.refused}, errors.Join(m.apply(h, want), syncIPv6(h, want.ipv6, len(peers) > 0), m.applyMasquerades(m.cfg.masquerades(peers)))
 }
 
 // Seal keeps what pods and others exchange from leaving and from being taken in the clear

@@ -63,9 +63,10 @@ func loopback(ns string) (*netlink.Handle, netlink.Link, error) {
 	return h, lo, nil
 }
 
-// LeaveMesh removes what a Mesh has made in a namespace; empty for the caller's own.
-func LeaveMesh(ns string) error {
-	_, err := NewMesh(MeshConfig{NetNS: ns}).Sync(nil)
+// LeaveMesh removes what a Mesh has made in a namespace; empty for the caller's own. pods
+// are the cluster's ranges.
+func LeaveMesh(ns string, pods []netip.Prefix) error {
+	_, err := NewMesh(MeshConfig{NetNS: ns, Pods: pods}).Sync(nil)
 	return err
 }
 
@@ -82,7 +83,7 @@ func Leave(ns string, ranges Ranges) error {
 			err = errors.Join(err, removeSourcesGuard(ns))
 		}
 	}
-	if err := errors.Join(err, LeaveMesh(ns), SyncAddresses(ns, netip.Addr{}, nil)); err != nil {
+	if err := errors.Join(err, LeaveMesh(ns, ranges.Pods), SyncAddresses(ns, netip.Addr{}, nil)); err != nil {
 		return err
 	}
 	h, lo, err := loopback(ns)

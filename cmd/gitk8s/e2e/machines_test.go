@@ -153,7 +153,7 @@ func nodeReady(n *corev1.Node) bool {
 
 // TestMachines runs the control plane on one machine and workers on two others.
 func TestMachines(t *testing.T) {
-	all := machines(t, 3)
+	all := machines(t, 4) // the last one is a stranger
 	server, workers := all[0], map[string]*machine{"one": all[1], "two": all[2]}
 	c := server.cluster
 	if err := c.serve("--listen", server.ip.String()); err != nil {
@@ -210,6 +210,10 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: http}]}
 		contains(t, c.kubectl(t, "exec", "-n", ns, p.Name, "--", "/server", "args", "on", node), "on|"+node)
 	}
 
+	t.Run("a pod reaches who knows nothing of pods", func(t *testing.T) {
+		at := serveAt(t, all[3].netns, all[3].ip.String()+":8099", "stranger")
+		contains(t, c.inPod(t, ns, pods["one"].Name, "fetch", "http://"+at), "stranger asked by "+workers["one"].ip.String())
+	})
 	t.Run("a pod reaches the pod on the other machine", func(t *testing.T) {
 		for _, pair := range [][2]string{{"one", "two"}, {"two", "one"}} {
 			from, to := pods[pair[0]], pods[pair[1]]

@@ -15,6 +15,23 @@ import (
 	"gitk8s.dev/gitk8s/runtime/network"
 )
 
+// serveAt answers in a network namespace with a text and who asked.
+func serveAt(t *testing.T, ns, at, text string) (address string) {
+	t.Helper()
+	l, err := network.ListenIn(ns, "tcp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host, _, _ := net.SplitHostPort(r.RemoteAddr)
+		fmt.Fprintf(w, "%s asked by %s\n", text, host)
+	}))
+	s.Listener = l
+	s.Start()
+	t.Cleanup(s.Close)
+	return at
+}
+
 // TestPodEgress: the pods of `up` reach what its machine reaches, which is another machine
 // here, and nothing of the machine's loopback; and nothing at all if so asked.
 func TestPodEgress(t *testing.T) {
@@ -45,21 +62,8 @@ func TestPodEgress(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	serve := func(ns, at, text string) {
-		l, err := network.ListenIn(ns, "tcp", at)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			host, _, _ := net.SplitHostPort(r.RemoteAddr)
-			fmt.Fprintf(w, "%s asked by %s\n", text, host)
-		}))
-		s.Listener = l
-		s.Start()
-		t.Cleanup(s.Close)
-	}
-	serve(other.netns, outside+":80", "outside")
-	serve(m.netns, "127.0.0.1:8099", "secret")
+	serveAt(t, other.netns, outside+":80", "outside")
+	serveAt(t, m.netns, "127.0.0.1:8099", "secret")
 
 	start := func(egress string) string {
 		m.flags = []string{"--pod-egress=" + egress}
