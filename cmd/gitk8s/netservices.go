@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
@@ -108,11 +109,25 @@ func fetchNetView(ctx context.Context, client kubernetes.Interface, namespace st
 	if err != nil {
 		return nil, err
 	}
+	dns, err := client.CoreV1().Services(metav1.NamespaceSystem).Get(ctx, "kube-dns", metav1.GetOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return nil, err
+	}
+	names := addressesOf(dns.Spec.ClusterIPs)
 	v.services, v.slices, v.pods = pointers(services.Items), pointers(endpoints.Items), pointers(pods.Items)
 	for _, n := range nodes.Items {
-		v.nodes = append(v.nodes, netNode{Place: network.Place{Node: n.Name, Zone: n.Labels[corev1.LabelTopologyZone]}})
+		v.nodes = append(v.nodes, netNode{Place: network.Place{Node: n.Name, Zone: n.Labels[corev1.LabelTopologyZone], Names: names}})
 	}
 	return &v, nil
+}
+
+func addressesOf(texts []string) (out []netip.Addr) {
+	for _, t := range texts {
+		if a, err := netip.ParseAddr(t); err == nil {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 // askNodes asks the workers, all at once.
