@@ -33,18 +33,28 @@ type Error struct {
 func (e *Error) Error() string {
 	switch e.Kind {
 	case KindNotFound:
-		return fmt.Sprintf("image %s not found: push it, or correct the reference: %v", e.Reference, e.Err)
+		return fmt.Sprintf("image %s not found: push it, or correct the reference: %v", e.Reference, cause(e.Err))
 	case KindUnauthorized:
-		return fmt.Sprintf("image %s: the registry refuses the credentials: name a Secret of type kubernetes.io/dockerconfigjson in imagePullSecrets: %v", e.Reference, e.Err)
+		return fmt.Sprintf("image %s: the registry refuses the credentials: name a Secret of type kubernetes.io/dockerconfigjson in imagePullSecrets: %v", e.Reference, cause(e.Err))
 	case KindUnavailable:
-		return fmt.Sprintf("image %s: the registry is unavailable and is asked again later: %v", e.Reference, e.Err)
+		return fmt.Sprintf("image %s: the registry is unavailable and is asked again later: %v", e.Reference, cause(e.Err))
 	case KindInvalid:
-		return fmt.Sprintf("image %s can't be used: build it anew, or correct the reference: %v", e.Reference, e.Err)
+		return fmt.Sprintf("image %s can't be used: build it anew, or correct the reference: %v", e.Reference, cause(e.Err))
 	case KindLocal:
-		return fmt.Sprintf("image %s: this machine can't store it: check the disk: %v", e.Reference, e.Err)
+		return fmt.Sprintf("image %s: this machine can't store it: check the disk: %v", e.Reference, cause(e.Err))
 	default:
-		return fmt.Sprintf("image %s: %v", e.Reference, e.Err)
+		return fmt.Sprintf("image %s: %v", e.Reference, cause(e.Err))
 	}
+}
+
+// cause is an error in words. Of an answer without any, the registry and the status are
+// what there is to say.
+func cause(err error) string {
+	var t *transport.Error
+	if errors.As(err, &t) && len(t.Errors) == 0 && t.Request != nil {
+		return fmt.Sprintf("%s answers %d %s", t.Request.URL.Host, t.StatusCode, http.StatusText(t.StatusCode))
+	}
+	return err.Error()
 }
 
 // Unwrap returns the cause.
