@@ -204,15 +204,16 @@ func TestIngress(t *testing.T) {
 	})
 	t.Run("TLS", func(t *testing.T) { ingressTLS(t, c, ns) })
 	t.Run("others' Ingresses", func(t *testing.T) {
-		c.apply(t, ns, ingressManifest("second", host, "")+"---\n"+ingressManifest("foreign", "foreign.ingress.test", "ingressClassName: nginx"))
-		i := await(t, c, ingressesGVR, ns, "second", "its status says what is wrong", func(i *networkingv1.Ingress) bool {
+		// Of two that were made in the same second, as these may be, the name decides.
+		c.apply(t, ns, ingressManifest("web-second", host, "")+"---\n"+ingressManifest("foreign", "foreign.ingress.test", "ingressClassName: nginx"))
+		i := await(t, c, ingressesGVR, ns, "web-second", "its status says what is wrong", func(i *networkingv1.Ingress) bool {
 			return len(i.Status.LoadBalancer.Ingress) == 1 && i.Status.LoadBalancer.Ingress[0].Ports[0].Error != nil
 		})
 		if e := *i.Status.LoadBalancer.Ingress[0].Ports[0].Error; e != "gitk8s.dev/PathConflict" {
 			t.Error(e)
 		}
 		eventually(t, "an event says who has the path", func() error {
-			if out := c.kubectl(t, "describe", "ingress", "-n", ns, "second"); !strings.Contains(out, "is already served for Ingress "+ns+"/web") {
+			if out := c.kubectl(t, "describe", "ingress", "-n", ns, "web-second"); !strings.Contains(out, "is already served for Ingress "+ns+"/web") {
 				return errors.New(out)
 			}
 			return nil
