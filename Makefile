@@ -64,10 +64,13 @@ test-deps: deps
 		echo "installing: uidmap, with which ordinary users get more than one user id, to test that"; \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends uidmap; \
 	fi
-
 	@if { [ ! -x /usr/lib/cni/bridge ] || ! command -v iptables >/dev/null; } && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 		echo "installing: containernetworking-plugins and iptables, which one of them needs, to test pods' networks made by CNI plugins"; \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends containernetworking-plugins iptables; \
+	fi
+	@if ! command -v curl >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		echo "installing: curl, a client that is not ours, to test the Gateway API with"; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends curl; \
 	fi
 
 test: test-deps build vet ## Everything that CI runs

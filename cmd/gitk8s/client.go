@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/yaml"
@@ -61,6 +62,14 @@ func (e *env) restConfig() (*rest.Config, error) {
 	}
 	cfg.QPS, cfg.Burst = -1, -1
 	return cfg, nil
+}
+
+func (e *env) clientset() (kubernetes.Interface, error) {
+	cfg, err := e.restConfig()
+	if err != nil {
+		return nil, err
+	}
+	return kubernetes.NewForConfig(cfg)
 }
 
 func (e *env) dynamic() (dynamic.Interface, error) {

@@ -8,7 +8,6 @@ import (
 
 	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 
 	"gitk8s.dev/gitk8s/controlplane/scheduler"
 )
@@ -26,11 +25,7 @@ func newExplain(e *env) *cobra.Command {
 			if !ok || (kind != "pod" && kind != "pods" && kind != "po") {
 				return usageError("explain what? `gitk8s explain pod/NAME`")
 			}
-			cfg, err := e.restConfig()
-			if err != nil {
-				return err
-			}
-			client, err := kubernetes.NewForConfig(cfg)
+			client, err := e.clientset()
 			if err != nil {
 				return err
 			}

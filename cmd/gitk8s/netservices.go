@@ -35,11 +35,7 @@ func newNetServices(e *env) *cobra.Command {
 			"nodes differ each has its own line.",
 		Args: maxArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, err := e.restConfig()
-			if err != nil {
-				return err
-			}
-			client, err := kubernetes.NewForConfig(cfg)
+			client, err := e.clientset()
 			if err != nil {
 				return err
 			}

@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 
 	"gitk8s.dev/gitk8s/runtime/network"
 	"gitk8s.dev/gitk8s/runtime/network/policy"
@@ -29,11 +28,7 @@ func newNetTrace(e *env) *cobra.Command {
 			"answers there is not asked.",
 		Args: exactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, err := e.restConfig()
-			if err != nil {
-				return err
-			}
-			client, err := kubernetes.NewForConfig(cfg)
+			client, err := e.clientset()
 			if err != nil {
 				return err
 			}

@@ -164,7 +164,6 @@ func (p *familyProxy) apply(desired State) error {
 			err = p.conn.Flush()
 		}
 	} else {
-		p.installed = nil
 		err = p.update(before, want)
 	}
 	p.installed = nil

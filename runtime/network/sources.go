@@ -2,7 +2,6 @@ package network
 
 import (
 	"fmt"
-	"os"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -43,18 +42,11 @@ func removeSourcesGuard(netNS string) error {
 }
 
 func onTable(netNS string, queue func(*nftables.Conn, *nftables.Table)) error {
-	if netNS == "" {
-		netNS = "/proc/thread-self/ns/net"
-	}
-	ns, err := os.Open(netNS)
+	c, err := nftIn(netNS)
 	if err != nil {
 		return fmt.Errorf("sources of pods: %w", err)
 	}
-	defer ns.Close()
-	c, err := nftables.New(nftables.WithNetNSFd(int(ns.Fd())))
-	if err != nil {
-		return fmt.Errorf("sources of pods: %w", err)
-	}
+	defer c.CloseLasting()
 	queue(c, &nftables.Table{Family: nftables.TableFamilyIPv6, Name: sourcesTable})
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("sources of pods: %w", err)

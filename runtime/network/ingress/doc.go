@@ -1,5 +1,6 @@
-// Package ingress serves Ingresses: it takes what comes in on a node's ports 80 and
-// 443, or on the machine's own for `gitk8s up`, and sends each request to a pod.
+// Package ingress serves Ingresses, and Gateways with their routes: it takes what comes
+// in on a node's ports 80 and 443, or on the machine's own for `gitk8s up`, and on others
+// that Gateways ask for, and sends each request to a pod.
 //
 // Compile turns the API's objects into a Table, which says for a host and a path
 // which service is meant; a Pool has the addresses of a service's pods and picks one
