@@ -182,6 +182,9 @@ func (n *Net) Close() error {
 
 // leadsOut says whether an address is one outside.
 func (n *Net) leadsOut(ip netip.Addr) bool {
+	if ip.Is4In6() {
+		return false // the machine would take it for the IPv4 address, which the below would not
+	}
 	if ip.IsLoopback() || ip.IsUnspecified() || ip.IsMulticast() || ip.IsLinkLocalUnicast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
 		return false
 	}
