@@ -155,17 +155,24 @@ func UDP(ctx context.Context, conn *net.UDPConn, dial Dial, w Way) Listener {
 // Close ends the port with all its flows.
 func (l *udpListener) Close() error { return l.conn.Close() }
 
-// Lead ends the flows that go where nobody is any more.
+// Lead ends the flows that go where nobody is any more: the next datagram of their
+// clients makes another.
 func (l *udpListener) Lead(w Way) {
 	l.route.Lead(w)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for client, c := range l.clients {
-		at := c.server.RemoteAddr().(*net.UDPAddr).AddrPort()
-		if !slices.Contains(w(client), netip.AddrPortFrom(at.Addr().Unmap(), at.Port())) {
+		if !l.leads(client, c.server) {
+			delete(l.clients, client)
 			_ = c.server.Close()
 		}
 	}
+}
+
+// leads says whether a client's way still has the address that a flow of it goes to.
+func (l *udpListener) leads(client netip.AddrPort, server net.Conn) bool {
+	at := server.RemoteAddr().(*net.UDPAddr).AddrPort()
+	return slices.Contains(l.to(client), netip.AddrPortFrom(at.Addr().Unmap(), at.Port()))
 }
 
 func (l *udpListener) serve() {
@@ -202,8 +209,12 @@ func (l *udpListener) client(from netip.AddrPort) *udpClient {
 	}
 	c = &udpClient{server}
 	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.leads(from, server) { // Lead came between, and has not seen this flow
+		_ = server.Close()
+		return nil
+	}
 	l.clients[from] = c
-	l.mu.Unlock()
 	go l.answer(from, c)
 	return c
 }
