@@ -110,6 +110,7 @@ func (s *Server) build() error {
 	if err := s.install(); err != nil {
 		return err
 	}
+	s.installOpenAPI(config)
 	return s.generic.AddPostStartHook("gitk8s-bootstrap", s.bootstrap)
 }
 
@@ -137,6 +138,7 @@ func (s *Server) genericConfig() (*genericapiserver.Config, error) {
 	config.OpenAPIConfig.Info.Title, config.OpenAPIConfig.GetDefinitionName = "gitk8s", definitionName(namer)
 	config.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(definitions, namer)
 	config.OpenAPIV3Config.Info.Title, config.OpenAPIV3Config.GetDefinitionName = "gitk8s", definitionName(namer)
+	config.SkipOpenAPIInstallation = true // installOpenAPI
 
 	cert, err := dynamiccertificates.NewStaticCertKeyContent("serving-cert", s.config.ServingCert.CertPEM, s.config.ServingCert.KeyPEM)
 	if err != nil {
@@ -310,6 +312,8 @@ func (s *Server) ClientConfig(name string, groups ...string) *restclient.Config 
 			return s.memory.DialContext(ctx)
 		},
 		UserAgent: "gitk8s/" + name,
+		// Memory to memory: each watch would keep 50 KB of a decompressor's.
+		DisableCompression: true,
 	}
 }
 
