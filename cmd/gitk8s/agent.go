@@ -116,7 +116,7 @@ within --shutdown-grace-period, the critical ones last, and then the worker does
 }
 
 func (e *env) runAgent(ctx context.Context) error {
-	thrifty()
+	unhurried()
 	host, err := os.Hostname()
 	if err != nil {
 		return err

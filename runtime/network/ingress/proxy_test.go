@@ -28,7 +28,7 @@ import (
 // bed is a Proxy on loopback in front of pods, which are servers on loopback that
 // have addresses of the pod network.
 type bed struct {
-	t       *testing.T
+	t       testing.TB
 	proxy   *Proxy
 	http    string // host:port
 	https   string
@@ -39,10 +39,10 @@ type bed struct {
 	certs   map[string]*tls.Certificate
 }
 
-func newBed(t *testing.T) *bed { return newBedWith(t, 0) }
+func newBed(t testing.TB) *bed { return newBedWith(t, 0) }
 
 // newBedWith has a limit on how long clients may stand still.
-func newBedWith(t *testing.T, stall time.Duration) *bed {
+func newBedWith(t testing.TB, stall time.Duration) *bed {
 	b := &bed{t: t, access: &bytes.Buffer{}, pods: map[string]string{}, certs: map[string]*tls.Certificate{}}
 	b.service.Spec.Ports = []corev1.ServicePort{{Name: "http", Port: 80}}
 	b.slice.Ports = []discoveryv1.EndpointPort{{Name: ptr.To("http"), Port: ptr.To[int32](8080)}}
