@@ -194,6 +194,7 @@ type worker struct {
 	agent    *agent.Agent
 	pods     podNetwork
 	links    follow.PodLinks
+	drain    follow.Drain
 	mesh     *network.Mesh
 	// publicKey is the node's for WireGuard, empty for none.
 	publicKey string
@@ -285,7 +286,7 @@ func (e *env) newWorker(name, dir string, ips []netip.Addr, ranges network.Range
 	w.ingress = ingress.NewProxy(ingress.Config{Dial: (&net.Dialer{}).DialContext, AccessLog: access})
 	w.agent, err = agent.New(agent.Config{
 		NodeName: name, NodeIPs: ips, Client: w.client, Runtime: w.driver, Images: w.images,
-		Network: w.pods, PodCIDRAssigned: w.pods.Assign, Policies: w.policies, DataDir: dir,
+		Network: w.pods, PodCIDRAssigned: w.pods.Assign, Policies: w.policies, Drained: w.drain.Wait, DataDir: dir,
 		ClusterDNS: []string{ranges.DNS()[0].String()}, ClusterDomain: clusterDomain,
 		CgroupParent: cgroupParent(dir), Listener: l, ServingCert: cert, ClientCA: pool, DockerConfig: e.v.GetString("docker-config"),
 		NodeAnnotations: map[string]string{follow.AnnotationWireGuardKey: w.publicKey},
@@ -369,7 +370,7 @@ func (w *worker) run(ctx context.Context) error {
 		defer cancel()
 		errs <- follow.Node(ctx, follow.Config{
 			Informers: f, Pods: pods, Node: w.name, IPs: w.ips, Ranges: w.ranges, Proxy: w.proxy, Zone: w.zone,
-			Mesh: w.mesh, Links: w.links,
+			Mesh: w.mesh, Links: w.links, Drain: &w.drain,
 			Checks: healthcheck.New(""), Events: recorder(ctx, w.client, "gitk8s-agent", w.name),
 		})
 	})

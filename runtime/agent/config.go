@@ -63,6 +63,9 @@ type Config struct {
 	PodCIDRAssigned func(ctx context.Context, cidrs []netip.Prefix) error
 	// Policies, optional.
 	Policies PodPolicies
+	// Drained, optional, returns when the services of the cluster lead nobody to a pod any
+	// more that is being deleted, or ctx ends. Only then are its containers told to end.
+	Drained func(ctx context.Context, podUID types.UID)
 	// DataDir is the node's own directory; see docs/contracts.md for what is in it.
 	DataDir string
 

@@ -23,6 +23,9 @@ const (
 	// minimumGrace is left to a container for its signal even when the preStop hook
 	// has used all of the grace ("Termination of Pods": a one-off extension of 2 s).
 	minimumGrace = 2 * time.Second
+	// drainTimeout bounds how long a pod is left alone until services lead nobody to it:
+	// without the API they do for ever.
+	drainTimeout = time.Second
 	// opTimeout bounds what talks to the runtime and should be quick.
 	opTimeout = 2 * time.Minute
 )
@@ -257,6 +260,7 @@ func (w *worker) stop(act action, now time.Time) {
 		w.event(v1.EventTypeNormal, "Killing", act.message, c.spec.Name)
 	}
 	spec, id, ip, image := c.spec, c.cur.ID, firstIP(w.s.ips), c.cur.Image
+	pod, deleted := w.s.pod.UID, w.s.pod.DeletionTimestamp != nil
 	w.async(func(ctx context.Context) func() {
 		begin := time.Now()
 		if !again && act.grace > 0 && spec.Lifecycle != nil && spec.Lifecycle.PreStop != nil {
@@ -264,6 +268,11 @@ func (w *worker) stop(act action, now time.Time) {
 			if err := w.runHook(hctx, spec, id, ip, spec.Lifecycle.PreStop); err != nil && ctx.Err() == nil {
 				w.event(v1.EventTypeWarning, "FailedPreStopHook", "PreStopHook failed: "+err.Error(), spec.Name)
 			}
+			cancel()
+		}
+		if deleted && !again && act.grace > 0 && w.a.cfg.Drained != nil {
+			dctx, cancel := context.WithTimeout(ctx, min(drainTimeout, act.grace))
+			w.a.cfg.Drained(dctx, pod)
 			cancel()
 		}
 		left := max(act.grace-time.Since(begin), minimumGrace)

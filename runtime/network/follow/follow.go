@@ -61,6 +61,8 @@ type Config struct {
 	// it CNI plugins have those, and the pods' host ports.
 	Mesh  *network.Mesh
 	Links PodLinks
+	// Drain is told which pods the services lead to.
+	Drain *Drain
 }
 
 // Node applies routes, services and load balancers' addresses on a node, and tells
@@ -119,8 +121,11 @@ func Node(ctx context.Context, cfg Config) error {
 				pods = append(pods, p)
 			}
 		}
-		return errors.Join(
-			cfg.Proxy.Apply(network.Desired(at, svcs, eps).WithHostPorts(pods)),
+		err = cfg.Proxy.Apply(network.Desired(at, svcs, eps).WithHostPorts(pods))
+		if err == nil {
+			cfg.Drain.applied(cfg.Node, eps)
+		}
+		return errors.Join(err,
 			network.SyncAddresses(cfg.NetNS, network.Same(netip.IPv4Unspecified(), cfg.IPs), network.Announced(cfg.Node, svcs)),
 			cfg.Checks.Apply(healthcheck.Desired(cfg.Node, svcs, eps)))
 	})
