@@ -72,6 +72,10 @@ test-deps: deps
 		echo "installing: curl, a client that is not ours, to test the Gateway API with"; \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends curl; \
 	fi
+	@if ! command -v dig >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		echo "installing: bind9-dnsutils, which has dig, to ask the cluster's name server with a client that is not ours"; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends bind9-dnsutils; \
+	fi
 
 test: test-deps build vet ## Everything that CI runs
 	@status=0; \
