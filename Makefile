@@ -31,7 +31,7 @@ static = -s -w -linkmode external -extldflags "-static $(shell ld --help | grep 
 SHIM := runtime/container/driver/embedded/gitk8s-shim
 PACKAGES = $(shell go list ./... | grep -v '/cmd/')
 
-.PHONY: build deps test-deps test vet unit e2e vm test-cgroup2 test-clock test-wireguard demo bench clean help
+.PHONY: build deps test-deps test vet unit e2e vm test-cgroup2 test-clock test-wireguard test-browser demo bench clean help
 
 help: ## Say what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -138,6 +138,14 @@ test-wireguard: vm build ## Encrypted traffic between nodes, in qemu, whose kern
 	@go test -c -ldflags='-s -w $(static)' -o $(VM)/network.test ./runtime/network
 	@go test -c -ldflags='-s -w $(static)' -o $(VM)/e2e.test ./cmd/gitk8s/e2e
 	@$(machine) -args '-test.v -test.run ^(TestWireGuard|TestEncrypt$$)' $(VM)/network.test $(VM)/e2e.test $(VM)/server $(VM)/nsenter bin/gitk8s
+
+# `make test` runs it too where there is a browser, which is too large a download for it.
+test-browser: build ## A browser's WebSockets, cookies and HTTP/2 through an Ingress
+	@if ! command -v chromium-headless-shell >/dev/null && ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null; then \
+		echo "installing: chromium-headless-shell, a browser without windows (about 160 MB with what it needs)"; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium-headless-shell; \
+	fi
+	GITK8S_TEST_BROWSER=1 GITK8S_BIN=$(CURDIR)/bin/gitk8s go test -v -timeout 5m -run '^TestBrowser$$' ./cmd/gitk8s/e2e
 
 demo: build ## Show the story; KEEP=1 leaves it running
 	@go build -ldflags='-s -w' -o bin/demo-server ./cmd/demo-server
