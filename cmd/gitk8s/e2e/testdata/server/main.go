@@ -149,6 +149,10 @@ func main() {
 		busy(args[1])
 	case "lookup":
 		err = lookup(args[1], args[2])
+	case "sctp-serve":
+		err = sctpServe(args[1])
+	case "sctp-ask":
+		err = sctpAsk(args[1])
 	case "alloc":
 		err = alloc(args[1])
 	case "orphan":
