@@ -194,6 +194,7 @@ func (b sctpBed) nodePorts() {
 		}
 		b.reaches("the local node port of "+node, func() (string, error) { return b.in(hub, fmt.Sprintf("%s:%d", node, local)) }, server+" asked by "+hubIP)
 	}
+	b.c.eventOf(b.t, b.ns, "web", "PortNotOpen", fmt.Sprintf("port %d/SCTP is not open on this machine", cluster))
 	b.reaches("the host port", func() (string, error) { return b.in(hub, nodeOne+":9998") }, "web-1 asked by "+hubIP)
 }
 
