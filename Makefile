@@ -31,7 +31,7 @@ static = -s -w -linkmode external -extldflags "-static $(shell ld --help | grep 
 SHIM := runtime/container/driver/embedded/gitk8s-shim
 PACKAGES = $(shell go list ./... | grep -v '/cmd/')
 
-.PHONY: build deps test-deps test vet unit e2e vm test-cgroup2 test-clock test-wireguard demo bench clean help
+.PHONY: build deps test-deps test vet unit e2e vm test-cgroup2 test-clock test-kernel test-systemd test-browser demo bench clean help
 
 help: ## Say what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -72,6 +72,10 @@ test-deps: deps
 		echo "installing: curl, a client that is not ours, to test the Gateway API with"; \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends curl; \
 	fi
+	@if ! command -v dig >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		echo "installing: bind9-dnsutils, which has dig, to ask the cluster's name server with a client that is not ours"; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends bind9-dnsutils; \
+	fi
 
 test: test-deps build vet ## Everything that CI runs
 	@status=0; \
@@ -97,7 +101,7 @@ driver := ./runtime/container/driver
 # Modules that the kernel of the machine loads: overlayfs, and what makes the network.
 MODULES := overlay veth bridge nf_tables nf_conntrack nf_conntrack_netlink nft_ct nft_nat nft_chain_nat nft_masq \
 	nft_fib_ipv4 nft_fib_inet nft_numgen nft_hash nft_reject_ipv4 nft_reject_inet nft_limit \
-	vxlan wireguard
+	vxlan wireguard sctp
 
 vm: deps
 	@if ! command -v qemu-system-x86_64 >/dev/null || ! command -v depmod >/dev/null; then \
@@ -128,12 +132,41 @@ test-clock: vm build ## A cluster in qemu whose clock is put forward and back (a
 	@go test -c -ldflags='-s -w $(static)' -o $(VM)/e2e.test ./cmd/gitk8s/e2e
 	@$(machine) -args '-test.v -test.run ^TestClock$$' $(VM)/e2e.test $(VM)/server bin/gitk8s
 
-test-wireguard: vm build ## Encrypted traffic between nodes, in qemu, whose kernel has WireGuard (about 5 minutes)
+test-kernel: vm build ## Traffic by WireGuard and SCTP, in qemu, whose kernel has both (about 6 minutes)
 	@go build -ldflags='-s -w $(static)' -o $(VM)/server ./cmd/gitk8s/e2e/testdata/server
 	@go build -ldflags='-s -w $(static)' -o $(VM)/nsenter ./cmd/gitk8s/e2e/testdata/nsenter
 	@go test -c -ldflags='-s -w $(static)' -o $(VM)/network.test ./runtime/network
 	@go test -c -ldflags='-s -w $(static)' -o $(VM)/e2e.test ./cmd/gitk8s/e2e
-	@$(machine) -args '-test.v -test.run ^(TestWireGuard|TestEncrypt$$)' $(VM)/network.test $(VM)/e2e.test $(VM)/server $(VM)/nsenter bin/gitk8s
+	@$(machine) -args '-test.v -test.run ^(TestWireGuard|TestEncrypt$$|TestSCTP$$)' $(VM)/network.test $(VM)/e2e.test $(VM)/server $(VM)/nsenter bin/gitk8s
+
+# A Debian with little more than systemd, and one user with a range of subordinate ids
+# whose services run without a session.
+$(VM)/root.tar:
+	@if ! command -v mmdebstrap >/dev/null; then \
+		echo "installing: mmdebstrap, to make a root file system of Debian's packages"; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends mmdebstrap; \
+	fi
+	@echo "downloading: the packages of a small Debian (40 MB), which becomes $@"
+	@mkdir -p $(VM)
+	@mmdebstrap --quiet --format=tar --mode=root --variant=essential --include=systemd-sysv,dbus-user-session,libpam-systemd,uidmap \
+		--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+		--customize-hook='chroot "$$1" useradd --create-home --shell /bin/sh tester' \
+		--customize-hook='mkdir -p "$$1/var/lib/systemd/linger" && touch "$$1/var/lib/systemd/linger/tester"' \
+		bookworm $@.part
+	@mv $@.part $@
+
+test-systemd: vm build $(VM)/root.tar ## An ordinary user's cluster in a scope of systemd's, in qemu (about 6 minutes)
+	@go build -ldflags='-s -w $(static)' -o $(VM)/server ./cmd/gitk8s/e2e/testdata/server
+	@go test -c -ldflags='-s -w $(static)' -o $(VM)/e2e.test ./cmd/gitk8s/e2e
+	@$(machine) -root $(VM)/root.tar -args '-test.v -test.run ^TestSystemd$$' $(VM)/e2e.test $(VM)/server bin/gitk8s
+
+# `make test` runs it too where there is a browser, which is too large a download for it.
+test-browser: build ## A browser's WebSockets, cookies and HTTP/2 through an Ingress
+	@if ! command -v chromium-headless-shell >/dev/null && ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null; then \
+		echo "installing: chromium-headless-shell, a browser without windows (about 160 MB with what it needs)"; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium-headless-shell; \
+	fi
+	GITK8S_TEST_BROWSER=1 GITK8S_BIN=$(CURDIR)/bin/gitk8s go test -v -timeout 5m -run '^TestBrowser$$' ./cmd/gitk8s/e2e
 
 demo: build ## Show the story; KEEP=1 leaves it running
 	@go build -ldflags='-s -w' -o bin/demo-server ./cmd/demo-server

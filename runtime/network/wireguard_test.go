@@ -226,7 +226,7 @@ func TestWireGuardMissing(t *testing.T) {
 	}
 }
 
-// TestWireGuard needs a kernel that has it; `make test-wireguard` runs it on a virtual
+// TestWireGuard needs a kernel that has it; `make test-kernel` runs it on a virtual
 // machine. Nodes 1 and 2 are at different sites, 3 shares the first one's link and has
 // no key.
 func TestWireGuard(t *testing.T) {
@@ -235,7 +235,7 @@ func TestWireGuard(t *testing.T) {
 		if os.Getenv("GITK8S_TEST_WIREGUARD") != "" {
 			t.Fatal(err)
 		}
-		t.Skipf("%v; `make test-wireguard` runs it on a virtual machine", err)
+		t.Skipf("%v; `make test-kernel` runs it on a virtual machine", err)
 	}
 
 	for i := range 2 {

@@ -162,7 +162,7 @@ func (c *cluster) launch(args ...string) (*process, error) {
 // start runs `up` until both nodes are Ready.
 func (c *cluster) start(args ...string) error {
 	flags := append([]string{c.bin, "up", "--data-dir", c.dataDir, "--api-port", "0", "--git-port", "0", "--registry-port", "0", "--http-port", "0", "--https-port", "0", "--log-level", "info"}, c.flags...)
-	p, err := c.launch(append(slices.Clone(c.under), asUser(c.user, append(flags, args...))...)...)
+	p, err := c.launch(asUser(c.user, slices.Concat(c.under, flags, args))...)
 	if err != nil {
 		return err
 	}

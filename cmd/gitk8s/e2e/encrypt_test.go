@@ -34,7 +34,7 @@ func (m *machine) configure(t *testing.T, node, key, value string) {
 }
 
 // TestEncrypt runs workers with --encrypt wireguard. Where the kernel has no WireGuard it
-// sees them refuse to start; `make test-wireguard` runs it where it has.
+// sees them refuse to start; `make test-kernel` runs it where it has.
 func TestEncrypt(t *testing.T) {
 	s := newSites(t, 2)
 	server, _ := s.machine("server", 0, 5)

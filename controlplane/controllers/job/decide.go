@@ -19,6 +19,8 @@ type Snapshot struct {
 	Job *batchv1.Job
 	// Pods that the Job owns.
 	Pods []*corev1.Pod
+	// Failures are those that the last decision knew of; none if there was none.
+	Failures Failures
 }
 
 // Decision is one step of a Job. The status is written first; what comes after it
@@ -36,6 +38,8 @@ type Decision struct {
 	Stop []*corev1.Pod
 	// Events to be told once the status is written.
 	Events []Event
+	// Failures are to be given to the next decision.
+	Failures Failures
 	// Recheck is when time alone may ask for another step; zero for never.
 	Recheck time.Duration
 }
@@ -80,6 +84,7 @@ func Decide(s Snapshot, now time.Time) Decision {
 		d.out.Release = slices.DeleteFunc(d.pods, func(p *corev1.Pod) bool { return !tracked(p) })
 		return d.out
 	}
+	d.out.Failures = s.Failures.with(d.spec, d.pods)
 	d.settle()
 	d.sort()
 	deleted := s.Job.DeletionTimestamp != nil

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -41,6 +42,8 @@ type Controller struct {
 	control controller.PodControl
 	newest  controller.Newest[*batchv1.Job]
 	loop    *controller.Loop
+	// failures are what the last decision about each Job, by its UID, knew of: Failures.
+	failures sync.Map
 	// orphans are pods that have lost their Job and still its finalizer.
 	orphans *controller.Loop
 }
@@ -68,6 +71,9 @@ func (c *Controller) Run(ctx context.Context) error {
 }
 
 func (c *Controller) onJob(old, job *batchv1.Job) {
+	if old != nil && (job == nil || job.UID != old.UID) {
+		c.failures.Delete(old.UID)
+	}
 	if job != nil {
 		c.loop.Add(controller.Key(job))
 		return
@@ -169,7 +175,14 @@ func (c *Controller) sync(ctx context.Context, key string) error {
 	if err != nil || !complete {
 		return err
 	}
-	d := Decide(Snapshot{Job: job, Pods: pods}, time.Now())
+	known, _ := c.failures.Load(job.UID)
+	failures, _ := known.(Failures)
+	d := Decide(Snapshot{Job: job, Pods: pods, Failures: failures}, time.Now())
+	if Finished(job) {
+		c.failures.Delete(job.UID)
+	} else {
+		c.failures.Store(job.UID, d.Failures)
+	}
 	if err := c.updateStatus(ctx, key, job, &d); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package job
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -38,6 +39,7 @@ func TestController(t *testing.T) {
 	t.Run("adopts", w.adopts)
 	t.Run("lets go", w.letsGo)
 	t.Run("of another controller", w.managedByAnother)
+	t.Run("remembers failures", w.remembers)
 }
 
 type world struct {
@@ -141,5 +143,35 @@ func (w world) managedByAnother(t *testing.T) {
 	j, err := w.client.BatchV1().Jobs("default").Get(t.Context(), "foreign", metav1.GetOptions{})
 	if err != nil || j.Status.StartTime != nil || len(w.pods(t.Context(), t, "job-name=foreign")) > 0 {
 		t.Errorf("%+v, %v", j.Status, err)
+	}
+}
+
+// remembers: that a failed pod is deleted by hand does not make the next one start
+// sooner.
+func (w world) remembers(t *testing.T) {
+	w.create(t, &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: "fails"}})
+	var first corev1.Pod
+	w.eventually(t, "its pod exists", func(ctx context.Context) (bool, error) {
+		pods := w.pods(ctx, t, "job-name=fails")
+		if len(pods) == 1 {
+			first = pods[0]
+		}
+		return len(pods) == 1, nil
+	})
+	ended := time.Now().Truncate(time.Second)
+	status := fmt.Sprintf(`{"status": {"phase": "Failed", "containerStatuses": [{"name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 1, "finishedAt": %q}}}]}}`, ended.UTC().Format(time.RFC3339))
+	if _, err := w.client.CoreV1().Pods("default").Patch(t.Context(), first.Name, "application/merge-patch+json", []byte(status), metav1.PatchOptions{}, "status"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.client.CoreV1().Pods("default").Delete(t.Context(), first.Name, metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually(t, "the next pod exists", func(ctx context.Context) (bool, error) {
+		pods := w.pods(ctx, t, "job-name=fails")
+		return len(pods) == 1 && pods[0].UID != first.UID, nil
+	})
+	j, err := w.client.BatchV1().Jobs("default").Get(t.Context(), "fails", metav1.GetOptions{})
+	if waited := time.Since(ended); err != nil || waited < firstBackOff || j.Status.Failed != 1 {
+		t.Errorf("after %s, with %d failures: %v", waited, j.Status.Failed, err)
 	}
 }

@@ -93,28 +93,8 @@ func (d *decision) furthestFirst() []*corev1.Pod {
 	return out
 }
 
-// backOffLeft is how long no pod is created after failures, as the pods themselves
-// tell: those that have failed since the last one succeeded.
-func (d *decision) backOffLeft() time.Duration {
-	var succeeded, last time.Time
-	for _, p := range d.pods {
-		if at := finishedAt(p); p.Status.Phase == corev1.PodSucceeded && at.After(succeeded) {
-			succeeded = at
-		}
-	}
-	failures := 0
-	for _, p := range d.pods {
-		at := finishedAt(p)
-		if !failed(p, d.spec) || !at.After(succeeded) || p.DeletionTimestamp != nil && !tracked(p) {
-			continue
-		}
-		failures++
-		if at.After(last) {
-			last = at
-		}
-	}
-	return last.Add(backOff(failures)).Sub(d.now)
-}
+// backOffLeft is how long no pod is created after failures.
+func (d *decision) backOffLeft() time.Duration { return d.out.Failures.until().Sub(d.now) }
 
 // createIndexes creates pods for the lowest indexes that need one. With a limit for
 // each index, each has its own back-off too.

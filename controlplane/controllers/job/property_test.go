@@ -21,6 +21,8 @@ type cluster struct {
 	pods map[types.UID]*corev1.Pod
 	now  time.Time
 	uid  int
+	// known is what the last decision gave to the next one.
+	known Failures
 	// released are the tracked pods that ended, by how they count.
 	released map[types.UID]string
 	index    map[types.UID]int
@@ -40,7 +42,7 @@ func (c *cluster) list() []*corev1.Pod {
 }
 
 func (c *cluster) snapshot() Snapshot {
-	s := Snapshot{Job: c.job.DeepCopy()}
+	s := Snapshot{Job: c.job.DeepCopy(), Failures: c.known}
 	for _, p := range c.list() {
 		s.Pods = append(s.Pods, p.DeepCopy())
 	}
@@ -118,6 +120,7 @@ func text(s *string) string {
 func (c *cluster) apply(t *rapid.T, d Decision, steps int) {
 	step := func() bool { steps--; return steps >= 0 }
 	c.check(t, d)
+	c.known = d.Failures
 	if !step() {
 		return
 	}

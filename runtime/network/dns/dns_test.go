@@ -350,6 +350,32 @@ func TestServe(t *testing.T) {
 	}
 }
 
+// TestEDNS: a version that we don't know is refused, and that somebody asks for
+// signatures is repeated (RFC 6891, RFC 3225).
+func TestEDNS(t *testing.T) {
+	s := NewServer(zone(), nil)
+	for _, tt := range []struct {
+		version uint8
+		do      bool
+		want    int
+	}{{0, false, dns.RcodeSuccess}, {0, true, dns.RcodeSuccess}, {1, false, dns.RcodeBadVers}, {255, true, dns.RcodeBadVers}} {
+		q := new(dns.Msg).SetQuestion("web.shop.svc.cluster.local.", dns.TypeA).SetEdns0(4096, tt.do)
+		q.IsEdns0().SetVersion(tt.version)
+		b, err := s.Respond(t.Context(), q).Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := new(dns.Msg)
+		if err := m.Unpack(b); err != nil {
+			t.Fatal(err)
+		}
+		opt := m.IsEdns0()
+		if m.Rcode != tt.want || opt == nil || opt.Do() != tt.do || opt.Version() != 0 || opt.UDPSize() != maxUDP || (len(m.Answer) == 0) != (tt.want != dns.RcodeSuccess) {
+			t.Errorf("%+v: %v", tt, m)
+		}
+	}
+}
+
 // FuzzRespond: no request stops the server, and every answer can be written.
 func FuzzRespond(f *testing.F) {
 	s := NewServer(zone(), nil)

@@ -92,10 +92,14 @@ func (s *Server) Respond(ctx context.Context, req *dns.Msg) *dns.Msg {
 	resp := new(dns.Msg)
 	resp.SetReply(req)
 	resp.RecursionAvailable = s.upstream != nil
-	if opt := req.IsEdns0(); opt != nil {
-		resp.SetEdns0(maxUDP, false)
+	opt := req.IsEdns0()
+	if opt != nil {
+		resp.SetEdns0(maxUDP, opt.Do()) // who asks for signatures is to see that we have read it (RFC 3225)
 	}
 	switch {
+	case opt != nil && opt.Version() != 0:
+		resp.Rcode = dns.RcodeBadVers // RFC 6891, 6.1.3
+		return resp
 	case req.Opcode != dns.OpcodeQuery:
 		resp.Rcode = dns.RcodeNotImplemented
 		return resp

@@ -34,6 +34,14 @@ type Plan struct {
 	Ways map[Port]Way
 	// Taken are ports that a service does not get since an older one has them.
 	Taken []Conflict
+	// NotCarried are ports of SCTP, which is not carried.
+	NotCarried []NotCarried
+}
+
+// NotCarried is a port that a service does not get, whoever else wants it.
+type NotCarried struct {
+	Port    Port
+	Service *corev1.Service
 }
 
 // Conflict is a port that two services want.
@@ -77,7 +85,9 @@ func (p *Plan) add(svc *corev1.Service, port corev1.ServicePort, number int32, t
 	case corev1.ProtocolUDP:
 		key.Proto = network.UDP
 	default:
-		return // nobody here speaks SCTP
+		key.Proto = network.SCTP
+		p.NotCarried = append(p.NotCarried, NotCarried{key, svc})
+		return
 	}
 	if has, taken := p.Ways[key]; taken {
 		p.Taken = append(p.Taken, Conflict{key, has.Service, svc})

@@ -80,6 +80,9 @@ func (e *Exposer) Apply(ctx context.Context, plan Plan) error {
 	for _, c := range plan.Taken {
 		tell(c.Service, "port %s is not open on this machine for this service: %s/%s has it", c.Port, c.Older.Namespace, c.Older.Name)
 	}
+	for _, n := range plan.NotCarried {
+		tell(n.Service, "port %s is not open on this machine, to which only TCP and UDP are carried; it is at the nodes' own addresses", n.Port)
+	}
 	e.said = problems
 	return errors.Join(errs...)
 }

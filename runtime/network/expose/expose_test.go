@@ -71,7 +71,7 @@ func TestDecide(t *testing.T) {
 		"no endpoints":            {[]*corev1.Service{service("web", 1, corev1.ServiceTypeNodePort, tcp)}, on("web"), "30080/TCP web []"},
 		"endpoints on no node":    {[]*corev1.Service{service("web", 1, corev1.ServiceTypeNodePort, tcp)}, on("web", ""), "30080/TCP web [10.41.0.11:30080 10.41.0.12:30080]"},
 		"endpoints on none,local": {[]*corev1.Service{local}, on("web", ""), "30080/TCP web []"},
-		"SCTP":                    {[]*corev1.Service{service("web", 1, corev1.ServiceTypeNodePort, corev1.ServicePort{NodePort: 30080, Protocol: corev1.ProtocolSCTP})}, on("web", "a"), ""},
+		"SCTP":                    {[]*corev1.Service{service("web", 1, corev1.ServiceTypeNodePort, corev1.ServicePort{NodePort: 30080, Protocol: corev1.ProtocolSCTP})}, on("web", "a"), "30080/SCTP of web is not carried"},
 		"balancer of node addresses": {
 			[]*corev1.Service{balanced(service("web", 1, corev1.ServiceTypeLoadBalancer, tcp), "10.41.0.11", "10.41.0.12")}, on("web", "b"),
 			"30080/TCP web [10.41.0.12:30080]; 80/TCP web [10.41.0.12:80]",
@@ -94,6 +94,9 @@ func TestDecide(t *testing.T) {
 		}
 		for _, x := range plan.Taken {
 			got = append(got, fmt.Sprintf("%s lacks %s of %s", x.Service.Name, x.Port, x.Older.Name))
+		}
+		for _, x := range plan.NotCarried {
+			got = append(got, fmt.Sprintf("%s of %s is not carried", x.Port, x.Service.Name))
 		}
 		if s := strings.ReplaceAll(strings.Join(got, "; "), "TCPweb[", "TCP web ["); s != c.want {
 			t.Errorf("%s: %q, want %q", name, s, c.want)

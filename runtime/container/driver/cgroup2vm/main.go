@@ -3,9 +3,10 @@
 // whoever has mounted them.
 //
 // In: a kernel with the modules that it needs, the guest's first process
-// (./guest) and static programs. Out: what they print, and the exit code 0 if all
-// of them have ended with it. The machine has neither disk nor network. It is fast
-// with /dev/kvm and works without.
+// (./guest), static programs, and a root file system with systemd if that is to run
+// the machine. Out: what the programs print, and the exit code 0 if all of them have
+// ended with it. The machine has neither disk nor network. It is fast with /dev/kvm
+// and works without.
 package main
 
 import (
@@ -24,8 +25,10 @@ import (
 )
 
 // The guest's contract: modules and programs are in these folders of the first file
-// system, and the last line that it prints begins with verdict.
+// system, with the root file system, if there is one, beside them, and the last line
+// that it prints begins with verdict.
 const (
+	rootArchive = "root.tar"
 	modulesDir  = "modules"
 	programsDir = "programs"
 	verdict     = "cgroup2vm: exit code "
@@ -35,12 +38,13 @@ func main() {
 	kernel := flag.String("kernel", "", "kernel image")
 	guest := flag.String("guest", "", "the guest's first process")
 	modules := flag.String("modules", "", "kernel modules to load, in this order, separated by commas")
+	root := flag.String("root", "", "root file system, a tar archive, whose systemd starts the programs")
 	args := flag.String("args", "-test.v", "arguments of every test program, separated by spaces")
 	accel := flag.String("accel", "tcg", "how qemu runs the machine's processor: tcg or kvm")
 	timeout := flag.Duration("timeout", 20*time.Minute, "how long all may take")
 	flag.Parse()
 	if *kernel == "" || *guest == "" || flag.NArg() == 0 {
-		fmt.Fprintln(os.Stderr, "usage: cgroup2vm -kernel FILE -guest FILE [-modules FILE,...] PROGRAM...\n"+
+		fmt.Fprintln(os.Stderr, "usage: cgroup2vm -kernel FILE -guest FILE [-modules FILE,...] [-root FILE] PROGRAM...\n"+
 			"programs whose names end in .test are run, the others lie beside them")
 		os.Exit(2)
 	}
@@ -50,20 +54,26 @@ func main() {
 	if *modules != "" {
 		mods = strings.Split(*modules, ",")
 	}
-	if err := run(ctx, *accel, *kernel, *guest, *args, mods, flag.Args()); err != nil {
+	if err := run(ctx, *accel, *kernel, content{*guest, *root, *args, mods, flag.Args()}); err != nil {
 		fmt.Fprintln(os.Stderr, "cgroup2vm:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, accel, kernel, guest, args string, modules, programs []string) error {
+// content is what the machine's first file system has.
+type content struct {
+	guest, root, args string
+	modules, programs []string
+}
+
+func run(ctx context.Context, accel, kernel string, c content) error {
 	dir, err := os.MkdirTemp("", "cgroup2vm-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
 	image := filepath.Join(dir, "initramfs")
-	if err := writeImage(image, guest, args, modules, programs); err != nil {
+	if err := writeImage(image, c); err != nil {
 		return err
 	}
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
@@ -108,13 +118,13 @@ func follow(console io.Reader) (code string) {
 }
 
 // writeImage writes the machine's first file system.
-func writeImage(file, guest, args string, modules, programs []string) error {
+func writeImage(file string, c content) error {
 	var b bytes.Buffer
 	w := archive{w: &b}
 	for _, d := range []string{"dev", modulesDir, programsDir} {
 		w.dir(d)
 	}
-	w.file("args", 0o644, []byte(args))
+	w.file("args", 0o644, []byte(c.args))
 	add := func(name, from string) error {
 		content, err := os.ReadFile(from)
 		if err == nil {
@@ -122,16 +132,21 @@ func writeImage(file, guest, args string, modules, programs []string) error {
 		}
 		return err
 	}
-	if err := add("init", guest); err != nil {
+	if err := add("init", c.guest); err != nil {
 		return err
 	}
-	for i, m := range modules {
+	if c.root != "" {
+		if err := add(rootArchive, c.root); err != nil {
+			return err
+		}
+	}
+	for i, m := range c.modules {
 		// Numbered: the guest loads them in the order of their names.
 		if err := add(fmt.Sprintf("%s/%02d-%s", modulesDir, i, filepath.Base(m)), m); err != nil {
 			return err
 		}
 	}
-	for _, p := range programs {
+	for _, p := range c.programs {
 		if err := add(programsDir+"/"+filepath.Base(p), p); err != nil {
 			return err
 		}

@@ -149,6 +149,10 @@ func main() {
 		busy(args[1])
 	case "lookup":
 		err = lookup(args[1], args[2])
+	case "sctp-serve":
+		err = sctpServe(args[1])
+	case "sctp-ask":
+		err = sctpAsk(args[1])
 	case "alloc":
 		err = alloc(args[1])
 	case "orphan":
@@ -178,6 +182,23 @@ func serve() error {
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) { check(w, "/unready") })
 	mux.HandleFunc("/livez", func(w http.ResponseWriter, _ *http.Request) { check(w, "/dead") })
 	mux.HandleFunc("/echo", echo)
+	if dir := os.Getenv("PAGES"); dir != "" {
+		mux.Handle("/pages/", http.StripPrefix("/pages/", http.FileServer(http.Dir(dir))))
+	}
+	reports := &sync.Map{}
+	mux.HandleFunc("POST /report/{of}", func(_ http.ResponseWriter, r *http.Request) {
+		if b, err := io.ReadAll(r.Body); err == nil {
+			reports.Store(r.PathValue("of"), b)
+		}
+	})
+	mux.HandleFunc("GET /report/{of}", func(w http.ResponseWriter, r *http.Request) {
+		b, ok := reports.Load(r.PathValue("of"))
+		if !ok {
+			http.Error(w, "there is no report yet", http.StatusNotFound)
+			return
+		}
+		_, _ = w.Write(b.([]byte))
+	})
 	mux.HandleFunc("/client", func(w http.ResponseWriter, r *http.Request) {
 		host, _ := os.Hostname()
 		client, _, _ := net.SplitHostPort(r.RemoteAddr)
@@ -224,7 +245,7 @@ func serve() error {
 	return nil
 }
 
-// echo sends back what comes over a WebSocket.
+// echo sends back what comes over a WebSocket; "close me" is answered by closing it.
 func echo(w http.ResponseWriter, r *http.Request) {
 	var up websocket.Upgrader
 	c, err := up.Upgrade(w, r, nil)
@@ -234,6 +255,9 @@ func echo(w http.ResponseWriter, r *http.Request) {
 	defer c.Close()
 	for {
 		kind, b, err := c.ReadMessage()
+		if err == nil && string(b) == "close me" {
+			kind, b = websocket.CloseMessage, websocket.FormatCloseMessage(4001, "as you wish")
+		}
 		if err != nil || c.WriteMessage(kind, b) != nil {
 			return
 		}

@@ -1,6 +1,7 @@
 // Command guest is the first process of the machine that cgroup2vm runs: it mounts
 // what a machine has, cgroup v2 with every controller among it, runs the test
-// programs, says how they ended and switches the machine off.
+// programs, says how they ended and switches the machine off. Where there is a root
+// file system it leaves the first half to the systemd in it.
 package main
 
 import (
@@ -18,8 +19,15 @@ import (
 )
 
 func main() {
+	err := errors.New("systemd did not start")
+	if os.Getpid() == 1 {
+		err = boot()
+	}
+	if err == nil || os.Getpid() != 1 {
+		err = runTests()
+	}
 	code := 0
-	if err := run(); err != nil {
+	if err != nil {
 		fmt.Println("guest:", err)
 		code = 1
 	}
@@ -28,11 +36,11 @@ func main() {
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }
 
-func run() error {
+// boot makes a machine of what the kernel has unpacked. Where there is a root file system
+// it returns only with an error: systemd has the machine then, and starts this program
+// once more.
+func boot() error {
 	if err := leaveInitramfs(); err != nil {
-		return err
-	}
-	if err := mountAll(); err != nil {
 		return err
 	}
 	modules, err := filepath.Glob("/modules/*")
@@ -44,6 +52,12 @@ func run() error {
 			return fmt.Errorf("load %s: %w", m, err)
 		}
 	}
+	if _, err := os.Stat(systemd); err == nil {
+		return startSystemd()
+	}
+	if err := mountAll(); err != nil {
+		return err
+	}
 	lo, err := netlink.LinkByName("lo")
 	if err == nil {
 		err = netlink.LinkSetUp(lo)
@@ -51,6 +65,10 @@ func run() error {
 	if err != nil {
 		return fmt.Errorf("the loopback interface: %w", err)
 	}
+	return nil
+}
+
+func runTests() error {
 	controllers, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
 	if err != nil {
 		return err
@@ -64,20 +82,23 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	group, err := delegate("/sys/fs/cgroup/user")
-	if err != nil {
-		return fmt.Errorf("delegate a cgroup: %w", err)
-	}
-	defer group.Close()
 	var errs []error
 	for _, t := range tests {
 		for _, who := range users(t) {
 			cmd := exec.Command(t, strings.Fields(string(args))...)
 			cmd.Dir = "/tmp"
-			cmd.Env = []string{"PATH=/programs", "HOME=/", "TMPDIR=/tmp", "GITK8S_TEST_BIN=/programs/testbin",
-				"GITK8S_BIN=/programs/gitk8s", "GITK8S_E2E_SERVER=/programs/server", "GITK8S_E2E_CLOCK=1", "GITK8S_TEST_WIREGUARD=1", "GITK8S_DNS_UPSTREAM=none"}
+			cmd.Env = []string{"PATH=/programs:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", "TMPDIR=/tmp", "GITK8S_TEST_BIN=/programs/testbin",
+				"GITK8S_BIN=/programs/gitk8s", "GITK8S_E2E_SERVER=/programs/server", "GITK8S_E2E_CLOCK=1", "GITK8S_TEST_WIREGUARD=1", "GITK8S_TEST_SCTP=1", "GITK8S_DNS_UPSTREAM=none"}
+			if os.Getpid() != 1 {
+				cmd.Env = append(cmd.Env, "GITK8S_TEST_SYSTEMD="+systemdUser)
+			}
 			cmd.Stdout, cmd.Stderr = os.Stdout, os.Stdout
 			if who != "root" {
+				group, err := delegate("/sys/fs/cgroup/user")
+				if err != nil {
+					return fmt.Errorf("delegate a cgroup: %w", err)
+				}
+				defer group.Close()
 				asUser(cmd, group)
 			}
 			fmt.Printf("guest: %s as %s\n", filepath.Base(t), who)
@@ -160,8 +181,11 @@ func leaveInitramfs() error {
 	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "mode=755,size=75%"); err != nil {
 		return fmt.Errorf("mount the root: %w", err)
 	}
-	for _, name := range []string{"modules", "programs", "args"} {
-		if err := move("/"+name, root+"/"+name); err != nil {
+	if err := unpackRoot("/root.tar", root); err != nil {
+		return fmt.Errorf("unpack the root file system: %w", err)
+	}
+	for _, m := range [][2]string{{"modules", "modules"}, {"programs", "programs"}, {"args", "args"}, {"init", "programs/guest"}} {
+		if err := move("/"+m[0], root+"/"+m[1]); err != nil {
 			return err
 		}
 	}
