@@ -121,7 +121,7 @@ func Node(ctx context.Context, cfg Config) error {
 		}
 		return errors.Join(
 			cfg.Proxy.Apply(network.Desired(at, svcs, eps).WithHostPorts(pods)),
-			network.SyncAddresses(cfg.NetNS, network.Same(netip.IPv4Unspecified(), cfg.IPs), network.Announced(cfg.Node, svcs)),
+			network.SyncAddresses(cfg.NetNS, cfg.IPs, network.Announced(cfg.Node, svcs)),
 			cfg.Checks.Apply(healthcheck.Desired(cfg.Node, svcs, eps)))
 	})
 	return nil
