@@ -151,7 +151,7 @@ func serverFlags(cmd *cobra.Command) {
 	f.String("etcd-cafile", "", "CA of --etcd-endpoints")
 	f.String("etcd-certfile", "", "client certificate for --etcd-endpoints")
 	f.String("etcd-keyfile", "", "key of --etcd-certfile")
-	f.String("load-balancer-pool", "", "addresses for load balancers on the nodes' link, such as 10.41.0.240/28 or 192.0.2.10-192.0.2.20, with commas between (default: they share the nodes' addresses)")
+	f.String("load-balancer-pool", "", "addresses for load balancers on the nodes' link, such as 192.0.2.10-192.0.2.20 or 2001:db8::1:0/112, with commas between (default: they share the nodes' addresses)")
 	f.String("docker-config", "", "docker config file with credentials for image registries")
 	rangeFlags(f)
 }

@@ -63,7 +63,7 @@ func (c *controlPlane) startLoops(ctx context.Context, p *parts) error {
 		"ttl controller":            ttlafterfinished.New(k, f),
 		"disruption controller":     disruption.New(k, f, rec),
 		"replication controller":    replicaset.NewForReplicationControllers(k, f, rec),
-		"endpointslice controller":  endpointslice.New(k, f),
+		"endpointslice controller":  endpointslice.New(k, f, c.events(ctx, k, "endpoint-slice-controller")),
 		"mirroring controller":      endpointslicemirroring.New(k, f),
 		"load balancer controller":  serviceloadbalancer.New(c.balancers(), k, f, c.events(ctx, k, "service-controller")),
 		"node lifecycle controller": lifecycle,

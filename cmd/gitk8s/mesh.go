@@ -78,14 +78,6 @@ func (w *worker) openNetwork(e *env) error {
 	return err
 }
 
-// first is the address by which ways are made: that of IPv4, where there is one.
-func first(ips []netip.Addr) netip.Addr {
-	if a := network.Same(netip.IPv4Unspecified(), ips); a.IsValid() {
-		return a
-	}
-	return ips[0]
-}
-
 // openMesh prepares the ways to the other nodes' pods, with the key in the worker's
 // directory if they are to be encrypted.
 func (w *worker) openMesh(e *env) error {
@@ -93,16 +85,10 @@ func (w *worker) openMesh(e *env) error {
 	if err != nil {
 		return usageError("--tunnel: %w", err)
 	}
-	cfg := network.MeshConfig{Node: w.name, NodeIP: first(w.ips), Tunnel: tunnel, Pods: w.ranges.Pods, Services: w.ranges.Services, Masquerade: e.v.GetBool("masquerade")}
-	if !cfg.NodeIP.Is4() {
-		cfg.Tunnel = network.TunnelNever // they are between IPv4 addresses
-	}
+	cfg := network.MeshConfig{Node: w.name, NodeIPs: w.ips, Tunnel: tunnel, Pods: w.ranges.Pods, Services: w.ranges.Services, Masquerade: e.v.GetBool("masquerade")}
 	switch how := e.v.GetString("encrypt"); how {
 	case "":
 	case encryptWireGuard:
-		if w.ranges.HasIPv6() {
-			return usageError("--encrypt is for clusters of IPv4 alone")
-		}
 		if err := network.CheckWireGuard(""); err != nil {
 			return fmt.Errorf("--encrypt %s: %w", how, err)
 		}
@@ -142,9 +128,9 @@ func (c *controlPlane) followRoutes(ctx context.Context) error {
 	mesh := network.MeshConfig{Tunnel: c.cfg.Tunnel, Server: true, Pods: c.ranges.Pods, Services: c.ranges.Services}
 	if c.hub != "" {
 		// All nodes are at the hub's bridge.
-		mesh.NetNS, mesh.NodeIP, mesh.Tunnel = network.HubNetNS(c.hub), first(c.ranges.Hub()), network.TunnelNever
-	} else if ip, err := netip.ParseAddr(c.cfg.advertised()); err == nil && ip.Is4() && !ip.IsLoopback() {
-		mesh.NodeIP = ip
+		mesh.NetNS, mesh.NodeIPs, mesh.Tunnel = network.HubNetNS(c.hub), c.ranges.Hub(), network.TunnelNever
+	} else if ip, err := netip.ParseAddr(c.cfg.advertised()); err == nil && !ip.IsLoopback() {
+		mesh.NodeIPs = []netip.Addr{ip}
 	} else {
 		mesh.Tunnel = network.TunnelNever // nobody elsewhere could answer
 	}

@@ -57,11 +57,11 @@ func poolOfUp(cfg Config, ranges network.Ranges) error {
 	if err != nil {
 		return usageError("--load-balancer-pool: %w", err)
 	}
-	first, last := ranges.SpareNodes(maxWorkers, false)
-	if len(pool) > 0 && !first.IsValid() {
-		return usageError("--load-balancer-pool: the nodes' network %s has no IPv4 addresses", joinRanges(ranges.Nodes))
-	}
 	for _, r := range pool {
+		first, last := ranges.SpareNodes(maxWorkers, r.First.Is6())
+		if !first.IsValid() {
+			return usageError("--load-balancer-pool: the nodes' network %s has no addresses of the family of %s", joinRanges(ranges.Nodes), r.First)
+		}
 		if r.First.Less(first) || last.Less(r.Last) {
 			return usageError("--load-balancer-pool: with `up` it is a part of %s to %s", first, last)
 		}

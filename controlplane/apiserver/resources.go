@@ -72,7 +72,7 @@ func coreResources() []*resource {
 			namespaced: true, newObject: object[corev1.Service], newList: object[corev1.ServiceList],
 			table: printers.Services, name: apivalidation.NameIsDNS1035Label, createOnUpdate: true, status: true,
 			check: checked(validation.Service), validateStatus: checked(validation.ServiceStatus),
-			fields: serviceFields, configure: configureServices,
+			fields: serviceFields, configure: configureServices, warnings: serviceWarnings,
 			subresources: serviceSubresources,
 		},
 		{

@@ -54,3 +54,21 @@ func supportedVolume(v *corev1.Volume) bool {
 	return v.EmptyDir != nil || v.ConfigMap != nil || v.Secret != nil || v.DownwardAPI != nil || v.Projected != nil || v.HostPath != nil ||
 		v.PersistentVolumeClaim != nil || v.Ephemeral != nil
 }
+
+// serviceWarnings names what the annotation that allots endpoints to zones makes of no
+// use, and values of it that nobody here knows.
+func serviceWarnings(obj runtime.Object) []string {
+	svc := obj.(*corev1.Service)
+	var out []string
+	for _, name := range []string{corev1.AnnotationTopologyMode, corev1.DeprecatedAnnotationTopologyAwareHints} {
+		mode, ok := svc.Annotations[name]
+		switch {
+		case !ok || mode == "Disabled" || mode == "disabled":
+		case mode != "Auto" && mode != "auto":
+			out = append(out, fmt.Sprintf("metadata.annotations[%s]: %q is %s", name, mode, notActedOn))
+		case svc.Spec.TrafficDistribution != nil:
+			out = append(out, "spec.trafficDistribution: not acted on, because of the annotation "+name)
+		}
+	}
+	return out
+}

@@ -42,3 +42,25 @@ func TestSchedulingWarnings(t *testing.T) {
 		}
 	}
 }
+
+// TestServiceWarnings: what the annotations of topology aware routing say that is not done.
+func TestServiceWarnings(t *testing.T) {
+	zone := corev1.ServiceTrafficDistributionPreferSameZone
+	for _, c := range []struct {
+		annotations  map[string]string
+		distribution *string
+		want         []string
+	}{
+		{nil, &zone, nil},
+		{map[string]string{corev1.AnnotationTopologyMode: "Auto"}, nil, nil},
+		{map[string]string{corev1.AnnotationTopologyMode: "Disabled"}, &zone, nil},
+		{map[string]string{corev1.AnnotationTopologyMode: "Auto"}, &zone, []string{"spec.trafficDistribution: not acted on, because of the annotation service.kubernetes.io/topology-mode"}},
+		{map[string]string{corev1.DeprecatedAnnotationTopologyAwareHints: "example.com/other"}, nil, []string{`metadata.annotations[service.kubernetes.io/topology-aware-hints]: "example.com/other" is not acted on yet`}},
+	} {
+		svc := &corev1.Service{Spec: corev1.ServiceSpec{TrafficDistribution: c.distribution}}
+		svc.Annotations = c.annotations
+		if got := serviceWarnings(svc); !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%v: %q, want %q", c.annotations, got, c.want)
+		}
+	}
+}

@@ -63,11 +63,12 @@ func ParseTunnel(s string) (Tunnel, error) {
 type MeshConfig struct {
 	// NetNS is the path of the machine's namespace; empty for the caller's own.
 	NetNS string
-	// Node is this node's name, empty for a server; NodeIP the address at which the peers
-	// know this machine, or soon will.
-	Node   string
-	NodeIP netip.Addr
-	Tunnel Tunnel
+	// Node is this node's name, empty for a server; NodeIPs the addresses at which the peers
+	// know this machine, or soon will, at most one of each family. What pods have of a
+	// family goes between the nodes' addresses of it.
+	Node    string
+	NodeIPs []netip.Addr
+	Tunnel  Tunnel
 	// Pods and Services are the cluster's ranges.
 	Pods, Services []netip.Prefix
 	// Key, if it is not zero, is this node's for WireGuard: what its pods, and itself,
@@ -91,14 +92,14 @@ type Mesh struct {
 	cfg MeshConfig
 
 	mu      sync.Mutex
-	guarded *guard // what the kernel has, nil when that is not known
-	// masqueraded is the same.
+	guarded map[*ipFamily]guard // what the kernel has, without those of which that is not known
+	// masqueraded is the same, nil when it is not known.
 	masqueraded map[*ipFamily]hidden
 }
 
 // NewMesh returns a Mesh that has done nothing yet. What an earlier one has left is
 // taken over by the first Sync.
-func NewMesh(cfg MeshConfig) *Mesh { return &Mesh{cfg: cfg} }
+func NewMesh(cfg MeshConfig) *Mesh { return &Mesh{cfg: cfg, guarded: map[*ipFamily]guard{}} }
 
 // Ways is what a Sync has come to.
 type Ways struct {
@@ -122,6 +123,8 @@ const (
 	ReasonNotEncrypted = "PeerNotEncrypted"
 	// ReasonBadAddresses: what the node says are its addresses cannot be.
 	ReasonBadAddresses = "PeerHasBadAddresses"
+	// ReasonTooSmall: the way to the node carries no packets as large as IPv6 needs.
+	ReasonTooSmall = "PeerMTUTooSmall"
 )
 
 // Sync makes the ways to the peers' pods what peers says, oldest first, and no other.
@@ -135,12 +138,12 @@ func (m *Mesh) Sync(peers []Peer) (Ways, error) {
 		return Ways{}, err
 	}
 	defer h.Close()
-	own, base, err := ownAddresses(h, m.cfg.NodeIP)
+	own, mtus, err := ownAddresses(h, m.cfg.NodeIPs)
 	if err != nil {
 		return Ways{}, err
 	}
 	if m.cfg.Server && slices.ContainsFunc(peers, func(p Peer) bool { return p.isNode() && own[p.NodeIP] }) {
-		return Ways{MTU: base}, nil
+		return Ways{MTU: lowestOf(mtus)}, nil
 	}
 	hops := map[netip.Addr]hop{}
 	for _, p := range peers {
@@ -148,8 +151,8 @@ func (m *Mesh) Sync(peers []Peer) (Ways, error) {
 			hops[p.NodeIP] = hopTo(h, p.NodeIP)
 		}
 	}
-	want := m.cfg.plan(peers, own, hops, base)
-	return Ways{MTU: want.mtu, Refused: want.refused}, errors.Join(m.apply(h, want), syncIPv6(h, want.ipv6, len(peers) > 0), m.applyMasquerades(m.cfg.masquerades(peers)))
+	want := m.cfg.plan(peers, own, hops, mtus)
+	return Ways{MTU: want.mtu, Refused: want.refused}, errors.Join(m.apply(h, want), m.applyMasquerades(m.cfg.masquerades(peers)))
 }
 
 // Seal keeps what pods and others exchange from leaving and from being taken in the clear
@@ -164,12 +167,17 @@ func (m *Mesh) Seal() error {
 		return err
 	}
 	defer h.Close()
-	if err := h.RouteReplace(kernelRoute(m.cfg.sealed(), routeTo{way: refused}, nil, m.cfg.NodeIP)); err != nil {
-		return fmt.Errorf("close the way to pods in the clear: %w", err)
-	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.applyGuard(guard{seal: true, cluster: ofFamily(m.cfg.Pods, false)})
+	for _, cluster := range m.cfg.Pods {
+		if err := h.RouteReplace(kernelRoute(sealed(cluster), routeTo{way: refused}, nil, Same(cluster.Addr(), m.cfg.NodeIPs))); err != nil {
+			return fmt.Errorf("close the way to pods in the clear: %w", err)
+		}
+		if err := m.applyGuard(familyOf(cluster.Addr()), guard{seal: true, cluster: cluster}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // way is how packets get to a peer.
@@ -183,8 +191,12 @@ const (
 	refused              // not at all
 )
 
-// wayTo decides how packets get to a peer.
+// wayTo decides how packets get to a peer. Without an address of the family this machine
+// has no end of a tunnel.
 func (c MeshConfig) wayTo(p Peer, at hop) way {
+	if !Same(p.NodeIP, c.NodeIPs).IsValid() {
+		c.Tunnel = TunnelNever
+	}
 	switch {
 	case !c.Key.IsZero() && p.isNode() && p.Key.IsZero():
 		return refused
@@ -200,28 +212,50 @@ func (c MeshConfig) wayTo(p Peer, at hop) way {
 	return tunnelled
 }
 
-// What encapsulation adds to a packet: outer IPv4 header, UDP header, and VXLAN's own
-// with the inner Ethernet header, or WireGuard's own with its authentication tag.
+// What encapsulation adds to a packet besides the outer IP header: UDP header, and VXLAN's
+// own with the inner Ethernet header, or WireGuard's own with its authentication tag.
 const (
-	vxlanOverhead     = 20 + 8 + 8 + 14
-	wireGuardOverhead = 20 + 8 + 32
+	vxlanOverhead     = 8 + 8 + 14
+	wireGuardOverhead = 8 + 32
 )
+
+// minMTU is the least that a link must carry to have IPv6 (RFC 8200, section 5).
+const minMTU = 1280
 
 // plan is what the kernel is to have.
 type plan struct {
+	families []*familyPlan
+	// wireGuard is its link's, which is for both families.
+	wireGuard      bool
+	wireGuardPeers []wireGuardPeer
+	wireGuardMTU   int
+	mtu            int
+	refused        []Refusal
+}
+
+// familyPlan is that of one family's packets, and of the tunnel between addresses of it.
+type familyPlan struct {
+	*ipFamily
+	nodeIP netip.Addr // this machine's; invalid if it has none
+	base   int        // the MTU of the link that has it
 	routes map[routeKey]routeTo
-	// vxlan are the peers that VXLAN leads to, and its device's MTU; wireGuard the same.
-	vxlan, wireGuard       bool
-	vxlanPeers             []netip.Addr
-	wireGuardPeers         []wireGuardPeer
-	vxlanMTU, wireGuardMTU int
-	// pods are this node's, cluster all of IPv4.
-	pods    netip.Prefix
-	cluster netip.Prefix
-	guard   guard
-	ipv6    []Peer // reached by plain routes
-	mtu     int
-	refused []Refusal
+	// vxlan says that there is the tunnel, vxlanPeers are those that it leads to.
+	vxlan      bool
+	vxlanPeers []netip.Addr
+	vxlanMTU   int
+	// pods are this node's, cluster all; invalid where there are none.
+	pods, cluster netip.Prefix
+	guard         guard
+}
+
+// of is the plan of an address's family, nil for one that is not looked at.
+func (p plan) of(a netip.Addr) *familyPlan {
+	for _, f := range p.families {
+		if f.ipFamily == familyOf(a) {
+			return f
+		}
+	}
+	return nil
 }
 
 type routeKey struct {
@@ -230,8 +264,8 @@ type routeKey struct {
 }
 
 // sealed is the route of all pods: with encryption it leads nowhere.
-func (c MeshConfig) sealed() routeKey {
-	return routeKey{unix.RT_TABLE_MAIN, ofFamily(c.Pods, false).Masked()}
+func sealed(cluster netip.Prefix) routeKey {
+	return routeKey{unix.RT_TABLE_MAIN, cluster.Masked()}
 }
 
 type routeTo struct {
@@ -242,16 +276,17 @@ type routeTo struct {
 }
 
 // admit sorts out which peers can be led to, nodes first: a server that is one, too, has
-// its node's way. pods is the range of this node. Nodes write their addresses themselves,
+// its node's way. pods are the ranges of this node. Nodes write their addresses themselves,
 // and none may have what is others' by them.
-func (c MeshConfig) admit(peers []Peer, own map[netip.Addr]bool) (admitted []Peer, pods netip.Prefix, bad []Refusal) {
+func (c MeshConfig) admit(peers []Peer, own map[netip.Addr]bool) (admitted []Peer, pods []netip.Prefix, bad []Refusal) {
 	var taken []netip.Prefix
+	macs := map[string]netip.Addr{}
+	for _, ip := range c.NodeIPs {
+		macs[vxlanMAC(ip).String()] = ip
+	}
 	for _, p := range peers {
 		if c.isSelf(p) {
-			taken = append(taken, p.PodCIDR.Masked())
-			if p.PodCIDR.Addr().Is4() {
-				pods = p.PodCIDR.Masked()
-			}
+			taken, pods = append(taken, p.PodCIDR.Masked()), append(pods, p.PodCIDR.Masked())
 		}
 	}
 	for _, p := range only(peers, Peer.isNode) {
@@ -267,16 +302,19 @@ func (c MeshConfig) admit(peers []Peer, own map[netip.Addr]bool) (admitted []Pee
 			why = fmt.Sprintf("its pods' range %s is an older node's, or this one's", p.PodCIDR)
 		case !c.isNodeAddress(p.NodeIP):
 			why = fmt.Sprintf("no node can have the address %s", p.NodeIP)
+		case cmp.Or(macs[vxlanMAC(p.NodeIP).String()], p.NodeIP) != p.NodeIP:
+			why = fmt.Sprintf("in a tunnel its address %s cannot be told from %s: give it another one", p.NodeIP, macs[vxlanMAC(p.NodeIP).String()])
 		}
 		if why != "" {
 			bad = append(bad, Refusal{p, ReasonBadAddresses, why})
 			continue
 		}
 		taken = append(taken, p.PodCIDR)
+		macs[vxlanMAC(p.NodeIP).String()] = p.NodeIP
 		admitted = append(admitted, p)
 	}
 	for _, p := range peers {
-		if !p.isNode() && !own[p.NodeIP] && c.isNodeAddress(p.NodeIP) {
+		if !p.isNode() && !own[p.NodeIP] && c.isNodeAddress(p.NodeIP) && cmp.Or(macs[vxlanMAC(p.NodeIP).String()], p.NodeIP) == p.NodeIP {
 			admitted = append(admitted, p)
 		}
 	}
@@ -292,127 +330,54 @@ func (c MeshConfig) isNodeAddress(a netip.Addr) bool {
 	return a.IsGlobalUnicast() && !slices.ContainsFunc(c.Pods, has) && !slices.ContainsFunc(c.Services, has)
 }
 
-// plan puts together what the ways to the peers take. base is the MTU of the machine's
-// own link.
-func (c MeshConfig) plan(peers []Peer, own map[netip.Addr]bool, hops map[netip.Addr]hop, base int) plan {
-	out := plan{routes: map[routeKey]routeTo{}, mtu: base, cluster: ofFamily(c.Pods, false)}
-	seal := !c.Key.IsZero()
-	hosts, keys := map[netip.Addr]bool{}, map[PublicKey]bool{}
-	peers, out.pods, out.refused = c.admit(peers, own)
-	for _, p := range peers {
-		if p.NodeIP.Is6() {
-			out.ipv6 = append(out.ipv6, p)
-			continue
-		}
-		at, first := hops[p.NodeIP], !hosts[p.NodeIP]
-		if !p.isNode() && !first {
-			continue
-		}
-		w, why := c.wayTo(p, at), "its worker runs without --encrypt"
-		if w == encrypted && keys[p.Key] {
-			w, why = refused, "its key is another node's"
-		}
-		// A Node without a key may be what is left of one that had this address before.
-		hosts[p.NodeIP] = hosts[p.NodeIP] || w != refused
-		to := routeTo{way: w}
-		switch w {
-		case direct:
-			to.via, to.link = p.NodeIP, at.link
-			out.mtu = lowest(out.mtu, at.mtu)
-		case tunnelled:
-			to.via, to.mtu = p.NodeIP, inside(at.mtu, base, vxlanOverhead)
-			out.vxlanMTU, out.mtu = max(out.vxlanMTU, to.mtu), min(out.mtu, to.mtu)
-			if first {
-				out.vxlanPeers = append(out.vxlanPeers, p.NodeIP)
-			}
-		case encrypted:
-			keys[p.Key] = true
-			to.mtu = inside(at.mtu, base, wireGuardOverhead)
-			out.wireGuardMTU, out.mtu = max(out.wireGuardMTU, to.mtu), min(out.mtu, to.mtu)
-			out.wireGuardPeers = append(out.wireGuardPeers, newWireGuardPeer(p, first))
-		case refused:
-			out.refused = append(out.refused, Refusal{p, ReasonNotEncrypted, "traffic of pods is to be encrypted, but " + why})
-		case unmanaged:
-			out.mtu = lowest(out.mtu, at.mtu)
-		}
-		if p.isNode() && w != unmanaged {
-			out.routes[routeKey{unix.RT_TABLE_MAIN, p.PodCIDR.Masked()}] = to
-		}
-		if first && (w == tunnelled || w == encrypted || w == refused) {
-			out.routes[routeKey{peersTable, host(p.NodeIP)}] = to
-		}
-		out.guard.add(p, seal)
-	}
-	if seal {
-		// What is not known yet, or not any more, is not sent by the default route.
-		out.routes[c.sealed()] = routeTo{way: refused}
-	}
-	out.wireGuard = seal
-	// A node is ready for peers that tunnel to it even if it need not do so itself:
-	// the two may see the network between them differently.
-	out.vxlan = len(out.vxlanPeers) > 0 || c.Tunnel != TunnelNever && !seal && !c.Server && len(hosts) > 0
-	if out.vxlanMTU == 0 {
-		out.vxlanMTU = base - vxlanOverhead
-	}
-	if out.wireGuardMTU == 0 {
-		out.wireGuardMTU = base - wireGuardOverhead
-	}
-	out.guard.finish(out, seal)
-	return out
-}
-
 func only(peers []Peer, is func(Peer) bool) []Peer {
 	return slices.DeleteFunc(slices.Clone(peers), func(p Peer) bool { return !is(p) })
 }
 
-// lowest is the smaller MTU, unless the second one is not known.
-func lowest(a, b int) int {
-	if b == 0 {
-		return a
-	}
-	return min(a, b)
-}
-
-// inside is what fits into an encapsulated packet on a way with the MTU outer, or
-// base where there is no way at present.
-func inside(outer, base, overhead int) int { return cmp.Or(outer, base) - overhead }
-
 // apply makes the kernel have what the plan says. Packets are guarded before there are
 // tunnels, and until there are none.
 func (m *Mesh) apply(h *netlink.Handle, want plan) error {
-	if !want.guard.empty() {
-		if err := m.applyGuard(want.guard); err != nil {
+	for _, f := range want.families {
+		if f.guard.empty() {
+			continue
+		}
+		if err := m.applyGuard(f.ipFamily, f.guard); err != nil {
 			return err // else strangers would come through
 		}
 	}
-	index := map[way]int{}
 	var errs []error
-	if want.vxlan {
-		link, err := ensureVXLAN(h, m.cfg.NetNS, m.cfg.NodeIP, want.vxlanMTU)
-		if err == nil {
-			index[tunnelled], err = link, syncVXLANPeers(h, link, want.vxlanPeers)
-		}
-		// Where nobody needs it the kernel need not have it.
-		if err != nil && (len(want.vxlanPeers) > 0 || !errors.Is(err, unix.EOPNOTSUPP)) {
-			errs = append(errs, err)
-		}
-	}
+	wireGuard := 0
 	if want.wireGuard {
 		link, err := ensureWireGuard(h, m.cfg, want.wireGuardMTU)
 		if err == nil {
-			index[encrypted], err = link, syncWireGuardPeers(m.cfg, want.wireGuardPeers)
+			wireGuard, err = link, syncWireGuardPeers(m.cfg, want.wireGuardPeers)
 		}
 		errs = append(errs, err)
 	}
-	errs = append(errs, syncPeerRoutes(h, want.routes, index, m.cfg.NodeIP), syncPeerRule(h, want))
-	if !want.vxlan {
-		errs = append(errs, deleteLink(h, vxlanLink))
+	for _, f := range want.families {
+		index := map[way]int{encrypted: wireGuard}
+		if f.vxlan {
+			link, err := ensureVXLAN(h, m.cfg.NetNS, f.nodeIP, f.vxlanMTU)
+			if err == nil {
+				index[tunnelled], err = link, syncVXLANPeers(h, link, f.vxlanPeers)
+			}
+			// Where nobody needs it the kernel need not have it.
+			if err != nil && (len(f.vxlanPeers) > 0 || !errors.Is(err, unix.EOPNOTSUPP)) {
+				errs = append(errs, err)
+			}
+		}
+		errs = append(errs, syncPeerRoutes(h, f, index), syncPeerRule(h, f))
+		if !f.vxlan {
+			errs = append(errs, deleteLink(h, f.vxlanLink()))
+		}
 	}
 	if !want.wireGuard {
 		errs = append(errs, deleteLink(h, wireGuardLink))
 	}
-	if want.guard.empty() {
-		errs = append(errs, m.applyGuard(want.guard))
+	for _, f := range want.families {
+		if f.guard.empty() {
+			errs = append(errs, m.applyGuard(f.ipFamily, f.guard))
+		}
 	}
 	return errors.Join(errs...)
 }

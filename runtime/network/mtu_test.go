@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -19,7 +20,7 @@ import (
 // says what became of them.
 func transfer(t *testing.T, from, to string, at, by netip.AddrPort, size int) {
 	t.Helper()
-	l, err := ListenIn(to, "tcp4", at.String())
+	l, err := ListenIn(to, "tcp", at.String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +41,7 @@ func transfer(t *testing.T, from, to string, at, by netip.AddrPort, size int) {
 	}()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
-	c, err := DialIn(from)(ctx, "tcp4", by.String())
+	c, err := DialIn(from)(ctx, "tcp", by.String())
 	if err != nil {
 		t.Errorf("to %s: %v", by, err)
 		return
@@ -59,12 +60,12 @@ func transfer(t *testing.T, from, to string, at, by netip.AddrPort, size int) {
 // begin opens a connection, by which the function that it returns sends size bytes.
 func begin(t *testing.T, from, to string, at netip.AddrPort) func(size int) {
 	t.Helper()
-	l, err := ListenIn(to, "tcp4", at.String())
+	l, err := ListenIn(to, "tcp", at.String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	c, err := DialIn(from)(t.Context(), "tcp4", at.String())
+	c, err := DialIn(from)(t.Context(), "tcp", at.String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,12 +89,12 @@ func begin(t *testing.T, from, to string, at netip.AddrPort) func(size int) {
 // taken apart.
 func datagram(t *testing.T, from, to string, at, by netip.AddrPort, size int, fragment bool) error {
 	t.Helper()
-	l, err := ListenPacketIn(to, "udp4", at.String())
+	l, err := ListenPacketIn(to, "udp", at.String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	c, err := DialIn(from)(t.Context(), "udp4", by.String())
+	c, err := DialIn(from)(t.Context(), "udp", by.String())
 	if err != nil {
 		return err
 	}
@@ -104,7 +105,11 @@ func datagram(t *testing.T, from, to string, at, by netip.AddrPort, size int, fr
 			t.Fatal(err)
 		}
 		if err := raw.Control(func(fd uintptr) {
-			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
+			level, option := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER
+			if at.Addr().Is6() {
+				level, option = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER
+			}
+			err = unix.SetsockoptInt(int(fd), level, option, unix.IP_PMTUDISC_DO)
 		}); err != nil {
 			t.Fatal(err)
 		}
@@ -125,21 +130,21 @@ func datagram(t *testing.T, from, to string, at, by netip.AddrPort, size int, fr
 
 // Whatever a pod may send arrives: what is too large for the tunnel is too large for
 // the pod's own link.
-func TestTunnelMTU(t *testing.T) {
-	s := newSites(t, 0, 1)
-	early, earlyIP := s.pod(1, "early") // its link is there before the peers are known
+func TestTunnelMTU(t *testing.T) { everyFamily(t, testTunnelMTU) }
+
+func testTunnelMTU(t *testing.T, ranges Ranges) {
+	s := newSitesOf(t, ranges, 0, 1)
+	early, earlyIPs := s.podOf(1, "early") // its link is there before the peers are known
 	s.sync()
-	p, err := NewProxy(s.nodes[0].NetNS, rangesIPv4.Services)
+	p, err := NewProxy(s.nodes[0].NetNS, ranges.Services)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	late, lateIP := s.pod(2, "late")
-	vip := netip.MustParseAddrPort("10.43.0.78:9000")
-	there, here := netip.AddrPortFrom(lateIP, 9000), netip.AddrPortFrom(earlyIP, 9000)
+	late, lateIPs := s.podOf(2, "late")
 	var svcs []Service
-	for _, proto := range []Protocol{TCP, UDP} {
-		svcs = append(svcs, Service{IP: vip.Addr(), Port: vip.Port(), Proto: proto, Endpoints: []netip.AddrPort{there}})
+	for i, services := range ranges.Services {
+		svcs = append(svcs, both(Service{IP: nth(services, 78), Port: 9000, Endpoints: []netip.AddrPort{netip.AddrPortFrom(lateIPs[i], 9000)}})...)
 	}
 	if err := p.Apply(State{Services: svcs}); err != nil {
 		t.Fatal(err)
@@ -158,36 +163,60 @@ func TestTunnelMTU(t *testing.T) {
 		}
 		s.sync()
 	}
-	for _, uplink := range []int{1500, 1400, 9000, 1500} {
-		finish := begin(t, early, late, there)
+	sizes := []int{1500, 1400, 9000, 1500}
+	if len(ranges.Pods) == 2 {
+		sizes = append(sizes, 1300) // too little for IPv6 in a tunnel between IPv6 addresses
+	}
+	for _, uplink := range sizes {
+		mtu := uplink - 50
+		if ranges.HasIPv6() {
+			mtu = max(uplink-70, 1280)
+		}
+		finish := begin(t, early, late, netip.AddrPortFrom(lateIPs[0], 9000))
 		uplinks(uplink)
 		finish(1 << 20)
-		mtu := uplink - 50
 		for _, ns := range []string{early, late} {
 			if got := s.link(ns, podLink).Attrs().MTU; got != mtu {
 				t.Errorf("uplink %d: a pod's link has %d, want %d", uplink, got, mtu)
 			}
 		}
-		transfer(t, early, late, there, there, 4<<20)
-		transfer(t, early, late, there, vip, 4<<20)
-		transfer(t, late, early, here, here, 4<<20)
-		transfer(t, s.nodes[0].NetNS, late, there, there, 4<<20)
-		transfer(t, s.nodes[1].NetNS, early, here, here, 4<<20)
-		for _, by := range []netip.AddrPort{there, vip} {
-			for _, size := range []int{1300, 1400, 1422, 1423, 1450, 1472, 1473, 1500, 1600, 8000} {
-				if err := datagram(t, early, late, there, by, size, true); err != nil {
-					t.Errorf("uplink %d: %d bytes to %s: %v", uplink, size, by, err)
+		w, err := s.meshes[0].Sync(s.peers)
+		if small := uplink == 1300; err != nil || small != (len(w.Refused) == 1 && w.Refused[0].Reason == ReasonTooSmall) || !small && len(w.Refused) > 0 {
+			t.Errorf("uplink %d: %+v %v", uplink, w.Refused, err)
+		}
+		for i := range ranges.Pods {
+			if uplink == 1300 && ranges.Pods[i].Addr().Is6() {
+				if got := ask(early, "tcp", netip.AddrPortFrom(lateIPs[i], 8080)); !strings.Contains(got, "no route") && !strings.Contains(got, "unreachable") {
+					t.Errorf("by a way that is too small: %q", got)
+				}
+				continue
+			}
+			here, there, vip := netip.AddrPortFrom(earlyIPs[i], 9000), netip.AddrPortFrom(lateIPs[i], 9000), netip.AddrPortFrom(nth(ranges.Services[i], 78), 9000)
+			headers, node := 8+outerHeader(here.Addr()), uplink-30-outerHeader(here.Addr()) // what fits the node's own end of the tunnel
+			if ranges.HasIPv6() {
+				node = max(node, 1280)
+			}
+			transfer(t, early, late, there, there, 4<<20)
+			transfer(t, early, late, there, vip, 4<<20)
+			transfer(t, late, early, here, here, 4<<20)
+			transfer(t, s.nodes[0].NetNS, late, there, there, 4<<20)
+			transfer(t, s.nodes[1].NetNS, early, here, here, 4<<20)
+			for _, by := range []netip.AddrPort{there, vip} {
+				for _, size := range []int{1232, 1233, 1300, 1400, 1422, 1423, 1450, 1472, 1473, 1500, 1600, 8000} {
+					if err := datagram(t, early, late, there, by, size, true); err != nil {
+						t.Errorf("uplink %d: %d bytes to %s: %v", uplink, size, by, err)
+					}
+				}
+				if err := datagram(t, early, late, there, by, mtu-headers, false); err != nil {
+					t.Errorf("uplink %d: the largest in one piece to %s: %v", uplink, by, err)
+				}
+				if err := datagram(t, early, late, there, by, mtu-headers+1, false); !errors.Is(err, unix.EMSGSIZE) {
+					t.Errorf("uplink %d: one that does not fit to %s: %v", uplink, by, err)
 				}
 			}
-			if err := datagram(t, early, late, there, by, mtu-28, false); err != nil {
-				t.Errorf("uplink %d: the largest in one piece to %s: %v", uplink, by, err)
+			if err := datagram(t, s.nodes[0].NetNS, late, there, there, node-headers+1, false); !errors.Is(err, unix.EMSGSIZE) {
+				t.Errorf("uplink %d: one that does not fit, of the node's: %v", uplink, err)
 			}
-			if err := datagram(t, early, late, there, by, mtu-27, false); !errors.Is(err, unix.EMSGSIZE) {
-				t.Errorf("uplink %d: one that does not fit to %s: %v", uplink, by, err)
-			}
-		}
-		if err := datagram(t, s.nodes[0].NetNS, late, there, there, mtu-27, false); !errors.Is(err, unix.EMSGSIZE) {
-			t.Errorf("uplink %d: one that does not fit, of the node's: %v", uplink, err)
 		}
 	}
 }

@@ -137,7 +137,7 @@ func TestExternalAddresses(t *testing.T) {
 	vip := netip.MustParseAddr("10.41.0.240")
 	at := netip.AddrPortFrom(vip, 80)
 	// The first node has the address, as a load balancer's.
-	if err := SyncAddresses(c.nodes[0].NetNS, c.nodes[0].IPs[0], []netip.Addr{vip}); err != nil {
+	if err := SyncAddresses(c.nodes[0].NetNS, c.nodes[0].IPs, []netip.Addr{vip}); err != nil {
 		t.Fatal(err)
 	}
 	svc := Service{IP: vip, Port: 80, Masquerade: true, Endpoints: to(d)}
@@ -173,7 +173,7 @@ func TestExternalAddresses(t *testing.T) {
 	svc.Sources = nil
 	apply(State{Services: both(svc)})
 	for i, want := range [][]netip.Addr{nil, {vip}} {
-		if err := SyncAddresses(c.nodes[i].NetNS, c.nodes[i].IPs[0], want); err != nil {
+		if err := SyncAddresses(c.nodes[i].NetNS, c.nodes[i].IPs, want); err != nil {
 			t.Fatal(err)
 		}
 	}

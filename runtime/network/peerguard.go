@@ -14,11 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// guardPeersTable is the nftables table (ip) that keeps strangers out of a machine's
-// tunnels. It is there as long as they are.
+// guardPeersTable is the nftables table, of each family, that keeps strangers out of a
+// machine's tunnels. It is there as long as they are.
 const guardPeersTable = "gitk8s-peers"
 
-// guard says from whom packets are taken.
+// guard says from whom packets of a family are taken.
 type guard struct {
 	// peers may send in VXLAN; with encryption only servers may.
 	peers []netip.Addr
@@ -48,8 +48,8 @@ func (g *guard) add(p Peer, seal bool) {
 }
 
 // finish puts what was added in order. Without tunnels there is nothing to guard.
-func (g *guard) finish(of plan, seal bool) {
-	if !of.vxlan && !of.wireGuard {
+func (g *guard) finish(of *familyPlan, seal bool) {
+	if !of.vxlan && !seal {
 		*g = guard{}
 		return
 	}
@@ -64,11 +64,12 @@ func (g *guard) finish(of plan, seal bool) {
 }
 
 func rangeOf(p netip.Prefix) addrRange {
-	last := p.Masked().Addr().As4()
-	for i := range last {
-		last[i] |= byte(0xff >> min(8, max(0, p.Bits()-8*i)))
+	bytes := p.Masked().Addr().AsSlice()
+	for i := range bytes {
+		bytes[i] |= byte(0xff >> min(8, max(0, p.Bits()-8*i)))
 	}
-	return addrRange{p.Masked().Addr(), netip.AddrFrom4(last)}
+	last, _ := netip.AddrFromSlice(bytes)
+	return addrRange{p.Masked().Addr(), last}
 }
 
 // merged sorts ranges and joins those that touch: the kernel takes no others.
@@ -99,8 +100,9 @@ func nftIn(ns string) (conn *nftables.Conn, err error) {
 	return conn, err
 }
 
-// applyGuard makes the kernel guard as g says, in one transaction, if that is a change.
-func (m *Mesh) applyGuard(g guard) error {
+// applyGuard makes the kernel guard a family as g says, in one transaction, if that is a
+// change.
+func (m *Mesh) applyGuard(f *ipFamily, g guard) error {
 	if err := CheckNFTables(m.cfg.NetNS); err != nil {
 		if g.empty() {
 			return nil // there is no guard where there are no tables
@@ -112,33 +114,33 @@ func (m *Mesh) applyGuard(g guard) error {
 		return fmt.Errorf("guard the ways to other nodes: %w", err)
 	}
 	defer conn.CloseLasting()
-	there, err := conn.ListTableOfFamily(guardPeersTable, nftables.TableFamilyIPv4)
+	there, err := conn.ListTableOfFamily(guardPeersTable, f.table)
 	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOENT) && !(g.empty() && errors.Is(err, unix.EPERM)) {
 		return fmt.Errorf("guard the ways to other nodes: %w", err)
 	}
-	if (there != nil) == !g.empty() && (g.empty() || m.guarded != nil && reflect.DeepEqual(*m.guarded, g)) {
+	if has, known := m.guarded[f]; (there != nil) == !g.empty() && (g.empty() || known && reflect.DeepEqual(has, g)) {
 		return nil
 	}
-	m.guarded = nil
-	table := &nftables.Table{Name: guardPeersTable, Family: nftables.TableFamilyIPv4}
+	delete(m.guarded, f)
+	table := &nftables.Table{Name: guardPeersTable, Family: f.table}
 	conn.AddTable(table) // so that deleting works when there is none
 	conn.DelTable(table)
 	if !g.empty() {
 		conn.AddTable(table)
-		if err := g.build(conn, table); err != nil {
+		if err := g.build(conn, table, f); err != nil {
 			return fmt.Errorf("guard the ways to other nodes: %w", err)
 		}
 	}
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("guard the ways to other nodes, of %d: %w", len(g.peers)+len(g.sealed), err)
 	}
-	m.guarded = &g
+	m.guarded[f] = g
 	return nil
 }
 
-func (g guard) build(conn *nftables.Conn, table *nftables.Table) error {
+func (g guard) build(conn *nftables.Conn, table *nftables.Table, f *ipFamily) error {
 	set := func(name string, elements []nftables.SetElement, ranges bool) error {
-		s := &nftables.Set{Table: table, Name: name, KeyType: nftables.TypeIPAddr, Interval: ranges}
+		s := &nftables.Set{Table: table, Name: name, KeyType: f.addr, Interval: ranges}
 		return conn.AddSet(s, elements)
 	}
 	if err := errors.Join(
@@ -156,18 +158,18 @@ func (g guard) build(conn *nftables.Conn, table *nftables.Table) error {
 		conn.AddRule(&nftables.Rule{Table: table, Chain: c, Exprs: append(join(conditions...), &expr.Verdict{Kind: expr.VerdictDrop})})
 	}
 	from := func(set string, not bool) []expr.Any {
-		return []expr.Any{ipv4.load(1, ipv4.source), &expr.Lookup{SourceRegister: 1, SetName: set, Invert: not}}
+		return []expr.Any{f.load(1, f.source), &expr.Lookup{SourceRegister: 1, SetName: set, Invert: not}}
 	}
 	drop(input, inVXLAN(), from("peers", true))
-	drop(prerouting, incoming(vxlanLink, true), from("peers", true), from("pods", true))
+	drop(prerouting, incoming(f.vxlanLink(), true), from("peers", true), from("pods", true))
 	if !g.seal {
 		return nil
 	}
 	inClear := incoming(wireGuardLink, false)
 	local := []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte(PodLinks)}}
-	drop(prerouting, inClear, local, ipv4.inNetwork(ipv4.source, g.cluster))
+	drop(prerouting, inClear, local, f.inNetwork(f.source, g.cluster))
 	if g.own.IsValid() {
-		drop(prerouting, inClear, from("sealed", false), ipv4.inNetwork(ipv4.destination, g.own))
+		drop(prerouting, inClear, from("sealed", false), f.inNetwork(f.destination, g.own))
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -39,17 +40,19 @@ func hopTo(h *netlink.Handle, to netip.Addr) hop {
 	return out
 }
 
-func isMeshLink(name string) bool { return name == vxlanLink || name == wireGuardLink }
+func isMeshLink(name string) bool {
+	return name == vxlanLink || name == vxlanLink6 || name == wireGuardLink
+}
 
 // defaultMTU is Ethernet's.
 const defaultMTU = 1500
 
-// ownAddresses are those of the machine, with the MTU of the link that has nodeIP. The
-// tunnels' links borrow that address, and may still have an earlier one.
-func ownAddresses(h *netlink.Handle, nodeIP netip.Addr) (map[netip.Addr]bool, int, error) {
+// ownAddresses are those of the machine, with the MTUs of the links that have those of
+// nodeIPs. The tunnels' links borrow these, and may still have earlier ones.
+func ownAddresses(h *netlink.Handle, nodeIPs []netip.Addr) (own map[netip.Addr]bool, mtus map[netip.Addr]int, err error) {
 	links, err := h.LinkList()
 	if err != nil {
-		return nil, 0, fmt.Errorf("list links: %w", err)
+		return nil, nil, fmt.Errorf("list links: %w", err)
 	}
 	byIndex := map[int]*netlink.LinkAttrs{}
 	for _, l := range links {
@@ -57,43 +60,45 @@ func ownAddresses(h *netlink.Handle, nodeIP netip.Addr) (map[netip.Addr]bool, in
 	}
 	list, err := h.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
-		return nil, 0, fmt.Errorf("list addresses: %w", err)
+		return nil, nil, fmt.Errorf("list addresses: %w", err)
 	}
-	own, mtu := map[netip.Addr]bool{nodeIP: true}, defaultMTU
+	own, mtus = map[netip.Addr]bool{}, map[netip.Addr]int{}
+	for _, ip := range nodeIPs {
+		own[ip] = true
+	}
 	for _, a := range list {
 		ip := addrOf(a.IP)
 		link := byIndex[a.LinkIndex]
 		if !ip.IsValid() || link == nil || isMeshLink(link.Name) {
 			continue
 		}
-		own[ip] = true
-		if ip == nodeIP && link.Flags&net.FlagLoopback == 0 {
-			mtu = link.MTU
+		if slices.Contains(nodeIPs, ip) && link.Flags&net.FlagLoopback == 0 {
+			mtus[ip] = link.MTU
 		}
+		own[ip] = true
 	}
-	return own, mtu, nil
+	return own, mtus, nil
 }
 
-// syncPeerRoutes makes the routes of ours what want says. A route whose tunnel there is
-// not, is an unreachable one: its packets must not leave by another way.
-func syncPeerRoutes(h *netlink.Handle, want map[routeKey]routeTo, index map[way]int, nodeIP netip.Addr) error {
-	have, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: routeProtocol, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+// syncPeerRoutes makes the routes of ours, of one family, what it says. A route whose
+// tunnel there is not, is an unreachable one: its packets must not leave by another way.
+func syncPeerRoutes(h *netlink.Handle, f *familyPlan, index map[way]int) error {
+	have, err := h.RouteListFiltered(family(f.any), &netlink.Route{Protocol: routeProtocol, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
 	routes := map[routeKey]*netlink.Route{}
-	for key, to := range want {
-		routes[key] = kernelRoute(key, to, index, nodeIP)
+	for key, to := range f.routes {
+		routes[key] = kernelRoute(key, to, index, f.nodeIP)
 	}
 	var errs []error
 	done := map[routeKey]bool{}
 	for _, r := range have {
-		if r.Dst == nil {
+		if r.Dst == nil || addrOf(r.Dst.IP).Is6() != f.any.Is6() {
 			continue
 		}
-		ip, _ := netip.AddrFromSlice(r.Dst.IP.To4())
 		bits, _ := r.Dst.Mask.Size()
-		key := routeKey{r.Table, netip.PrefixFrom(ip, bits)}
+		key := routeKey{r.Table, netip.PrefixFrom(addrOf(r.Dst.IP), bits)}
 		if w := routes[key]; w != nil {
 			done[key] = done[key] || sameRoute(w, &r)
 			continue // else it is replaced below
@@ -107,7 +112,7 @@ func syncPeerRoutes(h *netlink.Handle, want map[routeKey]routeTo, index map[way]
 			continue
 		}
 		if err := h.RouteReplace(r); err != nil {
-			errs = append(errs, fmt.Errorf("add route to %s by way of %s: %w", key.to, want[key].via, err))
+			errs = append(errs, fmt.Errorf("add route to %s by way of %s: %w", key.to, f.routes[key].via, err))
 		}
 	}
 	return errors.Join(errs...)
@@ -121,8 +126,14 @@ func kernelRoute(key routeKey, to routeTo, index map[way]int, nodeIP netip.Addr)
 		r.Gw, r.LinkIndex = net.IP(to.via.AsSlice()), to.link
 	case link == 0:
 		r.Type = unix.RTN_UNREACHABLE
+	case to.way == tunnelled && to.via.Is6():
+		// Of IPv6 a gateway must not be on another link by the routes that there are.
+		r.Gw = net.IP(linkLocal(vxlanMAC(to.via)).AsSlice())
+		fallthrough
 	case to.way == tunnelled:
-		r.Gw, r.Flags = net.IP(to.via.AsSlice()), int(netlink.FLAG_ONLINK)
+		if r.Gw == nil {
+			r.Gw, r.Flags = net.IP(to.via.AsSlice()), int(netlink.FLAG_ONLINK)
+		}
 		fallthrough
 	default:
 		r.LinkIndex, r.Src, r.MTU = link, net.IP(nodeIP.AsSlice()), to.mtu
@@ -133,26 +144,29 @@ func kernelRoute(key routeKey, to routeTo, index map[way]int, nodeIP netip.Addr)
 	return r
 }
 
-func sameRoute(a, b *netlink.Route) bool {
-	return a.Type == b.Type && a.Gw.Equal(b.Gw) && a.LinkIndex == b.LinkIndex && a.Src.Equal(b.Src) && a.MTU == b.MTU
+func sameRoute(want, have *netlink.Route) bool {
+	if want.Type != unix.RTN_UNICAST {
+		return want.Type == have.Type // of IPv6 such a route has a link nevertheless
+	}
+	return want.Type == have.Type && want.Gw.Equal(have.Gw) && want.LinkIndex == have.LinkIndex && want.Src.Equal(have.Src) && want.MTU == have.MTU
 }
 
 // syncPeerRule makes this node's pods look for other machines' addresses in the table
 // of our own, if there is anything in it.
-func syncPeerRule(h *netlink.Handle, want plan) error {
+func syncPeerRule(h *netlink.Handle, f *familyPlan) error {
 	needed := false
-	for key := range want.routes {
-		needed = needed || key.table == peersTable && want.pods.IsValid()
+	for key := range f.routes {
+		needed = needed || key.table == peersTable && f.pods.IsValid()
 	}
-	have, err := h.RuleList(netlink.FAMILY_V4)
+	have, err := h.RuleList(family(f.any))
 	if err != nil {
 		return fmt.Errorf("list routing rules: %w", err)
 	}
 	for _, r := range have {
-		if r.Protocol != routeProtocol {
+		if r.Protocol != routeProtocol || r.Family != family(f.any) {
 			continue
 		}
-		if needed && r.Table == peersTable && r.Priority == peersPriority && r.Src != nil && r.Src.String() == want.pods.String() {
+		if needed && r.Table == peersTable && r.Priority == peersPriority && r.Src != nil && r.Src.String() == f.pods.String() {
 			needed = false
 			continue
 		}
@@ -164,9 +178,9 @@ func syncPeerRule(h *netlink.Handle, want plan) error {
 		return nil
 	}
 	r := netlink.NewRule()
-	r.Family, r.Src, r.Table, r.Priority, r.Protocol = netlink.FAMILY_V4, ipNet(want.pods), peersTable, peersPriority, routeProtocol
+	r.Family, r.Src, r.Table, r.Priority, r.Protocol = family(f.any), ipNet(f.pods), peersTable, peersPriority, routeProtocol
 	if err := h.RuleAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("add routing rule for %s: %w", want.pods, err)
+		return fmt.Errorf("add routing rule for %s: %w", f.pods, err)
 	}
 	return nil
 }

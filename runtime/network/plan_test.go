@@ -1,7 +1,9 @@
 package network
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -50,7 +52,7 @@ func TestWayTo(t *testing.T) {
 		{"server has no key", TunnelAuto, key, server, near, unmanaged},
 		{"server has no key, behind a router", TunnelAuto, key, server, far, tunnelled},
 	} {
-		if got := (MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, Tunnel: x.tunnel, Key: x.key}).wayTo(x.peer, x.at); got != x.want {
+		if got := (MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, NodeIPs: []netip.Addr{siteIP(0, 1)}, Tunnel: x.tunnel, Key: x.key}).wayTo(x.peer, x.at); got != x.want {
 			t.Errorf("%s: %d, want %d", x.name, got, x.want)
 		}
 	}
@@ -62,72 +64,119 @@ func TestPlan(t *testing.T) {
 	keys := []PublicKey{{}, testKey(t).Public(), testKey(t).Public(), testKey(t).Public()}
 	mine := testKey(t)
 	rapid.Check(t, func(t *rapid.T) {
-		cfg := MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, Node: "me", NodeIP: siteIP(0, 1), Tunnel: rapid.SampledFrom([]Tunnel{TunnelAuto, TunnelAlways, TunnelNever}).Draw(t, "tunnel")}
+		cfg := MeshConfig{
+			Pods: rangesBoth.Pods, Services: rangesBoth.Services, Node: "me", NodeIPs: []netip.Addr{siteIP(0, 1), nth(siteCIDRs6[0], 1)},
+			Tunnel: rapid.SampledFrom([]Tunnel{TunnelAuto, TunnelAlways, TunnelNever}).Draw(t, "tunnel"),
+		}
 		if rapid.Bool().Draw(t, "encrypt") {
 			cfg.Key = mine
 		}
-		hops := map[netip.Addr]hop{}
+		hops, own := map[netip.Addr]hop{}, map[netip.Addr]bool{cfg.NodeIPs[0]: true, cfg.NodeIPs[1]: true}
 		var peers []Peer
 		for i := range rapid.IntRange(0, 8).Draw(t, "peers") {
-			p := Peer{NodeIP: siteIP(0, rapid.IntRange(1, 6).Draw(t, "address"))}
-			if rapid.Bool().Draw(t, "node") {
-				p.Name, p.PodCIDR, p.Key = rapid.SampledFrom([]string{"", "me", "other"}).Draw(t, "name"), podCIDR(i), rapid.SampledFrom(keys).Draw(t, "key")
-			}
-			peers = append(peers, p)
-			hops[p.NodeIP] = rapid.SampledFrom([]hop{{}, {link: 2, mtu: 1400}, {link: 2, onLink: true, mtu: 1500}, {link: 3, mtu: 9000}}).Draw(t, "hop")
-		}
-		got := cfg.plan(peers, map[netip.Addr]bool{cfg.NodeIP: true}, hops, 1500)
-		refusedPeers, used := map[netip.Prefix]bool{}, map[PublicKey]bool{}
-		for _, r := range got.refused {
-			if r.Reason != ReasonNotEncrypted {
-				t.Fatalf("refused: %v", r)
-			}
-			refusedPeers[r.PodCIDR] = true
-		}
-		for _, p := range peers {
-			r, routed := got.routes[routeKey{unix.RT_TABLE_MAIN, p.PodCIDR}]
-			_, addressed := got.routes[routeKey{peersTable, host(p.NodeIP)}]
-			if p.Name == cfg.Node && p.isNode() {
-				if routed {
-					t.Fatalf("the node leads to itself: %v", p)
+			isNode, name, key := rapid.Bool().Draw(t, "node"), rapid.SampledFrom([]string{"", "me", "other"}).Draw(t, "name"), rapid.SampledFrom(keys).Draw(t, "key")
+			for _, v6 := range rapid.SampledFrom([][]bool{{false}, {true}, {false, true}, {true, false}}).Draw(t, "families") {
+				p := Peer{NodeIP: nth(map[bool]netip.Prefix{false: siteCIDRs[0], true: siteCIDRs6[0]}[v6], uint16(rapid.IntRange(1, 6).Draw(t, "address")))}
+				if isNode {
+					p.Name, p.PodCIDR, p.Key = name, ofFamily(podCIDRs(i, rangesBoth), v6), key
 				}
-				continue
-			}
-			if p.NodeIP == cfg.NodeIP {
-				if p.isNode() && routed || addressed {
-					t.Fatalf("the machine leads to itself: %v", p)
-				}
-				continue
-			}
-			want := cfg.wayTo(p, hops[p.NodeIP])
-			if want == encrypted && used[p.Key] {
-				want = refused
-			}
-			if want == encrypted {
-				used[p.Key] = true
-			}
-			if !p.isNode() {
-				continue
-			}
-			if routed != (want != unmanaged) || routed && r.way != want || refusedPeers[p.PodCIDR] != (want == refused) {
-				t.Fatalf("%v: %v, want %d", p, r, want)
-			}
-			if !cfg.Key.IsZero() && r.way != encrypted && r.way != refused {
-				t.Fatalf("%v goes in the clear: %v", p, r)
-			}
-			if outer := hops[p.NodeIP].mtu; outer > 0 && want != refused {
-				if fits := outer - map[way]int{tunnelled: vxlanOverhead, encrypted: wireGuardOverhead}[want]; got.mtu > fits || r.mtu > fits {
-					t.Fatalf("%v: pods may send %d and the route takes %d, but %d fit", p, got.mtu, r.mtu, fits)
-				}
+				peers = append(peers, p)
+				hops[p.NodeIP] = rapid.SampledFrom([]hop{{}, {link: 2, mtu: 1400}, {link: 2, onLink: true, mtu: 1500}, {link: 3, mtu: 9000}}).Draw(t, "hop")
 			}
 		}
-		if len(got.vxlanPeers) > 0 && !got.vxlan {
+		got := cfg.plan(peers, own, hops, nil)
+		checkPlan(t, cfg, peers, own, hops, got)
+	})
+}
+
+// holder is who has a key, and of which families.
+type holder struct {
+	name string
+	v6   map[bool]bool
+}
+
+func checkPlan(t *rapid.T, cfg MeshConfig, peers []Peer, own map[netip.Addr]bool, hops map[netip.Addr]hop, got plan) {
+	refusedPeers, used, ends := map[netip.Prefix]bool{}, map[PublicKey]*holder{}, map[PublicKey]wireGuardPeer{}
+	for _, r := range got.refused {
+		if r.Reason != ReasonNotEncrypted {
+			t.Fatalf("refused: %v", r)
+		}
+		refusedPeers[r.PodCIDR] = true
+	}
+	for _, w := range got.wireGuardPeers {
+		ends[w.key] = w
+	}
+	if len(ends) != len(got.wireGuardPeers) {
+		t.Fatal("two peers of one key")
+	}
+	for _, p := range peers {
+		f := got.of(p.NodeIP)
+		r, routed := f.routes[routeKey{unix.RT_TABLE_MAIN, p.PodCIDR}]
+		_, addressed := f.routes[routeKey{peersTable, host(p.NodeIP)}]
+		if p.Name == cfg.Node && p.isNode() {
+			if routed {
+				t.Fatalf("the node leads to itself: %v", p)
+			}
+			continue
+		}
+		if own[p.NodeIP] {
+			if p.isNode() && routed || addressed {
+				t.Fatalf("the machine leads to itself: %v", p)
+			}
+			continue
+		}
+		want := cfg.wayTo(p, hops[p.NodeIP])
+		if has := used[p.Key]; want == encrypted && has != nil && (has.name != p.Name || has.v6[p.NodeIP.Is6()]) {
+			want = refused
+		}
+		if want == encrypted {
+			if used[p.Key] == nil {
+				used[p.Key] = &holder{p.Name, map[bool]bool{}}
+			}
+			used[p.Key].v6[p.NodeIP.Is6()] = true
+			if !slices.Contains(ends[p.Key].allowed, p.PodCIDR) {
+				t.Fatalf("%v may not send: %v", p, ends[p.Key])
+			}
+		}
+		if !p.isNode() {
+			continue
+		}
+		if routed != (want != unmanaged) || routed && r.way != want || refusedPeers[p.PodCIDR] != (want == refused) {
+			t.Fatalf("%v: %v, want %d", p, r, want)
+		}
+		if !cfg.Key.IsZero() && r.way != encrypted && r.way != refused {
+			t.Fatalf("%v goes in the clear: %v", p, r)
+		}
+		end, overhead := p.NodeIP, 0
+		switch want {
+		case refused:
+			continue
+		case tunnelled:
+			overhead = vxlanOverhead + outerHeader(end)
+		case encrypted:
+			end = ends[p.Key].endpoint.Addr()
+			overhead = wireGuardOverhead + outerHeader(end)
+		}
+		if outer := hops[end].mtu; outer > 0 && (got.mtu > outer-overhead || r.mtu > outer-overhead) {
+			t.Fatalf("%v: pods may send %d and the route takes %d, but %d fit", p, got.mtu, r.mtu, outer-overhead)
+		}
+	}
+	for key, has := range used {
+		if ends[key].endpoint.Addr().Is6() && has.v6[false] {
+			t.Fatalf("%v is reached by IPv6 though there is IPv4", ends[key])
+		}
+	}
+	for _, f := range got.families {
+		if len(f.vxlanPeers) > 0 && !f.vxlan {
 			t.Fatal("peers of a tunnel that there is not")
 		}
-		if len(got.vxlanPeers)+len(got.wireGuardPeers) > 0 && got.guard.empty() {
+		if len(f.vxlanPeers)+len(got.wireGuardPeers) > 0 && f.guard.empty() {
 			t.Fatal("a tunnel without a guard")
 		}
-	})
+	}
+	if got.mtu < minMTU {
+		t.Fatalf("pods cannot have IPv6 with %d", got.mtu)
+	}
 }
 
 // Nodes say of themselves which addresses they have; what is another's stays so.
@@ -135,7 +184,7 @@ func TestAdmit(t *testing.T) {
 	peer := func(name, ip, pods string) Peer {
 		return Peer{Name: name, NodeIP: netip.MustParseAddr(ip), PodCIDR: netip.MustParsePrefix(pods)}
 	}
-	cfg := MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, Node: "me", NodeIP: netip.MustParseAddr("192.0.2.1")}
+	cfg := MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, Node: "me", NodeIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}
 	got, pods, bad := cfg.admit([]Peer{
 		peer("mine", "192.0.2.8", "10.42.1.0/25"),
 		peer("one", "192.0.2.2", "10.42.2.5/24"),
@@ -153,7 +202,7 @@ func TestAdmit(t *testing.T) {
 		{NodeIP: netip.MustParseAddr("192.0.2.7")},
 		{NodeIP: netip.MustParseAddr("10.42.2.9")},
 		{NodeIP: netip.MustParseAddr("192.0.2.1")},
-	}, map[netip.Addr]bool{cfg.NodeIP: true})
+	}, map[netip.Addr]bool{cfg.NodeIPs[0]: true})
 	var names, refusals []string
 	for _, p := range got {
 		names = append(names, p.Name+" "+p.PodCIDR.String())
@@ -164,7 +213,7 @@ func TestAdmit(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	}
-	if text := strings.Join(names, ", "); text != "one 10.42.2.0/24, two 10.42.9.0/24,  invalid Prefix" || pods != podCIDR(1) {
+	if text := strings.Join(names, ", "); text != "one 10.42.2.0/24, two 10.42.9.0/24,  invalid Prefix" || ofFamily(pods, false) != podCIDR(1) {
 		t.Errorf("admitted: %s; own pods %s", text, pods)
 	}
 	if text := strings.Join(refusals, " "); text != "mine same part all more other pod service many" {
@@ -172,23 +221,43 @@ func TestAdmit(t *testing.T) {
 	}
 }
 
+// TestSameLinkAddress: a node whose end of the tunnel would be another's is not led to.
+func TestSameLinkAddress(t *testing.T) {
+	first := netip.MustParseAddr("2001:db8::1")
+	mac, seen := vxlanMAC(first), map[string]netip.Addr{}
+	if mac[0]&3 != 2 || linkLocal(mac).String() != fmt.Sprintf("fe80::%x:%xff:fe%02x:%x", uint16(mac[0]^2)<<8|uint16(mac[1]), mac[2], mac[3], uint16(mac[4])<<8|uint16(mac[5])) {
+		t.Errorf("%s %s", mac, linkLocal(mac))
+	}
+	for n := range uint16(20000) {
+		a := nth(netip.MustParsePrefix("2001:db8::/64"), n)
+		if other, has := seen[vxlanMAC(a).String()]; has {
+			t.Errorf("%s and %s have the same", a, other)
+		}
+		seen[vxlanMAC(a).String()] = a
+	}
+}
+
 // A Node that is left from before a machine was renamed keeps nothing from the new one.
 func TestRenamedNode(t *testing.T) {
 	old := Peer{Name: "old", NodeIP: siteIP(0, 2), PodCIDR: podCIDR(2)}
 	renamed := Peer{Name: "new", NodeIP: siteIP(0, 2), PodCIDR: podCIDR(3), Key: testKey(t).Public()}
-	cfg := MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, Node: "me", NodeIP: siteIP(0, 1), Tunnel: TunnelAuto, Key: testKey(t)}
-	got := cfg.plan([]Peer{old, renamed}, nil, map[netip.Addr]hop{old.NodeIP: {link: 2, onLink: true, mtu: 1500}}, 1500)
-	if r := got.routes[routeKey{peersTable, host(old.NodeIP)}]; r.way != encrypted || len(got.wireGuardPeers) != 1 || len(got.wireGuardPeers[0].allowed) != 2 || len(got.refused) != 1 {
+	cfg := MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, Node: "me", NodeIPs: []netip.Addr{siteIP(0, 1)}, Tunnel: TunnelAuto, Key: testKey(t)}
+	got := cfg.plan([]Peer{old, renamed}, nil, map[netip.Addr]hop{old.NodeIP: {link: 2, onLink: true, mtu: 1500}}, nil)
+	if r := got.of(old.NodeIP).routes[routeKey{peersTable, host(old.NodeIP)}]; r.way != encrypted || len(got.wireGuardPeers) != 1 || len(got.wireGuardPeers[0].allowed) != 2 || len(got.refused) != 1 {
 		t.Errorf("%+v %+v %+v", r, got.wireGuardPeers, got.refused)
 	}
 }
 
 func TestMergedRanges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
+		v6 := rapid.Bool().Draw(t, "IPv6")
 		var in []addrRange
 		inside := map[netip.Addr]bool{}
 		for range rapid.IntRange(0, 6).Draw(t, "ranges") {
 			p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, 0, rapid.Byte().Draw(t, "address")}), rapid.IntRange(25, 32).Draw(t, "bits")).Masked()
+			if v6 {
+				p = netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 15: p.Addr().As4()[3]}), p.Bits()+96)
+			}
 			in = append(in, rangeOf(p))
 			for a := p.Addr(); p.Contains(a); a = a.Next() {
 				inside[a] = true

@@ -83,7 +83,7 @@ func Leave(ns string, ranges Ranges) error {
 			err = errors.Join(err, removeSourcesGuard(ns))
 		}
 	}
-	if err := errors.Join(err, LeaveMesh(ns, ranges.Pods), SyncAddresses(ns, netip.Addr{}, nil)); err != nil {
+	if err := errors.Join(err, LeaveMesh(ns, ranges.Pods), SyncAddresses(ns, nil, nil)); err != nil {
 		return err
 	}
 	h, lo, err := loopback(ns)

@@ -236,6 +236,9 @@ func upWithAddrs(h *netlink.Handle, link netlink.Link, prefixes ...netip.Prefix)
 		addr := &netlink.Addr{IPNet: ipNet(prefix)}
 		if prefix.Addr().Is6() {
 			addr.Flags = unix.IFA_F_NODAD
+			if prefix.IsSingleIP() {
+				addr.Flags |= unix.IFA_F_NOPREFIXROUTE // there is nobody else
+			}
 		}
 		if err := h.AddrReplace(link, addr); err != nil {
 			return fmt.Errorf("give %s to %s: %w", prefix, link.Attrs().Name, err)

@@ -108,19 +108,31 @@ func CheckWireGuard(netNS string) error {
 // wireGuardPeer is a peer as WireGuard has it.
 type wireGuardPeer struct {
 	key      PublicKey
+	name     string // of the node
 	endpoint netip.AddrPort
-	// allowed are the addresses that it may send from, and that are sent to it, sorted.
+	// allowed are the addresses that it may send from, and that are sent to it.
 	allowed []netip.Prefix
+	v4, v6  bool // it has such addresses of pods
 }
 
-// newWireGuardPeer is a node and, if its address is its own, that.
-func newWireGuardPeer(p Peer, address bool) wireGuardPeer {
-	out := wireGuardPeer{key: p.Key, endpoint: netip.AddrPortFrom(p.NodeIP, wireGuardPort), allowed: []netip.Prefix{p.PodCIDR.Masked()}}
+// takes says whether a peer is the same node with its addresses of the other family.
+func (w *wireGuardPeer) takes(p Peer) bool {
+	return w.name == p.Name && (p.NodeIP.Is6() && !w.v6 || p.NodeIP.Is4() && !w.v4)
+}
+
+// add allows a node its pods and, if its address is its own, that.
+func (w *wireGuardPeer) add(p Peer, address bool) {
+	w.v4, w.v6 = w.v4 || p.NodeIP.Is4(), w.v6 || p.NodeIP.Is6()
+	w.allowed = append(w.allowed, p.PodCIDR.Masked())
 	if address {
-		out.allowed = append(out.allowed, host(p.NodeIP))
+		w.allowed = append(w.allowed, host(p.NodeIP))
 	}
-	slices.SortFunc(out.allowed, netip.Prefix.Compare)
-	return out
+}
+
+// sorted has what is allowed in order.
+func (w *wireGuardPeer) sorted() wireGuardPeer {
+	slices.SortFunc(w.allowed, netip.Prefix.Compare)
+	return *w
 }
 
 func ensureWireGuard(h *netlink.Handle, cfg MeshConfig, mtu int) (int, error) {
@@ -136,7 +148,7 @@ func ensureWireGuard(h *netlink.Handle, cfg MeshConfig, mtu int) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("find %s: %w", wireGuardLink, err)
 	}
-	return link.Attrs().Index, tunnelUp(h, cfg.NetNS, link, cfg.NodeIP, mtu)
+	return link.Attrs().Index, tunnelUp(h, cfg.NetNS, link, cfg.NodeIPs, mtu)
 }
 
 // syncWireGuardPeers changes what differs: a peer that stays keeps its session.

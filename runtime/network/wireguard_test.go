@@ -64,7 +64,12 @@ func TestWireGuardChanges(t *testing.T) {
 			for i, k := range keys {
 				if rapid.Bool().Draw(t, what) {
 					p := Peer{Key: k, NodeIP: siteIP(0, rapid.IntRange(1, 3).Draw(t, "address")), PodCIDR: podCIDR(i)}
-					out = append(out, newWireGuardPeer(p, rapid.Bool().Draw(t, "own address")))
+					w := wireGuardPeer{key: k, endpoint: netip.AddrPortFrom(p.NodeIP, wireGuardPort)}
+					w.add(p, rapid.Bool().Draw(t, "own address"))
+					if rapid.Bool().Draw(t, "IPv6 too") {
+						w.add(Peer{Key: k, NodeIP: nth(siteCIDRs6[0], uint16(rapid.IntRange(1, 3).Draw(t, "address"))), PodCIDR: ofFamily(podCIDRs(i, rangesBoth), true)}, true)
+					}
+					out = append(out, w.sorted())
 				}
 			}
 			return out
@@ -162,118 +167,148 @@ func TestWireGuardMissing(t *testing.T) {
 	if os.Getenv("GITK8S_TEST_WIREGUARD") != "" {
 		t.Fatal("this machine was to have it: ", err)
 	}
-	// A Mesh that needs it sends nothing.
-	k := testKey(t)
-	m := NewMesh(MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, NetNS: s.nodes[0].NetNS, Node: "node-1", NodeIP: s.nodes[0].IPs[0], Tunnel: TunnelAuto, Key: k})
-	ns, pod := s.pod(1, "a")
-	bNS, b := s.pod(1, "b")
-	heard := func() string { return ask(s.router, "udp", netip.AddrPortFrom(pod, 8080)) }
+	t.Run("a Mesh that needs it sends nothing", func(t *testing.T) { everyFamily(t, testSealed) })
+}
+
+// keyed is node n's configuration with a key.
+func (s *sites) keyed(n int, key PrivateKey) MeshConfig {
+	cfg := s.config(n)
+	cfg.Key = key
+	return cfg
+}
+
+func testSealed(t *testing.T, ranges Ranges) {
+	s := newSitesOf(t, ranges, 0)
+	m := NewMesh(s.keyed(1, testKey(t)))
+	ns, pods := s.podOf(1, "a")
+	bNS, bs := s.podOf(1, "b")
 	h := s.handle(s.router)
-	for _, r := range []*netlink.Route{
-		{Dst: ipNet(podCIDR(1)), Gw: s.nodes[0].IPs[0].AsSlice()},
-		{Dst: ipNet(netip.MustParsePrefix("10.42.99.9/32")), LinkIndex: s.link(s.router, "lo").Attrs().Index, Scope: unix.RT_SCOPE_HOST, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL},
-	} {
-		if err := h.RouteAdd(r); err != nil {
+	for i, cidr := range podCIDRs(1, ranges) {
+		if err := errors.Join(
+			h.RouteAdd(&netlink.Route{Dst: ipNet(cidr), Gw: s.nodes[0].IPs[i].AsSlice()}),
+			addHostAddress(h, s.link(s.router, "lo"), nth(podCIDRs(99, ranges)[i], 9), ""),
+		); err != nil {
 			t.Fatal(err)
 		}
-	}
-	stranger := siteIP(0, 1).String()
-	if got := heard(); got != "a "+stranger {
-		t.Fatalf("before: %q", got)
+		expect(t, "before", s.router, netip.AddrPortFrom(pods[i], 8080), "a "+s.at(0, 1)[i].String())
 	}
 	if err := m.Seal(); err != nil {
 		t.Fatal(err)
 	}
-	// Who has a pod's address is not heard in the clear; neighbours and others are.
-	if got := heard(); got != "a "+stranger {
-		t.Errorf("one that is no pod: %q", got)
-	}
-	expect(t, "pods of the node", ns, netip.AddrPortFrom(b, 8080), "b "+pod.String())
-	expect(t, "the node", s.nodes[0].NetNS, netip.AddrPortFrom(b, 8080), "b "+s.nodes[0].IPs[0].String())
-	sink, err := ListenPacketIn(bNS, "udp4", netip.AddrPortFrom(b, 9).String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer sink.Close()
-	for _, from := range []string{"10.42.99.9", stranger} {
-		err := inNetNS(s.router, func() error {
-			c, err := net.DialUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(from), 0)), net.UDPAddrFromAddrPort(netip.AddrPortFrom(b, 9)))
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			_, err = c.Write([]byte(from))
-			return err
-		})
+	for i, pod := range pods {
+		b, stranger := bs[i], s.at(0, 1)[i].String()
+		// Who has a pod's address is not heard in the clear; neighbours and others are.
+		if got := ask(s.router, "udp", netip.AddrPortFrom(pod, 8080)); got != "a "+stranger {
+			t.Errorf("one that is no pod: %q", got)
+		}
+		expect(t, "pods of the node", ns, netip.AddrPortFrom(b, 8080), "b "+pod.String())
+		expect(t, "the node", s.nodes[0].NetNS, netip.AddrPortFrom(b, 8080), "b "+s.nodes[0].IPs[i].String())
+		sink, err := ListenPacketIn(bNS, "udp", netip.AddrPortFrom(b, 9).String())
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer sink.Close()
+		for _, from := range []string{nth(podCIDRs(99, ranges)[i], 9).String(), stranger} {
+			err := inNetNS(s.router, func() error {
+				c, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(from), 0)), net.UDPAddrFromAddrPort(netip.AddrPortFrom(b, 9)))
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				_, err = c.Write([]byte(from))
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		buf := make([]byte, 100)
+		_ = sink.SetReadDeadline(time.Now().Add(5 * time.Second))
+		n, _, err := sink.ReadFrom(buf)
+		if got := string(buf[:n]); err != nil || got != stranger {
+			t.Errorf("heard %q, %v", got, err)
+		}
 	}
-	buf := make([]byte, 100)
-	_ = sink.SetReadDeadline(time.Now().Add(5 * time.Second))
-	n, _, err := sink.ReadFrom(buf)
-	if got := string(buf[:n]); err != nil || got != stranger {
-		t.Errorf("heard %q, %v", got, err)
+	others := slices.Clone(s.peers)
+	key := testKey(t).Public()
+	for i, cidr := range podCIDRs(99, ranges) {
+		others = append(others, Peer{Name: "two", NodeIP: s.at(0, 99)[i], PodCIDR: cidr, Key: key})
 	}
-	to := Peer{Name: "two", NodeIP: siteIP(0, 99), PodCIDR: podCIDR(99), Key: testKey(t).Public()}
-	if _, err := m.Sync(append(s.peers, to)); err == nil {
+	if _, err := m.Sync(others); err == nil {
 		t.Error("no error")
 	}
-	for _, ip := range []netip.Addr{netip.MustParseAddr("10.42.99.1"), netip.MustParseAddr("10.42.98.1")} {
-		if got := ask(s.nodes[0].NetNS, "tcp", netip.AddrPortFrom(ip, 80)); !strings.Contains(got, "unreachable") && !strings.Contains(got, "no route") {
-			t.Errorf("to %s: %q", ip, got)
+	for _, n := range []int{99, 98} {
+		for _, cidr := range podCIDRs(n, ranges) {
+			if got := ask(s.nodes[0].NetNS, "tcp", netip.AddrPortFrom(nth(cidr, 1), 80)); !strings.Contains(got, "unreachable") && !strings.Contains(got, "no route") {
+				t.Errorf("to %s: %q", cidr, got)
+			}
 		}
 	}
 }
 
 // TestWireGuard needs a kernel that has it; `make test-kernel` runs it on a virtual
-// machine. Nodes 1 and 2 are at different sites, 3 shares the first one's link and has
+// machine.
+func TestWireGuard(t *testing.T) { everyFamily(t, testWireGuard) }
+
+// testWireGuard: nodes 1 and 2 are at different sites, 3 shares the first one's link and has
 // no key.
-func TestWireGuard(t *testing.T) {
-	s := newSites(t, 0, 1, 0)
+func testWireGuard(t *testing.T, ranges Ranges) {
+	s := newSitesOf(t, ranges, 0, 1, 0)
 	if err := CheckWireGuard(s.nodes[0].NetNS); err != nil {
 		if os.Getenv("GITK8S_TEST_WIREGUARD") != "" {
 			t.Fatal(err)
 		}
 		t.Skipf("%v; `make test-kernel` runs it on a virtual machine", err)
 	}
-
-	for i := range 2 {
+	families := len(ranges.Pods)
+	for n := 1; n <= 2; n++ {
 		key := testKey(t)
-
-		s.meshes[i] = NewMesh(MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, NetNS: s.nodes[i].NetNS, Node: s.peers[i].Name, NodeIP: s.nodes[i].IPs[0], Tunnel: TunnelAuto, Key: key})
-		s.peers[i].Key = key.Public()
-		if err := s.meshes[i].Seal(); err != nil {
+		s.meshes[n-1] = NewMesh(s.keyed(n, key))
+		s.named(fmt.Sprint("node-", n), func(p *Peer) { p.Key = key.Public() })
+		if err := s.meshes[n-1].Seal(); err != nil {
 			t.Fatal(err)
 		}
 	}
 	// The server has no key, and is behind the router for nodes 1 and 3.
-	server := s.machine("server", 1, 5)
-	s.peers = append(s.peers, Peer{NodeIP: siteIP(1, 5)})
+	server, serverIPs, nodes := s.machine("server", 1, 5), s.at(1, 5), slices.Clone(s.peers)
+	for _, ip := range serverIPs {
+		s.peers = append(s.peers, Peer{NodeIP: ip})
+		s.serve(server, netip.AddrPortFrom(ip, 6443), "api")
+	}
 	s.sync()
-	if _, err := NewMesh(MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, NetNS: server, NodeIP: siteIP(1, 5), Tunnel: TunnelAuto, Server: true}).Sync(s.peers[:3]); err != nil {
+	if _, err := NewMesh(MeshConfig{Pods: ranges.Pods, Services: ranges.Services, NetNS: server, NodeIPs: serverIPs, Tunnel: TunnelAuto, Server: true}).Sync(nodes); err != nil {
 		t.Fatal(err)
 	}
-	s.serve(server, netip.AddrPortFrom(siteIP(1, 5), 6443), "api")
-	ns, ip := map[int]string{}, map[int]netip.Addr{}
-	for n := 1; n <= 3; n++ {
-		ns[n], ip[n] = s.pod(n, fmt.Sprint("p", n))
-		s.serve(s.nodes[n-1].NetNS, netip.AddrPortFrom(s.nodes[n-1].IPs[0], 10250), fmt.Sprint("n", n))
+	ns, ips := map[int]string{}, map[int][]netip.Addr{}
+	serveNode := func(n int) {
+		for _, ip := range s.nodes[n-1].IPs {
+			s.serve(s.nodes[n-1].NetNS, netip.AddrPortFrom(ip, 10250), fmt.Sprint("n", n))
+		}
 	}
+	for n := 1; n <= 3; n++ {
+		ns[n], ips[n] = s.podOf(n, fmt.Sprint("p", n))
+		serveNode(n)
+	}
+	pod := func(n, i int) netip.AddrPort { return netip.AddrPortFrom(ips[n][i], 8080) }
+	node := func(n, i int) netip.AddrPort { return netip.AddrPortFrom(s.nodes[n-1].IPs[i], 10250) }
 	everything := func(t *testing.T) {
 		t.Helper()
-		for _, pair := range [][2]int{{1, 2}, {2, 1}} {
-			from, to := pair[0], pair[1]
-			what := fmt.Sprintf("%d to %d, ", from, to)
-			expect(t, what+"pod to pod", ns[from], netip.AddrPortFrom(ip[to], 8080), fmt.Sprintf("p%d %s", to, ip[from]))
-			expect(t, what+"node to pod", s.nodes[from-1].NetNS, netip.AddrPortFrom(ip[to], 8080), fmt.Sprintf("p%d %s", to, s.nodes[from-1].IPs[0]))
-			expect(t, what+"pod to node", ns[from], netip.AddrPortFrom(s.nodes[to-1].IPs[0], 10250), fmt.Sprintf("n%d %s", to, ip[from]))
+		for i := range families {
+			for _, pair := range [][2]int{{1, 2}, {2, 1}} {
+				from, to := pair[0], pair[1]
+				what := fmt.Sprintf("%d to %d, ", from, to)
+				expect(t, what+"pod to pod", ns[from], pod(to, i), fmt.Sprintf("p%d %s", to, ips[from][i]))
+				expect(t, what+"node to pod", s.nodes[from-1].NetNS, pod(to, i), fmt.Sprintf("p%d %s", to, s.nodes[from-1].IPs[i]))
+				expect(t, what+"pod to node", ns[from], node(to, i), fmt.Sprintf("n%d %s", to, ips[from][i]))
+			}
 		}
 	}
 	everything(t)
-	for n := 1; n <= 3; n++ {
-		expect(t, "server to pod", server, netip.AddrPortFrom(ip[n], 8080), fmt.Sprintf("p%d %s", n, siteIP(1, 5)))
-		expect(t, "pod to server", ns[n], netip.AddrPortFrom(siteIP(1, 5), 6443), fmt.Sprintf("api %s", ip[n]))
+	for i, ip := range serverIPs {
+		for n := 1; n <= 3; n++ {
+			expect(t, "server to pod", server, pod(n, i), fmt.Sprintf("p%d %s", n, ip))
+			expect(t, "pod to server", ns[n], netip.AddrPortFrom(ip, 6443), fmt.Sprintf("api %s", ips[n][i]))
+		}
 	}
 	device := func(n int) *wgtypes.Device {
 		t.Helper()
@@ -291,94 +326,114 @@ func TestWireGuard(t *testing.T) {
 		}
 		return d
 	}
+	if p := device(1).Peers; len(p) != 1 || len(p[0].AllowedIPs) != 2*families || p[0].Endpoint.AddrPort().Addr() != s.nodes[1].IPs[0] {
+		t.Errorf("%+v", p)
+	}
 
 	t.Run("nothing is in the clear", func(t *testing.T) {
 		const text = "nobody but the two may read this, "
 		spy := newSniffer(t, s.router, s.link(s.router, "node-1").Attrs().Index)
-		// One who sees what is sent in the clear, between the machines themselves.
-		if err := datagramOf(t, s.nodes[0].NetNS, s.nodes[1].NetNS, netip.AddrPortFrom(s.nodes[1].IPs[0], 9000), text); err != nil {
-			t.Fatal(err)
-		}
-		if clear, _ := spy.has(text); !clear {
-			t.Fatal("the sniffer sees nothing")
-		}
-		for _, x := range []struct {
-			from, to string
-			at       netip.AddrPort
-		}{
-			{ns[1], ns[2], netip.AddrPortFrom(ip[2], 9000)}, {ns[2], ns[1], netip.AddrPortFrom(ip[1], 9000)},
-			{s.nodes[0].NetNS, ns[2], netip.AddrPortFrom(ip[2], 9000)}, {ns[2], s.nodes[0].NetNS, netip.AddrPortFrom(s.nodes[0].IPs[0], 9000)},
-		} {
-			if err := datagramOf(t, x.from, x.to, x.at, text); err != nil {
-				t.Error(err)
+		for i := range families {
+			// One who sees what is sent in the clear, between the machines themselves.
+			if err := datagramOf(t, s.nodes[0].NetNS, s.nodes[1].NetNS, netip.AddrPortFrom(s.nodes[1].IPs[i], 9000), text); err != nil {
+				t.Fatal(err)
 			}
-			if clear, n := spy.has(text); clear || n == 0 {
-				t.Errorf("to %s: in the clear %v, of %d bytes", x.at, clear, n)
+			if clear, _ := spy.has(text); !clear {
+				t.Fatal("the sniffer sees nothing")
+			}
+			for _, x := range []struct {
+				from, to string
+				at       netip.Addr
+			}{
+				{ns[1], ns[2], ips[2][i]}, {ns[2], ns[1], ips[1][i]},
+				{s.nodes[0].NetNS, ns[2], ips[2][i]}, {ns[2], s.nodes[0].NetNS, s.nodes[0].IPs[i]},
+			} {
+				if err := datagramOf(t, x.from, x.to, netip.AddrPortFrom(x.at, 9000), text); err != nil {
+					t.Error(err)
+				}
+				if clear, n := spy.has(text); clear || n == 0 {
+					t.Errorf("to %s: in the clear %v, of %d bytes", x.at, clear, n)
+				}
 			}
 		}
 	})
 	t.Run("a peer without a key is told about and not talked to", func(t *testing.T) {
 		w, err := s.meshes[0].Sync(s.peers)
-		if err != nil || len(w.Refused) != 1 || w.Refused[0].Name != "node-3" || w.Refused[0].Reason != ReasonNotEncrypted {
+		if err != nil || len(w.Refused) != families {
 			t.Errorf("%v %v", w.Refused, err)
 		}
-		for what, x := range map[string]struct {
-			from string
-			to   netip.AddrPort
-		}{
-			"pod to its pod":       {ns[1], netip.AddrPortFrom(ip[3], 8080)},
-			"node to its pod":      {s.nodes[0].NetNS, netip.AddrPortFrom(ip[3], 8080)},
-			"pod to its address":   {ns[1], netip.AddrPortFrom(s.nodes[2].IPs[0], 10250)},
-			"its pod to a pod":     {ns[3], netip.AddrPortFrom(ip[1], 8080)},
-			"its address to a pod": {s.nodes[2].NetNS, netip.AddrPortFrom(ip[1], 8080)},
-		} {
-			if got := ask(x.from, "udp", x.to); !strings.HasPrefix(got, "error") {
-				t.Errorf("%s: %q", what, got)
+		for _, r := range w.Refused {
+			if r.Name != "node-3" || r.Reason != ReasonNotEncrypted {
+				t.Errorf("%+v", r)
 			}
 		}
-		if got := ask(s.nodes[0].NetNS, "tcp", netip.AddrPortFrom(s.nodes[2].IPs[0], 10250)); got != "n3 "+s.nodes[0].IPs[0].String() {
-			t.Errorf("the nodes themselves: %q", got)
+		for i := range families {
+			for what, x := range map[string]struct {
+				from string
+				to   netip.AddrPort
+			}{
+				"pod to its pod":       {ns[1], pod(3, i)},
+				"node to its pod":      {s.nodes[0].NetNS, pod(3, i)},
+				"pod to its address":   {ns[1], node(3, i)},
+				"its pod to a pod":     {ns[3], pod(1, i)},
+				"its address to a pod": {s.nodes[2].NetNS, pod(1, i)},
+			} {
+				if got := ask(x.from, "udp", x.to); !strings.HasPrefix(got, "error") {
+					t.Errorf("%s: %q", what, got)
+				}
+			}
+			if got := ask(s.nodes[0].NetNS, "tcp", node(3, i)); got != "n3 "+s.nodes[0].IPs[i].String() {
+				t.Errorf("the nodes themselves: %q", got)
+			}
 		}
 	})
 	t.Run("large ones", func(t *testing.T) {
+		mtu := 1440
+		if !s.nodes[0].IPs[0].Is4() {
+			mtu = 1420
+		}
 		for _, n := range []int{1, 2} {
-			if mtu := s.link(ns[n], podLink).Attrs().MTU; mtu != 1440 {
-				t.Errorf("a pod's link has %d", mtu)
+			if got := s.link(ns[n], podLink).Attrs().MTU; got != mtu {
+				t.Errorf("a pod's link has %d, want %d", got, mtu)
 			}
 		}
-		there := netip.AddrPortFrom(ip[2], 9000)
-		transfer(t, ns[1], ns[2], there, there, 1<<20)
-		transfer(t, s.nodes[0].NetNS, ns[2], there, there, 1<<20)
-		for _, size := range []int{1400, 1412, 1413, 1500, 8000} {
-			if err := datagram(t, ns[1], ns[2], there, there, size, true); err != nil {
-				t.Errorf("%d bytes: %v", size, err)
+		for i := range families {
+			there, fits := netip.AddrPortFrom(ips[2][i], 9000), mtu-8-outerHeader(ips[2][i])
+			transfer(t, ns[1], ns[2], there, there, 1<<20)
+			transfer(t, s.nodes[0].NetNS, ns[2], there, there, 1<<20)
+			for _, size := range []int{fits - 12, fits, fits + 1, 1500, 8000} {
+				if err := datagram(t, ns[1], ns[2], there, there, size, true); err != nil {
+					t.Errorf("%d bytes: %v", size, err)
+				}
 			}
-		}
-		if err := datagram(t, ns[1], ns[2], there, there, 1412, false); err != nil {
-			t.Error(err)
-		}
-		if err := datagram(t, ns[1], ns[2], there, there, 1413, false); !errors.Is(err, unix.EMSGSIZE) {
-			t.Error(err)
+			if err := datagram(t, ns[1], ns[2], there, there, fits, false); err != nil {
+				t.Error(err)
+			}
+			if err := datagram(t, ns[1], ns[2], there, there, fits+1, false); !errors.Is(err, unix.EMSGSIZE) {
+				t.Error(err)
+			}
 		}
 	})
 	t.Run("services lead through it", func(t *testing.T) {
-		p, err := NewProxy(s.nodes[0].NetNS, rangesIPv4.Services)
+		p, err := NewProxy(s.nodes[0].NetNS, ranges.Services)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer p.Close()
-		vip := netip.MustParseAddr("10.43.0.79")
 		var svcs []Service
-		for _, proto := range []Protocol{TCP, UDP} {
-			ep := []netip.AddrPort{netip.AddrPortFrom(ip[2], 8080)}
-			svcs = append(svcs, Service{IP: vip, Port: 80, Proto: proto, Endpoints: ep},
-				Service{IP: AnyNodeAddress, Port: 30080, Proto: proto, Endpoints: ep, Masquerade: true})
+		for i, services := range ranges.Services {
+			ep := []netip.AddrPort{pod(2, i)}
+			svcs = append(svcs, both(Service{IP: nth(services, 79), Port: 80, Endpoints: ep})...)
+			svcs = append(svcs, both(Service{IP: anyNodeAddress(services.Addr().Is6()), Port: 30080, Endpoints: ep, Masquerade: true})...)
 		}
 		if err := p.Apply(State{Services: svcs}); err != nil {
 			t.Fatal(err)
 		}
-		expect(t, "pod to service", ns[1], netip.AddrPortFrom(vip, 80), fmt.Sprintf("p2 %s", ip[1]))
-		expect(t, "stranger to node port", s.router, netip.AddrPortFrom(s.nodes[0].IPs[0], 30080), fmt.Sprintf("p2 %s", s.nodes[0].IPs[0]))
+		for i, services := range ranges.Services {
+			own := s.nodes[0].IPs[i]
+			expect(t, "pod to service", ns[1], netip.AddrPortFrom(nth(services, 79), 80), fmt.Sprintf("p2 %s", ips[1][i]))
+			expect(t, "stranger to node port", s.router, netip.AddrPortFrom(own, 30080), fmt.Sprintf("p2 %s", own))
+		}
 	})
 	t.Run("again keeps the session, also of another process", func(t *testing.T) {
 		before := device(1).Peers
@@ -393,33 +448,37 @@ func TestWireGuard(t *testing.T) {
 		}
 	})
 	t.Run("a node has a new key", func(t *testing.T) {
-		s.meshes[1].cfg.Key = testKey(t)
-		s.peers[1].Key = s.meshes[1].cfg.Key.Public()
+		key := testKey(t)
+		s.meshes[1].cfg.Key = key
+		s.named("node-2", func(p *Peer) { p.Key = key.Public() })
 		s.sync()
 		everything(t)
-		if p := device(1).Peers; len(p) != 1 || PublicKey(p[0].PublicKey) != s.peers[1].Key {
+		if p := device(1).Peers; len(p) != 1 || PublicKey(p[0].PublicKey) != key.Public() {
 			t.Error(p)
 		}
 	})
 	t.Run("a node moves", func(t *testing.T) {
 		s.plug("node-2", 0)
 		s.address(s.nodes[1].NetNS, 0, 77)
-		s.nodes[1].IPs = []netip.Addr{siteIP(0, 77)}
-		s.peers[1].NodeIP, s.meshes[1].cfg.NodeIP, s.pods[1].cfg.NodeIPs = s.nodes[1].IPs[0], s.nodes[1].IPs[0], s.nodes[1].IPs
-		s.serve(s.nodes[1].NetNS, netip.AddrPortFrom(s.nodes[1].IPs[0], 10250), "n2")
+		s.nodes[1].IPs = s.at(0, 77)
+		s.meshes[1].cfg.NodeIPs, s.pods[1].cfg.NodeIPs = s.nodes[1].IPs, s.nodes[1].IPs
+		s.named("node-2", func(p *Peer) { p.NodeIP = Same(p.NodeIP, s.nodes[1].IPs) })
+		serveNode(2)
 		s.sync()
 		everything(t)
 	})
 	t.Run("a node that begins to encrypt is let in", func(t *testing.T) {
 		key := testKey(t)
-		s.meshes[2] = NewMesh(MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, NetNS: s.nodes[2].NetNS, Node: "node-3", NodeIP: s.nodes[2].IPs[0], Tunnel: TunnelAuto, Key: key})
-		s.peers[2].Key = key.Public()
+		s.meshes[2] = NewMesh(s.keyed(3, key))
+		s.named("node-3", func(p *Peer) { p.Key = key.Public() })
 		s.sync()
-		expect(t, "pod to pod", ns[1], netip.AddrPortFrom(ip[3], 8080), fmt.Sprintf("p3 %s", ip[1]))
-		expect(t, "pod to pod", ns[3], netip.AddrPortFrom(ip[2], 8080), fmt.Sprintf("p2 %s", ip[3]))
+		for i := range families {
+			expect(t, "pod to pod", ns[1], pod(3, i), fmt.Sprintf("p3 %s", ips[1][i]))
+			expect(t, "pod to pod", ns[3], pod(2, i), fmt.Sprintf("p2 %s", ips[3][i]))
+		}
 	})
 	t.Run("leaving takes all of it away", func(t *testing.T) {
-		if err := Leave(s.nodes[0].NetNS, rangesIPv4); err != nil {
+		if err := Leave(s.nodes[0].NetNS, ranges); err != nil {
 			t.Fatal(err)
 		}
 		if state := s.state(s.nodes[0].NetNS); state != "" {
@@ -435,12 +494,12 @@ func TestWireGuard(t *testing.T) {
 // datagramOf sends a text from one namespace to an address in another.
 func datagramOf(t *testing.T, from, to string, at netip.AddrPort, text string) error {
 	t.Helper()
-	l, err := ListenPacketIn(to, "udp4", at.String())
+	l, err := ListenPacketIn(to, "udp", at.String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	c, err := DialIn(from)(t.Context(), "udp4", at.String())
+	c, err := DialIn(from)(t.Context(), "udp", at.String())
 	if err != nil {
 		return err
 	}

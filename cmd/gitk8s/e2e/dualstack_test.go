@@ -137,6 +137,7 @@ func TestDualStack(t *testing.T) {
 	t.Run("Services", func(t *testing.T) { dualServices(t, d) })
 	t.Run("Names", func(t *testing.T) { dualNames(t, d) })
 	t.Run("Policy", func(t *testing.T) { dualPolicy(t, d) })
+	t.Run("Zones", func(t *testing.T) { dualZones(t, d) })
 	t.Run("Restart", func(t *testing.T) { dualRestart(t, d) })
 }
 
@@ -274,6 +275,53 @@ func dualPolicy(t *testing.T, d *dual) {
 	contains(t, d.ok(t, "net", "trace", "-n", d.ns, "asks", podIPs(d.one)[0]+":8080"), ": denied")
 	d.k.run(t, "delete", "networkpolicy", "one")
 	w.settles("none again", flows(d.two, d.one, true, true)...)
+}
+
+// dualZones: each node's zone gets its share of the endpoints, of both families, as long as
+// there are enough.
+func dualZones(t *testing.T, d *dual) {
+	d.k.run(t, "label", "node", "worker-1", "topology.kubernetes.io/zone=east")
+	auto := strings.Replace(dualService("zoned", ", ipFamilyPolicy: PreferDualStack, trafficDistribution: PreferSameZone"), "{name: zoned}", `{name: zoned, annotations: {service.kubernetes.io/topology-mode: Auto}}`, 1)
+	if r := d.k.try(auto, "apply", "-f", "-"); r.code != 0 || !strings.Contains(r.stderr, "Warning: spec.trafficDistribution: not acted on, because of the annotation service.kubernetes.io/topology-mode") {
+		t.Error(r)
+	}
+	hints := func(want string) {
+		t.Helper()
+		eventually(t, "hints "+want, func() error {
+			if got := d.k.run(t, "get", "endpointslices", "-l", "kubernetes.io/service-name=zoned", "-o", `jsonpath={range .items[*]}{range .endpoints[*]}{.targetRef.name}={.hints.forZones[*].name} {end}{end}`); got != want+" "+want+" " {
+				return errors.New(got)
+			}
+			return nil
+		})
+	}
+	d.eventOf(t, d.ns, "zoned", "TopologyAwareHintsDisabled", "node worker-2 has no label topology.kubernetes.io/zone")
+	hints("one= two=")
+	d.k.run(t, "label", "node", "worker-2", "topology.kubernetes.io/zone=west")
+	hints("one=east two=west")
+	d.eventOf(t, d.ns, "zoned", "TopologyAwareHintsEnabled", "addressType: IPv6")
+	for _, ip := range d.service(t, d.ns, "zoned").Spec.ClusterIPs {
+		for node, pod := range map[string]string{"worker-1": "one", "worker-2": "two"} {
+			ns, in := network.NodeNetNS(d.id(), node), 0
+			eventually(t, node+" keeps to its zone", func() error { // a chance of 1 in 64 without hints
+				for in = 0; in < 6; in++ {
+					if body, _, err := d.from(ns, netip.AddrPortFrom(netip.MustParseAddr(ip), 80).String(), "/client"); err != nil || !strings.HasPrefix(body, pod+" asked by ") {
+						return fmt.Errorf("%q %w", body, err)
+					}
+				}
+				return nil
+			})
+		}
+	}
+	// One endpoint is too few for two zones.
+	d.k.run(t, "label", "pod", "two", "app=else", "--overwrite")
+	hints("one=")
+	d.eventOf(t, d.ns, "zoned", "TopologyAwareHintsDisabled", "1 ready endpoints are not enough for 2 zones")
+	d.reaches(t, network.NodeNetNS(d.id(), "worker-2"), d.service(t, d.ns, "zoned").Spec.ClusterIPs[1], 80, "one asked by")
+	d.k.run(t, "label", "pod", "two", "app=web", "--overwrite")
+	d.k.run(t, "annotate", "service", "zoned", "service.kubernetes.io/topology-mode-")
+	d.eventOf(t, d.ns, "zoned", "TopologyAwareHintsDisabled", "no longer")
+	hints("one=east two=west") // by trafficDistribution now
+	d.k.run(t, "delete", "service", "zoned")
 }
 
 // dualRestart: another range is refused, and pods outlive a server that is killed.

@@ -28,6 +28,9 @@ type Decision struct {
 	Delete []*discoveryv1.EndpointSlice
 	// Endpoints is the older form of the same, for clients that read it.
 	Endpoints *corev1.Endpoints //nolint:staticcheck // served for old clients
+	// Allotted has an entry for each family, of a Service that wants its endpoints
+	// allotted to zones.
+	Allotted []Allotment
 }
 
 // group is a set of pods that listen on the same numeric ports.
@@ -38,8 +41,8 @@ type group struct {
 
 // Decide computes the slices of a Service from the pods it selects, for each family of
 // addresses that it has, reusing the existing slices so that one pod's change writes one
-// slice of each. zones are those of the nodes, by name.
-func Decide(svc *corev1.Service, pods []*corev1.Pod, zones map[string]string, existing []*discoveryv1.EndpointSlice) Decision {
+// slice of each.
+func Decide(svc *corev1.Service, pods []*corev1.Pod, places Places, existing []*discoveryv1.EndpointSlice) Decision {
 	families := svc.Spec.IPFamilies
 	if len(families) == 0 {
 		families = []corev1.IPFamily{corev1.IPv4Protocol}
@@ -48,7 +51,7 @@ func Decide(svc *corev1.Service, pods []*corev1.Pod, zones map[string]string, ex
 	var d Decision
 	for i, f := range families {
 		own := slices.DeleteFunc(slices.Clone(existing), func(s *discoveryv1.EndpointSlice) bool { return s.AddressType != discoveryv1.AddressType(f) })
-		groups := d.family(svc, f, pods, zones, own)
+		groups := d.family(svc, f, pods, places, own)
 		if i == 0 {
 			d.Endpoints = legacy(svc, groups)
 		}
@@ -62,7 +65,7 @@ func Decide(svc *corev1.Service, pods []*corev1.Pod, zones map[string]string, ex
 }
 
 // family decides the slices of one family.
-func (d *Decision) family(svc *corev1.Service, f corev1.IPFamily, pods []*corev1.Pod, zones map[string]string, existing []*discoveryv1.EndpointSlice) map[string]*group {
+func (d *Decision) family(svc *corev1.Service, f corev1.IPFamily, pods []*corev1.Pod, places Places, existing []*discoveryv1.EndpointSlice) map[string]*group {
 	groups := map[string]*group{}
 	for _, p := range pods {
 		ip := address(p, f)
@@ -76,10 +79,13 @@ func (d *Decision) family(svc *corev1.Service, f corev1.IPFamily, pods []*corev1
 			g = &group{ports: ports}
 			groups[key] = g
 		}
-		g.endpoints = append(g.endpoints, endpoint(svc, p, ip, zones[p.Spec.NodeName]))
+		g.endpoints = append(g.endpoints, endpoint(svc, p, ip, places.Zones[p.Spec.NodeName]))
 	}
 	for _, g := range groups {
 		slices.SortFunc(g.endpoints, func(a, b discoveryv1.Endpoint) int { return cmp.Compare(a.TargetRef.Name, b.TargetRef.Name) })
+	}
+	if Auto(svc) {
+		d.Allotted = append(d.Allotted, Allotment{f, allot(places.Capacity, readyOf(groups), hinted(existing))})
 	}
 	if len(groups) == 0 {
 		groups[""] = &group{} // an empty slice says that there are no endpoints
@@ -203,9 +209,10 @@ func endpoint(svc *corev1.Service, p *corev1.Pod, ip, zone string) discoveryv1.E
 
 // hints say for whom an endpoint is, by the Service's trafficDistribution (page
 // "Service", section "Traffic distribution", and KEP-3015): for its own zone, or its
-// own node and then its zone.
+// own node and then its zone. Where zones are allotted by the older annotation, that says
+// it alone.
 func hints(svc *corev1.Service, node, zone *string) *discoveryv1.EndpointHints {
-	if svc.Spec.TrafficDistribution == nil {
+	if svc.Spec.TrafficDistribution == nil || Auto(svc) {
 		return nil
 	}
 	out := &discoveryv1.EndpointHints{}
@@ -217,6 +224,33 @@ func hints(svc *corev1.Service, node, zone *string) *discoveryv1.EndpointHints {
 	}
 	if len(out.ForZones)+len(out.ForNodes) == 0 {
 		return nil
+	}
+	return out
+}
+
+// readyOf are the ready endpoints of all groups, in the order of their names.
+func readyOf(groups map[string]*group) []*discoveryv1.Endpoint {
+	var out []*discoveryv1.Endpoint
+	for _, g := range groups {
+		for i := range g.endpoints {
+			if *g.endpoints[i].Conditions.Ready {
+				out = append(out, &g.endpoints[i])
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b *discoveryv1.Endpoint) int { return cmp.Compare(a.TargetRef.Name, b.TargetRef.Name) })
+	return out
+}
+
+// hinted are the zones that endpoints are for now, by pod.
+func hinted(existing []*discoveryv1.EndpointSlice) map[string]string {
+	out := map[string]string{}
+	for _, s := range existing {
+		for _, e := range s.Endpoints {
+			if e.TargetRef != nil && e.Hints != nil && len(e.Hints.ForZones) == 1 {
+				out[e.TargetRef.Name] = e.Hints.ForZones[0].Name
+			}
+		}
 	}
 	return out
 }

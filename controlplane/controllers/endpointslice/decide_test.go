@@ -56,7 +56,7 @@ func TestConditions(t *testing.T) {
 		if c.deleting {
 			p.DeletionTimestamp = &now
 		}
-		e := Decide(svc, []*corev1.Pod{p}, nil, nil).Create[0].Endpoints[0]
+		e := Decide(svc, []*corev1.Pod{p}, Places{}, nil).Create[0].Endpoints[0]
 		if *e.Conditions.Ready != c.wantReady || *e.Conditions.Serving != c.wantServing || *e.Conditions.Terminating != c.end {
 			t.Errorf("%s: ready %v serving %v terminating %v", c.name, *e.Conditions.Ready, *e.Conditions.Serving, *e.Conditions.Terminating)
 		}
@@ -68,7 +68,7 @@ func TestPorts(t *testing.T) {
 	other.Spec.Containers[0].Ports[0].ContainerPort = 9090 // the same name, another number
 	nameless := pod(3, true)
 	nameless.Spec.Containers = nil
-	d := Decide(service(http), []*corev1.Pod{pod(1, true), other, nameless}, nil, nil)
+	d := Decide(service(http), []*corev1.Pod{pod(1, true), other, nameless}, Places{}, nil)
 	got := map[int32]string{}
 	for _, s := range d.Create {
 		for _, p := range s.Ports {
@@ -88,7 +88,7 @@ func TestEndedPodsLeave(t *testing.T) {
 	p.Status.Phase = corev1.PodSucceeded
 	q := pod(2, true)
 	q.Status.PodIP = ""
-	if d := Decide(service(http), []*corev1.Pod{p, q}, nil, nil); len(d.Create[0].Endpoints) != 0 {
+	if d := Decide(service(http), []*corev1.Pod{p, q}, Places{}, nil); len(d.Create[0].Endpoints) != 0 {
 		t.Errorf("endpoints %v", d.Create[0].Endpoints)
 	}
 }
@@ -104,7 +104,7 @@ func TestConverges(t *testing.T) {
 			for i := range rapid.IntRange(0, 320).Draw(t, "pods") {
 				pods = append(pods, pod(i, rapid.IntRange(0, 9).Draw(t, "ready") > 0))
 			}
-			d := Decide(svc, pods, nil, have)
+			d := Decide(svc, pods, Places{}, have)
 			have = carryOut(have, d)
 			seen := map[string]int{}
 			for _, s := range have {
@@ -123,7 +123,7 @@ func TestConverges(t *testing.T) {
 			if len(seen) != len(pods) {
 				t.Fatalf("%d endpoints for %d pods", len(seen), len(pods))
 			}
-			again := Decide(svc, pods, nil, have)
+			again := Decide(svc, pods, Places{}, have)
 			if len(again.Create)+len(again.Update)+len(again.Delete) > 0 {
 				t.Fatalf("a second look changes %d, %d, %d", len(again.Create), len(again.Update), len(again.Delete))
 			}
@@ -176,7 +176,7 @@ func TestHints(t *testing.T) {
 			svc.Spec.TrafficDistribution = &distribution
 		}
 		var got []string
-		for _, e := range Decide(svc, pods, zones, nil).Create[0].Endpoints {
+		for _, e := range Decide(svc, pods, Places{Zones: zones}, nil).Create[0].Endpoints {
 			text := "-"
 			if e.Zone != nil {
 				text = *e.Zone
@@ -223,7 +223,7 @@ func TestFamilies(t *testing.T) {
 		}
 		return strings.Join(out, ", ")
 	}
-	d := Decide(svc, []*corev1.Pod{two, six}, nil, nil)
+	d := Decide(svc, []*corev1.Pod{two, six}, Places{}, nil)
 	if got := said(d.Create); got != "IPv6 fd00::1 fd00::2, IPv4 10.42.0.3" {
 		t.Errorf("made: %s", got)
 	}
@@ -234,11 +234,11 @@ func TestFamilies(t *testing.T) {
 	for i, s := range have {
 		s.Name = fmt.Sprint("s", i)
 	}
-	if d := Decide(svc, []*corev1.Pod{two, six}, nil, have); len(d.Create)+len(d.Update)+len(d.Delete) > 0 {
+	if d := Decide(svc, []*corev1.Pod{two, six}, Places{}, have); len(d.Create)+len(d.Update)+len(d.Delete) > 0 {
 		t.Errorf("again: %+v", d)
 	}
 	svc.Spec.IPFamilies = svc.Spec.IPFamilies[:1]
-	if d := Decide(svc, []*corev1.Pod{two, six}, nil, have); said(d.Delete) != "IPv4 10.42.0.3" || len(d.Create)+len(d.Update) > 0 {
+	if d := Decide(svc, []*corev1.Pod{two, six}, Places{}, have); said(d.Delete) != "IPv4 10.42.0.3" || len(d.Create)+len(d.Update) > 0 {
 		t.Errorf("one family less: %+v", d)
 	}
 }

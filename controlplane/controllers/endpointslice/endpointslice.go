@@ -8,16 +8,19 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
 
 	"gitk8s.dev/gitk8s/controlplane/controller"
 )
@@ -34,14 +37,25 @@ type Controller struct {
 	endpoints corelisters.EndpointsLister
 	synced    []cache.InformerSynced
 	loop      *controller.Loop
+	events    record.EventRecorder
+
+	mu sync.Mutex
+	// said is what the last event of a family of a Service says. Guarded by mu.
+	said map[family]string
+}
+
+// family of a Service.
+type family struct {
+	service types.UID
+	family  corev1.IPFamily
 }
 
 // New returns a controller that watches through f; f is started by the caller.
-func New(client kubernetes.Interface, f informers.SharedInformerFactory) *Controller {
+func New(client kubernetes.Interface, f informers.SharedInformerFactory, events record.EventRecorder) *Controller {
 	core := f.Core().V1()
 	svc, pods, nodes, eps, sl := core.Services(), core.Pods(), core.Nodes(), core.Endpoints(), f.Discovery().V1().EndpointSlices()
 	c := &Controller{
-		client: client, services: svc.Lister(), pods: pods.Lister(), nodes: nodes.Lister(), endpoints: eps.Lister(),
+		client: client, events: events, said: map[family]string{}, services: svc.Lister(), pods: pods.Lister(), nodes: nodes.Lister(), endpoints: eps.Lister(),
 		slices: controller.EndpointSlices{Client: client, Lister: sl.Lister(), ManagedBy: managedBy, Expected: controller.NewExpectations()},
 		synced: []cache.InformerSynced{svc.Informer().HasSynced, pods.Informer().HasSynced, nodes.Informer().HasSynced, sl.Informer().HasSynced, eps.Informer().HasSynced},
 	}
@@ -49,6 +63,7 @@ func New(client kubernetes.Interface, f informers.SharedInformerFactory) *Contro
 	svc.Informer().AddEventHandler(controller.Handler(func(old, svc *corev1.Service) {
 		if svc == nil {
 			svc = old
+			c.forget(svc.UID)
 		}
 		c.loop.Add(controller.Key(svc))
 	}))
@@ -83,7 +98,7 @@ func (c *Controller) onPod(old, pod *corev1.Pod) {
 }
 
 // onNode queues every Service when a node's zone becomes known or changes: it stands in
-// the endpoints.
+// the endpoints. What else makes zones larger or smaller concerns those that are allotted.
 func (c *Controller) onNode(old, n *corev1.Node) {
 	zone := func(n *corev1.Node) string {
 		if n == nil {
@@ -91,14 +106,15 @@ func (c *Controller) onNode(old, n *corev1.Node) {
 		}
 		return n.Labels[corev1.LabelTopologyZone]
 	}
-	if n == nil || zone(old) == zone(n) {
-		return // the endpoints of a node that is gone go with their pods
+	moved := n != nil && zone(old) != zone(n) // the endpoints of a node that is gone go with their pods
+	if !moved && shareOf(old) == shareOf(n) {
+		return
 	}
 	services, err := c.services.List(labels.Everything())
 	if err != nil {
 		return
 	}
-	controller.AddWhere(c.loop, services, func(*corev1.Service) bool { return true })
+	controller.AddWhere(c.loop, services, func(svc *corev1.Service) bool { return moved || Auto(svc) })
 }
 
 func published(a, b *corev1.Pod) bool {
@@ -131,17 +147,71 @@ func (c *Controller) sync(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
-	zones := map[string]string{}
-	for _, p := range pods {
-		if n, err := c.nodes.Get(p.Spec.NodeName); err == nil {
-			zones[n.Name] = n.Labels[corev1.LabelTopologyZone]
-		}
+	places, err := c.places(svc, pods)
+	if err != nil {
+		return err
 	}
-	d := Decide(svc, pods, zones, existing)
+	d := Decide(svc, pods, places, existing)
 	if err := c.slices.Write(ctx, key, d.Update, d.Create, d.Delete); err != nil {
 		return fmt.Errorf("endpoint slices of %s: %w", key, err)
 	}
+	c.tell(svc, d.Allotted)
 	return c.syncEndpoints(ctx, d.Endpoints)
+}
+
+func (c *Controller) places(svc *corev1.Service, pods []*corev1.Pod) (Places, error) {
+	out := Places{Zones: map[string]string{}}
+	for _, p := range pods {
+		if n, err := c.nodes.Get(p.Spec.NodeName); err == nil {
+			out.Zones[n.Name] = n.Labels[corev1.LabelTopologyZone]
+		}
+	}
+	if !Auto(svc) {
+		return out, nil
+	}
+	nodes, err := c.nodes.List(labels.Everything())
+	out.Capacity = CapacityOf(nodes)
+	return out, err
+}
+
+// tell says in events whether endpoints are allotted to zones, when that changes or its
+// reason does (KEP-2433, section "Events").
+func (c *Controller) tell(svc *corev1.Service, allotted []Allotment) {
+	now := map[corev1.IPFamily]string{}
+	for _, a := range allotted {
+		now[a.Family] = "Endpoints are allotted to zones"
+		if a.Problem != "" {
+			now[a.Family] = "Endpoints are not allotted to zones: " + a.Problem
+		}
+		now[a.Family] += ", addressType: " + string(a.Family)
+	}
+	for _, f := range []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol} {
+		of, text := family{svc.UID, f}, now[f]
+		c.mu.Lock()
+		before := c.said[of]
+		if text == "" {
+			delete(c.said, of)
+		} else {
+			c.said[of] = text
+		}
+		c.mu.Unlock()
+		on := slices.Contains(allotted, Allotment{Family: f})
+		switch {
+		case text == before:
+		case text == "":
+			c.events.Event(svc, corev1.EventTypeNormal, "TopologyAwareHintsDisabled", "Endpoints are no longer to be allotted to zones, addressType: "+string(f))
+		case on:
+			c.events.Event(svc, corev1.EventTypeNormal, "TopologyAwareHintsEnabled", text)
+		default:
+			c.events.Event(svc, corev1.EventTypeWarning, "TopologyAwareHintsDisabled", text)
+		}
+	}
+}
+
+func (c *Controller) forget(service types.UID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	maps.DeleteFunc(c.said, func(f family, _ string) bool { return f.service == service })
 }
 
 func (c *Controller) syncEndpoints(ctx context.Context, want *corev1.Endpoints) error { //nolint:staticcheck // served for old clients

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -17,7 +18,7 @@ const (
 	Class = "gitk8s.dev/load-balancer"
 	// Finalizer keeps a load balancer until it is taken down, as Kubernetes has it.
 	Finalizer = "service.kubernetes.io/load-balancer-cleanup"
-	// AnnouncedBy names the node that has the address of a pool on its link.
+	// AnnouncedBy names the node that has the addresses of a pool on its link.
 	AnnouncedBy = "gitk8s.dev/announced-by"
 )
 
@@ -40,9 +41,9 @@ type Snapshot struct {
 // Outcome is what a load balancer should be.
 type Outcome struct {
 	Ingress []corev1.LoadBalancerIngress
-	// Node announces the address, empty without a pool.
+	// Node announces the addresses, empty without a pool.
 	Node string
-	// Problem is why there is no address.
+	// Problem is why there is no address, or none of a family that the service must have.
 	Problem string
 }
 
@@ -55,7 +56,7 @@ func wants(svc *corev1.Service) bool {
 // Decide computes what every load balancer should be, by namespace/name. Those that
 // have an address keep it as long as it suits; then the oldest come first.
 func Decide(cfg Config, s Snapshot) map[string]Outcome {
-	d := &decision{Config: cfg, nodes: usable(s.Nodes), ports: map[portKey]string{}, taken: map[netip.Addr]bool{}, load: map[string]int{}, ready: readyOn(s.Slices)}
+	d := &decision{Config: cfg, nodes: usable(s.Nodes), ports: map[portKey]string{}, taken: map[netip.Addr]string{}, load: map[string]int{}, ready: readyOn(s.Slices)}
 	var mine []*corev1.Service
 	for _, svc := range s.Services {
 		if wants(svc) {
@@ -67,6 +68,9 @@ func Decide(cfg Config, s Snapshot) map[string]Outcome {
 		return cmp.Or(cmp.Compare(d.rank(a), d.rank(b)), a.CreationTimestamp.Compare(b.CreationTimestamp.Time),
 			cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
+	for _, svc := range mine {
+		d.keep(svc)
+	}
 	out := map[string]Outcome{}
 	for _, svc := range mine {
 		if len(cfg.Pool) == 0 {
@@ -101,9 +105,9 @@ type portKey struct {
 type decision struct {
 	Config
 	nodes []node
-	ports map[portKey]string  // who has which port, where addresses are shared
-	taken map[netip.Addr]bool // addresses of the pool
-	load  map[string]int      // how many addresses each node announces
+	ports map[portKey]string    // who has which port, where addresses are shared
+	taken map[netip.Addr]string // who has which address of the pool
+	load  map[string]int        // how many addresses each node announces
 	ready map[string]map[string]bool
 }
 
@@ -114,14 +118,17 @@ type node struct {
 
 func (n node) equal(o node) bool { return n.name == o.name && slices.Equal(n.ips, o.ips) }
 
+func families(svc *corev1.Service) []corev1.IPFamily {
+	if len(svc.Spec.IPFamilies) == 0 {
+		return []corev1.IPFamily{corev1.IPv4Protocol}
+	}
+	return svc.Spec.IPFamilies
+}
+
 // of are the node's addresses of a service's families, one of each, those of its first
 // family first.
 func (n node) of(svc *corev1.Service) (out []netip.Addr) {
-	families := svc.Spec.IPFamilies
-	if len(families) == 0 {
-		families = []corev1.IPFamily{corev1.IPv4Protocol}
-	}
-	for _, f := range families {
+	for _, f := range families(svc) {
 		if i := slices.IndexFunc(n.ips, func(ip netip.Addr) bool { return ip.Is6() == (f == corev1.IPv6Protocol) }); i >= 0 {
 			out = append(out, n.ips[i])
 		}
@@ -225,17 +232,26 @@ func (d *decision) shared(svc *corev1.Service) Outcome {
 	return out
 }
 
-// own gives a service an IPv4 address of the pool and a node that announces it.
+// own gives a service an address of the pool of each of its families, and a node that
+// announces them. One family is enough for a service that only prefers to have both.
 func (d *decision) own(svc *corev1.Service) Outcome {
-	if len(svc.Spec.IPFamilies) > 0 && !slices.Contains(svc.Spec.IPFamilies, corev1.IPv4Protocol) {
-		return Outcome{Problem: "the pool has IPv4 addresses alone, and the service none of that family"}
+	var out Outcome
+	var problems []string
+	for _, f := range families(svc) {
+		ip, problem := d.address(svc, f == corev1.IPv6Protocol)
+		if problem != "" {
+			problems = append(problems, problem)
+			continue
+		}
+		d.taken[ip] = key(svc)
+		out.Ingress = append(out.Ingress, ingress(ip))
 	}
-	ip, problem := d.address(svc)
-	if problem != "" {
-		return Outcome{Problem: problem}
+	if len(out.Ingress) == 0 || ptr.Deref(svc.Spec.IPFamilyPolicy, "") != corev1.IPFamilyPolicyPreferDualStack {
+		out.Problem = strings.Join(problems, "; ")
 	}
-	d.taken[ip] = true
-	out := Outcome{Ingress: []corev1.LoadBalancerIngress{ingress(ip)}}
+	if len(out.Ingress) == 0 {
+		return out
+	}
 	has := svc.Annotations[AnnouncedBy]
 	for _, n := range d.serving(svc) {
 		if n.name == has {
@@ -250,27 +266,58 @@ func (d *decision) own(svc *corev1.Service) Outcome {
 	return out
 }
 
-func (d *decision) address(svc *corev1.Service) (ip netip.Addr, problem string) {
+// keep takes the addresses that a service has and may keep, before others get new ones.
+func (d *decision) keep(svc *corev1.Service) {
+	for _, f := range families(svc) {
+		v6 := f == corev1.IPv6Protocol
+		wanted, err := netip.ParseAddr(svc.Spec.LoadBalancerIP)
+		for _, in := range svc.Status.LoadBalancer.Ingress {
+			ip, bad := netip.ParseAddr(in.IP)
+			if bad != nil || ip.Is6() != v6 || !d.Pool.Contains(ip) || d.taken[ip] != "" || err == nil && wanted.Is6() == v6 && wanted != ip {
+				continue
+			}
+			d.taken[ip] = key(svc)
+			break
+		}
+	}
+}
+
+// address is the one of a family that a service is to have.
+func (d *decision) address(svc *corev1.Service, v6 bool) (ip netip.Addr, problem string) {
 	if wanted := svc.Spec.LoadBalancerIP; wanted != "" {
 		ip, err := netip.ParseAddr(wanted)
 		switch {
 		case err != nil || !d.Pool.Contains(ip):
 			return ip, fmt.Sprintf("loadBalancerIP %s is not in the pool", wanted)
-		case d.taken[ip]:
+		case ip.Is6() != v6 && len(families(svc)) == 1:
+			return ip, fmt.Sprintf("loadBalancerIP %s is not of the service's family %s", wanted, families(svc)[0])
+		case ip.Is6() != v6: // that of the other family may be any
+		case d.taken[ip] != "" && d.taken[ip] != key(svc):
 			return ip, fmt.Sprintf("loadBalancerIP %s is in use by another service", wanted)
-		}
-		return ip, ""
-	}
-	for _, in := range svc.Status.LoadBalancer.Ingress {
-		if ip, err := netip.ParseAddr(in.IP); err == nil && d.Pool.Contains(ip) && !d.taken[ip] {
+		default:
 			return ip, ""
 		}
 	}
-	ip, ok := d.Pool.free(d.taken)
+	if !d.Pool.has(v6) {
+		return ip, fmt.Sprintf("the pool has no %s addresses", familyName(v6))
+	}
+	for _, in := range svc.Status.LoadBalancer.Ingress {
+		if ip, err := netip.ParseAddr(in.IP); err == nil && ip.Is6() == v6 && d.taken[ip] == key(svc) {
+			return ip, ""
+		}
+	}
+	ip, ok := d.Pool.free(v6, d.taken)
 	if !ok {
-		return ip, "no address of the pool is free"
+		return ip, fmt.Sprintf("no %s address of the pool is free", familyName(v6))
 	}
 	return ip, ""
+}
+
+func familyName(v6 bool) corev1.IPFamily {
+	if v6 {
+		return corev1.IPv6Protocol
+	}
+	return corev1.IPv4Protocol
 }
 
 func ingress(ip netip.Addr) corev1.LoadBalancerIngress {

@@ -71,6 +71,8 @@ func TestDecideFamilies(t *testing.T) {
 	}
 	nodes := []*corev1.Node{both("10.41.0.11", "fd00::b"), both("10.41.0.12", "fd00::c"), machine("z", "10.41.0.13", nil)}
 	pool := Pool{{netip.MustParseAddr("10.41.0.240"), netip.MustParseAddr("10.41.0.241")}}
+	six := Pool{{netip.MustParseAddr("fd00::f0"), netip.MustParseAddr("fd00::f1")}}
+	pools := slices.Concat(pool, six)
 	for _, x := range []struct {
 		families []corev1.IPFamily
 		pool     Pool
@@ -81,15 +83,24 @@ func TestDecideFamilies(t *testing.T) {
 		{[]corev1.IPFamily{corev1.IPv6Protocol}, nil, "", "fd00::b fd00::c"},
 		{[]corev1.IPFamily{corev1.IPv6Protocol, corev1.IPv4Protocol}, nil, "", "fd00::b 10.41.0.11 fd00::c 10.41.0.12 10.41.0.13"},
 		{[]corev1.IPFamily{corev1.IPv6Protocol, corev1.IPv4Protocol}, nil, "fd00::c", "fd00::c"},
-		{[]corev1.IPFamily{corev1.IPv6Protocol}, nil, "10.41.0.12", "loadBalancerIP 10.41.0.12 is not the address of a node that is ready"},
-		{[]corev1.IPFamily{corev1.IPv6Protocol, corev1.IPv4Protocol}, pool, "", "10.41.0.240"},
-		{[]corev1.IPFamily{corev1.IPv6Protocol}, pool, "", "the pool has IPv4 addresses alone, and the service none of that family"},
+		{[]corev1.IPFamily{corev1.IPv6Protocol}, nil, "10.41.0.12", "! loadBalancerIP 10.41.0.12 is not the address of a node that is ready"},
+		{[]corev1.IPFamily{corev1.IPv6Protocol, corev1.IPv4Protocol}, pool, "", "10.41.0.240! the pool has no IPv6 addresses"},
+		{[]corev1.IPFamily{corev1.IPv6Protocol}, pool, "", "! the pool has no IPv6 addresses"},
+		{[]corev1.IPFamily{corev1.IPv6Protocol, corev1.IPv4Protocol}, pools, "", "fd00::f0 10.41.0.240"},
+		{[]corev1.IPFamily{corev1.IPv4Protocol}, pools, "", "10.41.0.240"},
+		{[]corev1.IPFamily{corev1.IPv6Protocol}, six, "", "fd00::f0"},
+		{[]corev1.IPFamily{corev1.IPv4Protocol}, six, "", "! the pool has no IPv4 addresses"},
+		{[]corev1.IPFamily{corev1.IPv6Protocol, corev1.IPv4Protocol}, pools, "fd00::f1", "fd00::f1 10.41.0.240"},
+		{[]corev1.IPFamily{corev1.IPv4Protocol}, pools, "fd00::f1", "! loadBalancerIP fd00::f1 is not of the service's family IPv4"},
 	} {
 		svc := balancer("x", 1, 80, func(s *corev1.Service) { s.Spec.IPFamilies, s.Spec.LoadBalancerIP = x.families, x.wanted })
 		out := Decide(Config{Pool: x.pool}, Snapshot{Services: []*corev1.Service{svc}, Nodes: nodes})["ns/x"]
-		got := out.Problem
+		got := ""
 		for i, in := range out.Ingress {
 			got += map[bool]string{true: " "}[i > 0] + in.IP
+		}
+		if out.Problem != "" {
+			got += "! " + out.Problem
 		}
 		if got != x.want {
 			t.Errorf("%v %s: %q, want %q", x.families, x.wanted, got, x.want)
@@ -102,6 +113,7 @@ func TestDecide(t *testing.T) {
 	withoutA := []*corev1.Node{machine("a", "10.41.0.11", func(n *corev1.Node) { n.Status.Conditions[0].Status = corev1.ConditionUnknown }), nodes[1]}
 	excludedB := []*corev1.Node{nodes[0], machine("b", "10.41.0.12", func(n *corev1.Node) { n.Labels = map[string]string{corev1.LabelNodeExcludeBalancers: ""} })}
 	pool := Pool{{netip.MustParseAddr("10.41.0.240"), netip.MustParseAddr("10.41.0.241")}}
+	pools := append(slices.Clone(pool), Range{netip.MustParseAddr("fd00::f0"), netip.MustParseAddr("fd00::f1")})
 	for _, c := range []struct {
 		name   string
 		pool   Pool
@@ -129,7 +141,7 @@ func TestDecide(t *testing.T) {
 		}, nil, map[string]string{"ns/y": "10.41.0.11 10.41.0.12"}},
 
 		{"from the pool", pool, nodes, []*corev1.Service{balancer("x", 1, 80, nil), balancer("y", 2, 80, nil), balancer("z", 3, 80, nil)}, nil,
-			map[string]string{"ns/x": "10.41.0.240 by a", "ns/y": "10.41.0.241 by b", "ns/z": "! no address of the pool is free"}},
+			map[string]string{"ns/x": "10.41.0.240 by a", "ns/y": "10.41.0.241 by b", "ns/z": "! no IPv4 address of the pool is free"}},
 		{"kept", pool, nodes, []*corev1.Service{balancer("x", 1, 80, nil), balancer("y", 2, 80, announcedBy("a", "10.41.0.240"))}, nil,
 			map[string]string{"ns/x": "10.41.0.241 by b", "ns/y": "10.41.0.240 by a"}},
 		{"node lost", pool, withoutA, []*corev1.Service{balancer("y", 2, 80, announcedBy("a", "10.41.0.240"))}, nil, map[string]string{"ns/y": "10.41.0.240 by b"}},
@@ -139,6 +151,19 @@ func TestDecide(t *testing.T) {
 		{"wanted, not there", pool, nodes, []*corev1.Service{balancer("x", 1, 80, func(s *corev1.Service) { s.Spec.LoadBalancerIP = "10.41.0.250" })}, nil, map[string]string{"ns/x": "! loadBalancerIP 10.41.0.250 is not in the pool"}},
 		{"wanted, taken", pool, nodes, []*corev1.Service{balancer("y", 2, 80, announcedBy("a", "10.41.0.240")), balancer("x", 1, 80, func(s *corev1.Service) { s.Spec.LoadBalancerIP = "10.41.0.240" })}, nil,
 			map[string]string{"ns/y": "10.41.0.240 by a", "ns/x": "! loadBalancerIP 10.41.0.240 is in use by another service"}},
+		{"one that had one family gets another", pools, nodes, []*corev1.Service{
+			balancer("x", 1, 80, func(s *corev1.Service) {
+				announcedBy("a", "10.41.0.240")(s)
+				s.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
+			}),
+			balancer("y", 2, 80, func(s *corev1.Service) {
+				announcedBy("b", "fd00::f0")(s)
+				s.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv6Protocol}
+			}),
+		}, nil, map[string]string{"ns/x": "10.41.0.240 fd00::f1 by a", "ns/y": "fd00::f0 by b"}},
+		{"preferred families", pool, nodes, []*corev1.Service{balancer("x", 1, 80, func(s *corev1.Service) {
+			s.Spec.IPFamilies, s.Spec.IPFamilyPolicy = []corev1.IPFamily{corev1.IPv6Protocol, corev1.IPv4Protocol}, ptr.To(corev1.IPFamilyPolicyPreferDualStack)
+		})}, nil, map[string]string{"ns/x": "10.41.0.240 by a"}},
 		{"outside of a new pool", pool, nodes, []*corev1.Service{balancer("x", 1, 80, announcedBy("a", "192.0.2.9")), balancer("y", 2, 80, announcedBy("b", "10.41.0.240"))}, nil,
 			map[string]string{"ns/x": "10.41.0.241 by a", "ns/y": "10.41.0.240 by b"}},
 	} {
@@ -172,13 +197,17 @@ func TestNothingIsGivenTwice(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		cfg := Config{}
 		if rapid.Bool().Draw(t, "pool") {
-			cfg.Pool = Pool{{netip.MustParseAddr("10.41.0.240"), netip.MustParseAddr("10.41.0.243")}}
+			cfg.Pool = Pool{{netip.MustParseAddr("10.41.0.240"), netip.MustParseAddr("10.41.0.243")}, {netip.MustParseAddr("fd00::f0"), netip.MustParseAddr("fd00::f2")}}
 		}
 		var svcs []*corev1.Service
 		for i := range rapid.IntRange(0, 6).Draw(t, "services") {
 			svcs = append(svcs, balancer(fmt.Sprint("s", i), int64(rapid.IntRange(0, 3).Draw(t, "age")), int32(rapid.IntRange(80, 82).Draw(t, "port")), func(s *corev1.Service) {
 				if ip := rapid.SampledFrom([]string{"", "10.41.0.11", "10.41.0.240", "10.41.0.241", "192.0.2.1"}).Draw(t, "had"); ip != "" {
 					announcedBy(rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "node"), ip)(s)
+				}
+				s.Spec.IPFamilies = rapid.SampledFrom([][]corev1.IPFamily{nil, {corev1.IPv4Protocol}, {corev1.IPv6Protocol, corev1.IPv4Protocol}}).Draw(t, "families")
+				if had := rapid.SampledFrom([]string{"", "fd00::f0", "fd00::f1", "fd00::1"}).Draw(t, "had of IPv6"); had != "" {
+					s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: had})
 				}
 			}))
 		}
@@ -196,7 +225,7 @@ func TestNothingIsGivenTwice(t *testing.T) {
 				}
 				seen[at] = svc.Name
 			}
-			if (o.Problem == "") != (len(o.Ingress) > 0) {
+			if o.Problem == "" && len(o.Ingress) == 0 || o.Problem != "" && len(o.Ingress) == len(families(svc)) {
 				t.Fatalf("%+v", o)
 			}
 			svc.Status.LoadBalancer.Ingress = slices.Clone(o.Ingress)
@@ -213,10 +242,19 @@ func TestParsePool(t *testing.T) {
 		"":               "[]",
 		"10.41.0.240/28": "[{10.41.0.241 10.41.0.254}]",
 		"10.41.0.240-10.41.0.250, 10.41.0.252/32": "[{10.41.0.240 10.41.0.250} {10.41.0.252 10.41.0.252}]",
-		"192.0.2.1":           "[{192.0.2.1 192.0.2.1}]",
-		"192.0.2.9-192.0.2.1": "error",
-		"fd00::/64":           "error",
-		"x":                   "error",
+		"192.0.2.1":                       "[{192.0.2.1 192.0.2.1}]",
+		"192.0.2.9-192.0.2.1":             "error",
+		"fd00:0:0:1::/64":                 "[{fd00:0:0:1::1 fd00::1:ffff:ffff:ffff:ffff}]",
+		"fd00::f0-fd00::ff, 192.0.2.0/31": "[{fd00::f0 fd00::ff} {192.0.2.0 192.0.2.1}]",
+		"fd00::7/128":                     "[{fd00::7 fd00::7}]",
+		"fd00::/127":                      "[{fd00:: fd00::1}]",
+		"fd00::1-192.0.2.1":               "error",
+		"fe80::1":                         "error",
+		"ff02::/16":                       "error",
+		"fd00::1%eth0":                    "error",
+		"::ffff:192.0.2.1":                "error",
+		"127.0.0.0/8":                     "error",
+		"x":                               "error",
 	} {
 		pool, err := ParsePool(text)
 		got := fmt.Sprint(pool)

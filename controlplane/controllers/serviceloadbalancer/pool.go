@@ -3,6 +3,7 @@ package serviceloadbalancer
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -13,8 +14,9 @@ type Pool []Range
 type Range struct{ First, Last netip.Addr }
 
 // ParsePool reads ranges with commas between, each a CIDR, two addresses with a dash
-// between, or one address. Of a CIDR of more than two addresses the first and the
-// last are left out: they mean the network and all of it.
+// between, or one address. Of an IPv4 CIDR of more than two addresses the first and the
+// last are left out: they mean the network and all of it. Of an IPv6 one the first is: it
+// means the network's routers (RFC 4291, section 2.6.1).
 func ParsePool(text string) (Pool, error) {
 	var out Pool
 	for part := range strings.SplitSeq(text, ",") {
@@ -33,10 +35,7 @@ func ParsePool(text string) (Pool, error) {
 
 func parseRange(text string) (Range, error) {
 	if prefix, err := netip.ParsePrefix(text); err == nil {
-		if !prefix.Addr().Is4() {
-			return Range{}, fmt.Errorf("not IPv4")
-		}
-		return ofPrefix(prefix.Masked()), nil
+		return checked(ofPrefix(prefix.Masked()))
 	}
 	from, to, isRange := strings.Cut(text, "-")
 	if !isRange {
@@ -50,20 +49,33 @@ func parseRange(text string) (Range, error) {
 	if err != nil {
 		return Range{}, err
 	}
-	if !first.Is4() || !last.Is4() || last.Less(first) {
-		return Range{}, fmt.Errorf("not a range of IPv4 addresses")
+	return checked(Range{first, last})
+}
+
+func checked(r Range) (Range, error) {
+	switch {
+	case r.First.Is4() != r.Last.Is4() || r.First.Zone()+r.Last.Zone() != "" || r.First.Is4In6() || r.Last.Is4In6():
+		return Range{}, fmt.Errorf("not addresses of one family")
+	case r.Last.Less(r.First):
+		return Range{}, fmt.Errorf("the last address is before the first")
+	case !r.First.IsGlobalUnicast() || !r.Last.IsGlobalUnicast():
+		return Range{}, fmt.Errorf("not addresses that a machine can have")
 	}
-	return Range{first, last}, nil
+	return r, nil
 }
 
 func ofPrefix(p netip.Prefix) Range {
-	last := p.Addr().As4()
-	for bit := p.Bits(); bit < 32; bit++ {
+	last := p.Addr().AsSlice()
+	for bit := p.Bits(); bit < 8*len(last); bit++ {
 		last[bit/8] |= 1 << (7 - bit%8)
 	}
-	r := Range{p.Addr(), netip.AddrFrom4(last)}
-	if p.Bits() < 31 {
-		r.First, r.Last = r.First.Next(), r.Last.Prev()
+	r := Range{First: p.Addr()}
+	r.Last, _ = netip.AddrFromSlice(last)
+	if p.Bits() < 8*len(last)-1 {
+		r.First = r.First.Next()
+		if r.First.Is4() {
+			r.Last = r.Last.Prev()
+		}
 	}
 	return r
 }
@@ -78,11 +90,19 @@ func (p Pool) Contains(ip netip.Addr) bool {
 	return false
 }
 
-// free is the first address that is not taken.
-func (p Pool) free(taken map[netip.Addr]bool) (netip.Addr, bool) {
+// has tells whether there are addresses of a family.
+func (p Pool) has(v6 bool) bool {
+	return slices.ContainsFunc(p, func(r Range) bool { return r.First.Is6() == v6 })
+}
+
+// free is the first address of a family that is not taken.
+func (p Pool) free(v6 bool, taken map[netip.Addr]string) (netip.Addr, bool) {
 	for _, r := range p {
+		if r.First.Is6() != v6 {
+			continue
+		}
 		for ip := r.First; ; ip = ip.Next() {
-			if !taken[ip] {
+			if taken[ip] == "" {
 				return ip, true
 			}
 			if ip == r.Last {

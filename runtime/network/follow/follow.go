@@ -126,7 +126,7 @@ func Node(ctx context.Context, cfg Config) error {
 			cfg.Drain.applied(cfg.Node, eps)
 		}
 		return errors.Join(err,
-			network.SyncAddresses(cfg.NetNS, network.Same(netip.IPv4Unspecified(), cfg.IPs), network.Announced(cfg.Node, svcs)),
+			network.SyncAddresses(cfg.NetNS, cfg.IPs, network.Announced(cfg.Node, svcs)),
 			cfg.Checks.Apply(healthcheck.Desired(cfg.Node, svcs, eps)))
 	})
 	return nil
