@@ -156,6 +156,11 @@ func (e *env) checkAsUser() error {
 	if err != nil {
 		return err
 	}
+	var in entry
+	// Before there is another process in the cgroup.
+	if in.Cgroup, err = driver.Delegable(); err != nil {
+		in.NoCgroup = err.Error()
+	}
 	available, why := availableIDs()
 	keeper, _, tell, err := startKeeper(dir, lock, begun, available, why)
 	if start := (*os.PathError)(nil); errors.As(err, &start) {
@@ -166,10 +171,7 @@ func (e *env) checkAsUser() error {
 		return &exitError{1, nil}
 	}
 	defer func() { _, _ = keeper.Process.Kill(), keeper.Wait() }()
-	in := entry{IDs: tell}
-	if in.Cgroup, err = driver.Delegable(); err != nil {
-		in.NoCgroup = err.Error()
-	}
+	in.IDs = tell
 	args, env, err := enterCommand(keeper.Process.Pid, in)
 	if err != nil {
 		fmt.Fprintln(e.io.out, "missing:", err)

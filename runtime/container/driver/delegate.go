@@ -64,7 +64,7 @@ func Delegable() (string, error) {
 	}
 	for _, pid := range bytes.Fields(procs) {
 		if string(pid) != strconv.Itoa(os.Getpid()) {
-			return "", fmt.Errorf("other processes are in the cgroup %s, too; %s of its own", own, delegateHint)
+			return "", fmt.Errorf("other processes are in the cgroup %s, too; %s", own, delegateHint)
 		}
 	}
 	return own, nil

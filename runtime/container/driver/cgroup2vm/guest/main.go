@@ -19,11 +19,11 @@ import (
 )
 
 func main() {
-	err := errors.New("systemd did not start")
+	var err error
 	if os.Getpid() == 1 {
 		err = boot()
 	}
-	if err == nil || os.Getpid() != 1 {
+	if err == nil {
 		err = runTests()
 	}
 	code := 0
@@ -85,33 +85,39 @@ func runTests() error {
 	var errs []error
 	for _, t := range tests {
 		for _, who := range users(t) {
-			cmd := exec.Command(t, strings.Fields(string(args))...)
-			cmd.Dir = "/tmp"
-			cmd.Env = []string{"PATH=/programs:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", "TMPDIR=/tmp", "GITK8S_TEST_BIN=/programs/testbin",
-				"GITK8S_BIN=/programs/gitk8s", "GITK8S_E2E_SERVER=/programs/server", "GITK8S_E2E_CLOCK=1", "GITK8S_TEST_WIREGUARD=1", "GITK8S_TEST_SCTP=1", "GITK8S_DNS_UPSTREAM=none"}
-			if os.Getpid() != 1 {
-				cmd.Env = append(cmd.Env, "GITK8S_TEST_SYSTEMD="+systemdUser)
-			}
-			cmd.Stdout, cmd.Stderr = os.Stdout, os.Stdout
-			if who != "root" {
-				group, err := delegate("/sys/fs/cgroup/user")
-				if err != nil {
-					return fmt.Errorf("delegate a cgroup: %w", err)
-				}
-				defer group.Close()
-				asUser(cmd, group)
-			}
-			fmt.Printf("guest: %s as %s\n", filepath.Base(t), who)
-			if err := cmd.Start(); err != nil {
-				errs = append(errs, err)
-				continue
-			}
-			if status := reapUntil(cmd.Process.Pid); status != 0 {
-				errs = append(errs, fmt.Errorf("%s as %s: wait status %#x", filepath.Base(t), who, int(status)))
+			if err := runTest(t, who, strings.Fields(string(args))); err != nil {
+				errs = append(errs, fmt.Errorf("%s as %s: %w", filepath.Base(t), who, err))
 			}
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func runTest(program, who string, args []string) error {
+	cmd := exec.Command(program, args...)
+	cmd.Dir = "/tmp"
+	cmd.Env = []string{"PATH=/programs:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", "TMPDIR=/tmp", "GITK8S_TEST_BIN=/programs/testbin",
+		"GITK8S_BIN=/programs/gitk8s", "GITK8S_E2E_SERVER=/programs/server", "GITK8S_E2E_CLOCK=1", "GITK8S_TEST_WIREGUARD=1", "GITK8S_TEST_SCTP=1", "GITK8S_DNS_UPSTREAM=none"}
+	if os.Getpid() != 1 {
+		cmd.Env = append(cmd.Env, "GITK8S_TEST_SYSTEMD="+systemdUser)
+	}
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stdout
+	if who != "root" {
+		group, err := delegate("/sys/fs/cgroup/user")
+		if err != nil {
+			return fmt.Errorf("delegate a cgroup: %w", err)
+		}
+		defer group.Close()
+		asUser(cmd, group)
+	}
+	fmt.Printf("guest: %s as %s\n", filepath.Base(program), who)
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	if status := reapUntil(cmd.Process.Pid); status != 0 {
+		return fmt.Errorf("wait status %#x", int(status))
+	}
+	return nil
 }
 
 // userTests are those that have to do with cgroups and ids: what else there is goes the

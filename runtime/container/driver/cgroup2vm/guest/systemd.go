@@ -18,8 +18,7 @@ const (
 	systemdUser = "tester"
 	unitsDir    = "/etc/systemd/system"
 	unitName    = "cgroup2vm.service"
-	// unit runs this program once the machine is up. Its cgroup is kept from the tests'
-	// own: they make others at the root, as root's clusters do.
+	// unit runs this program once the machine is up.
 	unit = `[Unit]
 Description=Tests
 After=systemd-logind.service dbus.service systemd-user-sessions.service
