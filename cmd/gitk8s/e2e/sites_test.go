@@ -190,6 +190,7 @@ func TestSites(t *testing.T) {
 	}
 	for name, m := range workers {
 		c.ok(t, "server", "enroll", name, m.ip.String(), "--out", filepath.Join(m.dataDir, "nodes", name))
+		m.configure(t, name, "eviction-hard", "") // the disk is other tests', too
 		m.startWorker(t, name)
 	}
 	for name := range workers {
@@ -356,6 +357,7 @@ func sitesOf(t *testing.T, number int, podRange, serviceRange string, ips func(*
 			own = append(own, ip.String())
 		}
 		c.ok(t, "server", "enroll", name, strings.Join(own, ","), "--out", filepath.Join(m.dataDir, "nodes", name))
+		m.configure(t, name, "eviction-hard", "") // the disk is other tests', too
 		m.startWorker(t, name)
 	}
 	for name := range workers {
@@ -384,15 +386,23 @@ func sitesOf(t *testing.T, number int, podRange, serviceRange string, ips func(*
 			t.Error("the API's proxy:", err)
 		}
 	}
-	w := wire{t, c}
-	var open, closed []flow
-	for _, ip := range podIPs(d.one) {
-		to := netip.AddrPortFrom(netip.MustParseAddr(ip), 8080).String()
-		open, closed = append(open, flow{d.client, to, true}, flow{d.two, to, false}), append(closed, flow{d.client, to, false})
+	policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: one}\nspec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: %s}}}]}]}\n"
+	c.apply(t, d.ns, fmt.Sprintf(policy, "asks"))
+	held := func(from, url string) {
+		t.Helper()
+		eventually(t, from+" is kept out of "+url, func() error {
+			if r := d.k.try("", "exec", from, "--", "/server", "fetch", url); r.code == 0 {
+				return errors.New(r.String())
+			}
+			return nil
+		})
 	}
-	allow := "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: one}\nspec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: %s}}}]}]}\n"
-	c.apply(t, d.ns, fmt.Sprintf(allow, "asks"))
-	w.settles("a policy across the router", open...)
-	c.apply(t, d.ns, fmt.Sprintf(allow, "nobody"))
-	w.settles("one for nobody", closed...)
+	for _, ip := range podIPs(d.one) {
+		held("two", clientURL(ip, 8080))
+		d.fetches(t, "asks", clientURL(ip, 8080), "one asked by")
+	}
+	c.apply(t, d.ns, fmt.Sprintf(policy, "nobody"))
+	for _, ip := range podIPs(d.one) {
+		held("asks", clientURL(ip, 8080))
+	}
 }
