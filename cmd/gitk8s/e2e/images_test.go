@@ -132,7 +132,7 @@ func (c *cluster) reference(ref string) (name.Reference, remote.Option, error) {
 	if !ok {
 		return nil, nil, fmt.Errorf("%s has no credentials for %s", c.info.DockerConfig, c.info.Registry)
 	}
-	r, err := name.ParseReference(c.info.Registry + "/" + ref)
+	r, err := name.ParseReference(c.info.Registry+"/"+ref, name.Insecure)
 	return r, remote.WithAuth(authn.FromConfig(creds)), err
 }
 

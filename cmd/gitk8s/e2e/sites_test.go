@@ -16,6 +16,8 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+
+	"gitk8s.dev/gitk8s/runtime/network"
 )
 
 // sites are links of their own, with a router between that knows nothing of pods.
@@ -67,7 +69,12 @@ func siteIP(site, n int) netip.Addr {
 	return netip.AddrFrom4([4]byte{10, 201, byte(site), byte(n)})
 }
 
-// newSites makes n sites.
+// siteIP6 is the same of IPv6.
+func siteIP6(site, n int) netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfd, 0, 0, 0x10, 0x02, 0x01, 7: byte(site), 15: byte(n)})
+}
+
+// newSites makes n sites, with addresses of both families.
 func newSites(t *testing.T, n int) *sites {
 	t.Helper()
 	s := &sites{t: t, prefix: fmt.Sprintf("gitk8s-e2e-%d-", os.Getpid())}
@@ -81,11 +88,12 @@ func newSites(t *testing.T, n int) *sites {
 			t.Fatal(err)
 		}
 		s.address(s.router, bridge, siteIP(site, 1))
+		s.address(s.router, bridge, siteIP6(site, 1))
 	}
 	forwards := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends here
-		forwards <- errors.Join(netns.Set(ns), os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))
+		forwards <- errors.Join(netns.Set(ns), network.Forward())
 	}()
 	if err := <-forwards; err != nil {
 		t.Fatal(err)
@@ -96,6 +104,9 @@ func newSites(t *testing.T, n int) *sites {
 func (s *sites) address(h *netlink.Handle, link netlink.Link, ip netip.Addr) {
 	s.t.Helper()
 	addr := &netlink.Addr{IPNet: &net.IPNet{IP: ip.AsSlice(), Mask: net.CIDRMask(24, 32)}}
+	if ip.Is6() {
+		addr.Mask, addr.Flags = net.CIDRMask(64, 128), unix.IFA_F_NODAD
+	}
 	if err := errors.Join(h.AddrReplace(link, addr), h.LinkSetUp(link)); err != nil {
 		s.t.Fatal(err)
 	}
@@ -134,24 +145,30 @@ func (s *sites) machine(name string, site, n int) (*machine, func(n int)) {
 	}
 	move := func(n int) {
 		s.t.Helper()
-		old, err := h.AddrList(uplink, netlink.FAMILY_V4)
+		old, err := h.AddrList(uplink, netlink.FAMILY_ALL)
 		if err != nil {
 			s.t.Fatal(err)
 		}
 		for _, a := range old {
+			if a.IP.IsLinkLocalUnicast() {
+				continue
+			}
 			if err := h.AddrDel(uplink, &a); err != nil {
 				s.t.Fatal(err)
 			}
 		}
-		s.address(h, uplink, siteIP(site, n))
-		if err := h.RouteReplace(&netlink.Route{Gw: siteIP(site, 1).AsSlice()}); err != nil {
-			s.t.Fatal(err)
+		for ip, router := range map[netip.Addr]netip.Addr{siteIP(site, n): siteIP(site, 1), siteIP6(site, n): siteIP6(site, 1)} {
+			s.address(h, uplink, ip)
+			everywhere := &net.IPNet{IP: make(net.IP, len(ip.AsSlice())), Mask: make(net.IPMask, len(ip.AsSlice()))}
+			if err := h.RouteReplace(&netlink.Route{Dst: everywhere, Gw: router.AsSlice()}); err != nil {
+				s.t.Fatal(err)
+			}
 		}
 	}
 	move(n)
 	c := newCluster("site-" + name)
 	c.netns = path
-	m := &machine{cluster: c, ip: siteIP(site, n), bin: suite.bin}
+	m := &machine{cluster: c, ip: siteIP(site, n), ips: []netip.Addr{siteIP(site, n), siteIP6(site, n)}, bin: suite.bin}
 	s.t.Cleanup(func() { m.clean(s.t) })
 	return m, move
 }
@@ -173,6 +190,7 @@ func TestSites(t *testing.T) {
 	}
 	for name, m := range workers {
 		c.ok(t, "server", "enroll", name, m.ip.String(), "--out", filepath.Join(m.dataDir, "nodes", name))
+		m.configure(t, name, "eviction-hard", "") // the disk is other tests', too
 		m.startWorker(t, name)
 	}
 	for name := range workers {
@@ -311,4 +329,80 @@ spec:
 			t.Errorf("the container changed: %+v, before %+v", lifeOf(now), before)
 		}
 	})
+}
+
+// TestSitesDualStack and TestSitesIPv6: pods' IPv6 addresses are reached at the other site,
+// by their services and names, from machines, from the server and by policies.
+func TestSitesDualStack(t *testing.T) {
+	sitesOf(t, 5, pods4+","+pods6, services4+","+services6, func(m *machine) []netip.Addr { return m.ips })
+}
+
+func TestSitesIPv6(t *testing.T) {
+	sitesOf(t, 6, pods6, services6, func(m *machine) []netip.Addr { return m.ips[1:] })
+}
+
+func sitesOf(t *testing.T, number int, podRange, serviceRange string, ips func(*machine) []netip.Addr) {
+	s := newSites(t, 2)
+	server, _ := s.machine("server", 0, number)
+	one, _ := s.machine("one", 0, 11)
+	two, _ := s.machine("two", 1, 12)
+	workers := map[string]*machine{"one": one, "two": two}
+	c := server.cluster
+	if err := errors.Join(c.serve("--listen", ips(server)[0].String(), "--cluster-cidr", podRange, "--service-cidr", serviceRange), c.pushImages()); err != nil {
+		t.Fatal(err)
+	}
+	for name, m := range workers {
+		var own []string
+		for _, ip := range ips(m) {
+			own = append(own, ip.String())
+		}
+		c.ok(t, "server", "enroll", name, strings.Join(own, ","), "--out", filepath.Join(m.dataDir, "nodes", name))
+		m.configure(t, name, "eviction-hard", "") // the disk is other tests', too
+		m.startWorker(t, name)
+	}
+	for name := range workers {
+		await(t, c, nodesGVR, "", name, "the node is Ready", nodeReady)
+	}
+	d := &dual{cluster: c, ns: c.namespace(t, "sites")}
+	d.k = kubectls(c)["own"].in(d.ns)
+	policy := ", ipFamilyPolicy: PreferDualStack"
+	c.apply(t, d.ns, strings.NewReplacer("worker-1", "one", "worker-2", "two").Replace(dualPods(d.ns))+dualService("web", policy+", type: NodePort"))
+	d.look(t)
+	svc := d.service(t, d.ns, "web")
+	for i, ip := range podIPs(d.one) {
+		own, node := podIPs(d.client)[i], ips(one)[i].String()
+		d.fetches(t, "asks", clientURL(ip, 8080), "one asked by "+own+"\n")
+		d.fetches(t, "asks", clientURL(node, 8095), "one asked by "+own+"\n") // a port of the other machine
+		d.fetches(t, "asks", clientURL(svc.Spec.ClusterIPs[i], 80), "one asked by "+own+"\n")
+		d.reaches(t, two.netns, ip, 8080, "one asked by "+ips(two)[i].String()+"\n")
+		d.reaches(t, two.netns, svc.Spec.ClusterIPs[i], 80, "one asked by")
+		d.reaches(t, server.netns, ips(two)[i].String(), int(svc.Spec.Ports[0].NodePort), "one asked by "+ips(two)[i].String()+"\n")
+	}
+	d.fetches(t, "asks", "http://web."+d.ns+"/client", "one asked by")
+	contains(t, d.k.run(t, "exec", "asks", "--", "/server", "whoami"), "system:serviceaccount:"+d.ns+":default")
+	for _, name := range []string{"one", "two"} {
+		contains(t, d.k.run(t, "logs", name), "listening")
+		if _, err := c.k.CoreV1().Pods(d.ns).ProxyGet("http", name, "8080", "/client", nil).DoRaw(t.Context()); err != nil {
+			t.Error("the API's proxy:", err)
+		}
+	}
+	policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: one}\nspec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: %s}}}]}]}\n"
+	c.apply(t, d.ns, fmt.Sprintf(policy, "asks"))
+	held := func(from, url string) {
+		t.Helper()
+		eventually(t, from+" is kept out of "+url, func() error {
+			if r := d.k.try("", "exec", from, "--", "/server", "fetch", url); r.code == 0 {
+				return errors.New(r.String())
+			}
+			return nil
+		})
+	}
+	for _, ip := range podIPs(d.one) {
+		held("two", clientURL(ip, 8080))
+		d.fetches(t, "asks", clientURL(ip, 8080), "one asked by")
+	}
+	c.apply(t, d.ns, fmt.Sprintf(policy, "nobody"))
+	for _, ip := range podIPs(d.one) {
+		held("asks", clientURL(ip, 8080))
+	}
 }

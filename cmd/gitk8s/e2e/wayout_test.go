@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -32,21 +33,27 @@ func serveAt(t *testing.T, ns, at, text string) (address string) {
 	return at
 }
 
-// TestPodEgress: the pods of `up` reach what its machine reaches, which is another machine
+// TestPodEgress: the pods of `up` reach what its machine reaches, by both families, which is another machine
 // here, and nothing of the machine's loopback; and nothing at all if so asked.
 func TestPodEgress(t *testing.T) {
 	t.Parallel()
-	all := machines(t, 2)
+	all := machinesIn(t, 2, network.Ranges{Nodes: []netip.Prefix{netip.MustParsePrefix("10.41.0.0/24"), netip.MustParsePrefix("fd00:10:41::/64")}})
 	m, other := all[0], all[1]
-	const outside = "192.0.2.7"
-	addr := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(outside).To4(), Mask: net.CIDRMask(32, 32)}}
+	const outside, outside6 = "192.0.2.7", "[2001:db8:7::7]"
+	addrs := []*netlink.Addr{
+		{IPNet: &net.IPNet{IP: net.ParseIP(outside).To4(), Mask: net.CIDRMask(32, 32)}},
+		{IPNet: &net.IPNet{IP: net.ParseIP(strings.Trim(outside6, "[]")), Mask: net.CIDRMask(128, 128)}, Flags: unix.IFA_F_NODAD},
+	}
 	changes := map[string]func(*netlink.Handle) error{
 		other.netns: func(h *netlink.Handle) error {
 			lo, err := h.LinkByName("lo")
-			return errors.Join(err, h.AddrAdd(lo, addr))
+			return errors.Join(err, h.AddrAdd(lo, addrs[0]), h.AddrAdd(lo, addrs[1]))
 		},
-		m.netns: func(h *netlink.Handle) error {
-			return h.RouteAdd(&netlink.Route{Dst: addr.IPNet, Gw: other.ip.AsSlice()})
+		m.netns: func(h *netlink.Handle) (err error) {
+			for i, a := range addrs {
+				err = errors.Join(err, h.RouteAdd(&netlink.Route{Dst: a.IPNet, Gw: other.ips[i].AsSlice()}))
+			}
+			return err
 		},
 	}
 	for ns, change := range changes {
@@ -62,11 +69,15 @@ func TestPodEgress(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	serveAt(t, other.netns, outside+":80", "outside")
-	serveAt(t, m.netns, "127.0.0.1:8099", "secret")
+	for _, at := range []string{outside, outside6} {
+		serveAt(t, other.netns, at+":80", "outside")
+	}
+	for _, at := range []string{"127.0.0.1", "[::1]"} {
+		serveAt(t, m.netns, at+":8099", "secret")
+	}
 
 	start := func(egress string) string {
-		m.flags = []string{"--pod-egress=" + egress}
+		m.flags = []string{"--pod-egress=" + egress, "--cluster-cidr", pods4 + "," + pods6, "--service-cidr", services4 + "," + services6, "--node-network-cidr", nodes4 + "," + nodes6}
 		if err := errors.Join(m.start(), m.pushImages()); err != nil {
 			t.Fatal(err)
 		}
@@ -85,10 +96,15 @@ spec: {podSelector: {matchLabels: {app: held}}, policyTypes: [Egress]}
 	}
 	ns := start("true")
 	contains(t, m.inPod(t, ns, "pod", "fetch", "http://"+outside), "outside asked by "+m.ip.String())
+	contains(t, m.inPod(t, ns, "pod", "fetch", "http://"+outside6), "outside asked by "+m.ips[1].String())
 	for what, c := range map[string][2]string{
+		"the machine's loopback by IPv6":         {"pod", "http://[::1]:8099"},
+		"its IPv4 in the form of IPv6":           {"pod", "http://[::ffff:127.0.0.1]:8099"},
+		"a port where nobody is by IPv6":         {"pod", "http://" + outside6 + ":81"},
+		"a pod's IPv6 address that no pod has":   {"pod", "http://[fd00:10:52:fa::1]"},
 		"the machine's loopback":                 {"pod", "http://127.0.0.1:8099"},
 		"a port where nobody is":                 {"pod", "http://" + outside + ":81"},
-		"an address of pods that no pod has":     {"pod", "http://10.42.250.1"},
+		"an address of pods that no pod has":     {"pod", "http://10.52.250.1"},
 		"an address that only the link would do": {"pod", "http://169.254.169.254"},
 	} {
 		if r := fetch(ns, c[0], c[1]); r.code == 0 || strings.Contains(r.stdout, "asked by") {
@@ -96,14 +112,18 @@ spec: {podSelector: {matchLabels: {app: held}}, policyTypes: [Egress]}
 		}
 	}
 	held := m.awaitPod(t, ns, "held", "it is ready", ready)
-	if err := (wire{t, m.cluster}).connects(held, outside+":80", unanswered); err == nil {
-		t.Error("a pod that a policy holds back gets out")
+	for _, at := range []string{outside, outside6} {
+		if err := (wire{t, m.cluster}).connects(held, at+":80", unanswered); err == nil {
+			t.Error("a pod that a policy holds back gets out to", at)
+		}
 	}
 	if err := m.interrupt(); err != nil {
 		t.Fatal(err)
 	}
 	ns = start("false")
-	if r := fetch(ns, "pod", "http://"+outside); r.code == 0 {
-		t.Errorf("without --pod-egress: %s", r.stdout)
+	for _, at := range []string{outside, outside6} {
+		if r := fetch(ns, "pod", "http://"+at); r.code == 0 {
+			t.Errorf("without --pod-egress: %s", r.stdout)
+		}
 	}
 }
