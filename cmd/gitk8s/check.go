@@ -40,7 +40,9 @@ func newCheck(e *env) *cobra.Command {
 			for _, l := range limits(f) {
 				fmt.Fprintln(e.io.out, "but:", l)
 			}
-			e.sayLimits()
+			if in, ok := entered(); ok {
+				e.sayLimits(in)
+			}
 			return nil
 		},
 	}
@@ -170,7 +172,7 @@ func (e *env) checkAsUser() error {
 	if in.Cgroup, err = driver.Delegable(); err != nil {
 		in.NoCgroup = err.Error()
 	}
-	args, env, err := enterCommand(keeper.Process.Pid, in)
+	args, env, err := enterCommand(keeper.Process.Pid, in, os.Args[1:])
 	if err != nil {
 		fmt.Fprintln(e.io.out, "missing:", err)
 		return &exitError{1, nil}

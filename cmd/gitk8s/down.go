@@ -47,7 +47,7 @@ func (e *env) down(ctx context.Context, purge bool) error {
 		e.say("nothing to do: %s does not exist", cfg.DataDir)
 		return nil
 	}
-	if err := enterAsUser(cfg.DataDir, false); err != nil {
+	if err := enterAsUser(cfg.DataDir); err != nil {
 		return err
 	}
 	if err := stopRunning(ctx, filepath.Join(cfg.DataDir, "lock")); err != nil {
@@ -58,6 +58,10 @@ func (e *env) down(ctx context.Context, purge bool) error {
 		return err
 	}
 	defer lock.Close()
+	// It ends with the one above, or has lost it.
+	if err := stopRunning(ctx, filepath.Join(cfg.DataDir, holderLock)); err != nil {
+		return err
+	}
 	if err := errors.Join(cleanNodes(cfg.DataDir), leaveServer(cfg.DataDir), network.DeleteTopology(topologyID(cfg.DataDir))); err != nil {
 		return err
 	}
@@ -75,7 +79,7 @@ func (e *env) down(ctx context.Context, purge bool) error {
 // was all: --data-dir may have been mistyped.
 func removeDataDir(dir string) error {
 	var errs []error
-	for _, name := range []string{"admin.kubeconfig", "info.json", "token", "docker", "pki", "etcd", "git", "mirrors", "registry", "nodes", "lock", egressFile, keeperFile, idsFile, pinsDir} {
+	for _, name := range []string{"admin.kubeconfig", "info.json", "token", "docker", "pki", "etcd", "git", "mirrors", "registry", "nodes", "lock", egressFile, holderLock, keeperFile, idsFile, pinsDir} {
 		errs = append(errs, os.RemoveAll(filepath.Join(dir, name)))
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {

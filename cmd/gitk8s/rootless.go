@@ -16,11 +16,11 @@ import (
 	"gitk8s.dev/gitk8s/runtime/network"
 )
 
-// An ordinary user's cluster lives in a user namespace, where the user is root over
+// An ordinary user's nodes live in a user namespace, where the user is root over
 // network and mount namespaces made in it. A process of its own keeps the user and
 // the mount namespace, with all that is pinned there: as with root, containers and
-// their networks outlive `up`. Whoever works on the cluster enters them first. The
-// network namespace stays the machine's, so that the cluster is reached as always.
+// their networks outlive `up`. Whoever works on them enters first. The network namespace
+// stays the machine's, from where nodes get their way out. The server does not enter.
 const (
 	// keeperFile names the process; it holds a lock on it while it lives.
 	keeperFile = "keeper"
@@ -60,44 +60,58 @@ func defaultDataDir() string {
 	return filepath.Join(os.Getenv("HOME"), ".local", "share", "gitk8s")
 }
 
+// rootOnly refuses root the cluster of an ordinary user.
+func rootOnly(dataDir string) error {
+	if begun, err := readIDs(dataDir); err != nil || begun != nil {
+		return errors.Join(err, fmt.Errorf("%s is the cluster of an ordinary user: run gitk8s as that user, or choose another --data-dir", dataDir))
+	}
+	return nil
+}
+
 // enterAsUser returns at once for root, and for who has entered. For an ordinary user
 // it replaces this process by the same command inside of the namespaces that belong
-// to the data directory, which are made if they are not there. With limits it first
-// takes the cgroup that was delegated to the user, if one was.
-func enterAsUser(dataDir string, limits bool) error {
+// to the data directory, which are made if they are not there.
+func enterAsUser(dataDir string) error {
 	if isEntered() {
 		network.PinIn(filepath.Join(dataDir, pinsDir))
 		return nil
 	}
 	if os.Geteuid() == 0 {
-		if begun, err := readIDs(dataDir); err != nil || begun != nil {
-			return errors.Join(err, fmt.Errorf("%s is the cluster of an ordinary user: run gitk8s as that user, or choose another --data-dir", dataDir))
-		}
-		return nil
+		return rootOnly(dataDir)
 	}
-	dataDir, err := filepath.Abs(dataDir)
+	in, keeper, err := enterable(dataDir, false)
 	if err != nil {
 		return err
 	}
-	var in entry
-	if limits {
-		if in.Cgroup, err = driver.Delegate(); err != nil {
-			in.NoCgroup = err.Error()
-		}
-	}
-	pid, err := ensureKeeper(dataDir, &in)
-	if err != nil {
-		return fmt.Errorf("namespaces of an ordinary user: %w; `gitk8s check` tells more", err)
-	}
-	args, env, err := enterCommand(pid, in)
+	args, env, err := enterCommand(keeper, in, os.Args[1:])
 	if err != nil {
 		return err
 	}
 	return os.NewSyscallError("exec nsenter", syscall.Exec(args[0], args, env))
 }
 
-// enterCommand is this command line, run inside of the namespaces that a process keeps.
-func enterCommand(keeper int, in entry) (args, env []string, err error) {
+// enterable returns the process that keeps the namespaces of a data directory, and what
+// there is in them. With limits this process first takes the cgroup that was delegated to
+// the user, if one was.
+func enterable(dataDir string, limits bool) (in entry, keeper int, err error) {
+	if dataDir, err = filepath.Abs(dataDir); err != nil {
+		return in, 0, err
+	}
+	if limits {
+		var why error
+		if in.Cgroup, why = driver.Delegate(); why != nil {
+			in.NoCgroup = why.Error()
+		}
+	}
+	if keeper, err = ensureKeeper(dataDir, &in); err != nil {
+		return in, 0, fmt.Errorf("namespaces of an ordinary user: %w; `gitk8s check` tells more", err)
+	}
+	return in, keeper, nil
+}
+
+// enterCommand is a command line of this program, run inside of the namespaces that a
+// process keeps.
+func enterCommand(keeper int, in entry, command []string) (args, env []string, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, nil, err
@@ -113,7 +127,7 @@ func enterCommand(keeper int, in entry) (args, env []string, err error) {
 	}
 	b, err := json.Marshal(in)
 	args = []string{nsenter, "--preserve-credentials", "--user", "--mount", "--target", strconv.Itoa(keeper), "--", "env", "--chdir", wd, self}
-	return append(args, os.Args[1:]...), append(os.Environ(), entryVar+"="+string(b)), err
+	return append(args, command...), append(os.Environ(), entryVar+"="+string(b)), err
 }
 
 // ensureKeeper returns the process that keeps the namespaces, and notes what there is
@@ -221,8 +235,7 @@ func readKeeper(file string) (int, error) {
 // endKeeper lets the namespaces go when nothing is left in them; they end with the
 // last process inside, which is the caller.
 func endKeeper(dataDir string) error {
-	in, ok := entered()
-	if !ok {
+	if !isEntered() {
 		return nil
 	}
 	file := filepath.Join(dataDir, keeperFile)
@@ -236,28 +249,13 @@ func endKeeper(dataDir string) error {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("end process %d, which kept the namespaces: %w", pid, err)
 	}
-	if in.Cgroup != "" {
-		driver.Undelegate(in.Cgroup)
-	}
 	return errors.Join(os.Remove(file), os.RemoveAll(filepath.Join(dataDir, pinsDir)))
 }
 
 // sayLimits says what an ordinary user has, and goes without.
-func (e *env) sayLimits() {
-	in, ok := entered()
-	if !ok {
-		return
-	}
+func (e *env) sayLimits(in entry) {
 	e.say("as an ordinary user: %s", in.IDs)
 	if in.NoCgroup != "" {
 		e.say("limits on CPU and memory are not enforced, nor usage measured: %s", in.NoCgroup)
 	}
-}
-
-// dropLost removes what is left of pods whose namespaces are gone.
-func dropLost(dataDir string) error {
-	if !isEntered() || network.HasHub(topologyID(dataDir)) {
-		return nil
-	}
-	return cleanNodes(dataDir)
 }
