@@ -97,7 +97,7 @@ func lockDataDir(dir string) (*os.File, error) {
 		f.Close()
 		return nil, fmt.Errorf("%s is in use by another gitk8s (process %s); stop it with `gitk8s down --data-dir %s`, or choose another --data-dir", dir, pid, dir)
 	}
-	if err := writePID(f); err != nil {
+	if err := writePID(f, os.Getpid()); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("data directory %s cannot be written: %w", dir, err)
 	}
@@ -105,8 +105,8 @@ func lockDataDir(dir string) (*os.File, error) {
 }
 
 // writePID writes into a lock whose it is.
-func writePID(lock *os.File) error {
-	return errors.Join(lock.Truncate(0), func() error { _, err := lock.WriteString(strconv.Itoa(os.Getpid())); return err }())
+func writePID(lock *os.File, pid int) error {
+	return errors.Join(lock.Truncate(0), func() error { _, err := lock.WriteString(strconv.Itoa(pid)); return err }())
 }
 
 // startControlPlane starts everything and returns when the API is ready. With nodes the

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -170,6 +171,11 @@ func leaveMachine(dir string) error {
 }
 
 func cleanNode(dir string) error {
+	return cmp.Or(cleanPods(dir), endWorkerKeeper(dir))
+}
+
+// cleanPods removes what a worker has made for its pods.
+func cleanPods(dir string) error {
 	var errs []error
 	// An ordinary user's may have been delegated to another session.
 	parents := map[string]bool{cgroupParent(dir): true}

@@ -268,7 +268,7 @@ func (h *holder) takeLock() (err error) {
 	}()
 	select {
 	case err := <-locked:
-		return errors.Join(err, writePID(h.lock))
+		return errors.Join(err, writePID(h.lock, os.Getpid()))
 	case <-time.After(holderPatience):
 		pid, _ := os.ReadFile(h.lock.Name())
 		return fmt.Errorf("process %s, which ran the workers of an earlier start, does not end", pid)

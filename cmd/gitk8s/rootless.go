@@ -22,7 +22,8 @@ import (
 // their networks outlive `up`. Whoever works on them enters first. The network namespace
 // stays the machine's, from where nodes get their way out. The server does not enter.
 const (
-	// keeperFile names the process; it holds a lock on it while it lives.
+	// keeperFile names the process; it holds a lock on it while it lives. There is one in
+	// the data directory, and one for each worker in the worker's.
 	keeperFile = "keeper"
 	// pinsDir is where the network namespaces are pinned, in the data directory.
 	pinsDir = "netns"
@@ -136,12 +137,11 @@ func ensureKeeper(dataDir string, in *entry) (int, error) {
 	if err := os.MkdirAll(dataDir, 0o755); err != nil {
 		return 0, err
 	}
-	lock, err := os.OpenFile(filepath.Join(dataDir, keeperFile), os.O_RDWR|os.O_CREATE, 0o600)
+	lock, running, err := keeperOf(dataDir)
 	if err != nil {
 		return 0, err
 	}
 	defer lock.Close()
-	running := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil
 	begun, err := begunWith(dataDir)
 	if err != nil {
 		return 0, err
@@ -163,7 +163,19 @@ func ensureKeeper(dataDir string, in *entry) (int, error) {
 	}
 	in.IDs = tell
 	pid := cmd.Process.Pid
-	return pid, errors.Join(writeIDs(dataDir, m), lock.Truncate(0), func() error { _, err := lock.WriteString(strconv.Itoa(pid)); return err }())
+	return pid, errors.Join(writeIDs(dataDir, m), writePID(lock, pid))
+}
+
+// keeperOf opens the file that names a keeper, and says whether that is alive. If it is
+// not, the caller has its lock, for the next one.
+func keeperOf(dir string) (lock *os.File, running bool, err error) {
+	if lock, err = os.OpenFile(filepath.Join(dir, keeperFile), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return nil, false, err
+	}
+	if syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		return lock, true, nil
+	}
+	return lock, false, lock.Truncate(0)
 }
 
 // startKeeper starts the process with the ids that planIDs gives it, or for a new
@@ -184,8 +196,25 @@ func startKeeper(dir string, lock *os.File, begun *idMaps, available idMaps, lac
 }
 
 // startKeeperWith starts a process in a user and a mount namespace in which the user is
-// root, and in a session of its own.
+// root.
 func startKeeperWith(dir string, lock *os.File, m idMaps) (*exec.Cmd, error) {
+	attr := &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS}
+	if !m.several() {
+		attr.UidMappings, attr.GidMappings = m.Users, m.Groups
+	}
+	cmd, err := keep(dir, lock, attr)
+	if err == nil && m.several() {
+		if err = giveIDs(cmd.Process.Pid, m); err != nil {
+			_, _ = cmd.Process.Kill(), cmd.Wait()
+			return nil, err
+		}
+	}
+	return cmd, err
+}
+
+// keep starts a process that lives in new namespaces and a session of its own, and returns
+// when signals do not harm it any more. It has the lock of the file.
+func keep(dir string, lock *os.File, attr *syscall.SysProcAttr) (*exec.Cmd, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -195,26 +224,16 @@ func startKeeperWith(dir string, lock *os.File, m idMaps) (*exec.Cmd, error) {
 		return nil, err
 	}
 	defer ready.Close()
-	cmd := &exec.Cmd{Path: self, Args: []string{dir + keeperArg0}, Dir: "/", ExtraFiles: []*os.File{readyChild, lock}}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS}
-	if !m.several() {
-		cmd.SysProcAttr.UidMappings, cmd.SysProcAttr.GidMappings = m.Users, m.Groups
-	}
+	attr.Setsid = true
+	cmd := &exec.Cmd{Path: self, Args: []string{dir + keeperArg0}, Dir: "/", ExtraFiles: []*os.File{readyChild, lock}, SysProcAttr: attr}
 	err = cmd.Start()
 	_ = readyChild.Close()
 	if err != nil {
 		return nil, err
 	}
 	// Closed by the keeper once it ignores signals.
-	if _, err = ready.Read(make([]byte, 1)); errors.Is(err, io.EOF) {
-		err = nil
-	}
-	if err == nil && m.several() {
-		err = giveIDs(cmd.Process.Pid, m)
-	}
-	if err != nil {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+	if _, err = ready.Read(make([]byte, 1)); err != nil && !errors.Is(err, io.EOF) {
+		_, _ = cmd.Process.Kill(), cmd.Wait()
 		return nil, err
 	}
 	return cmd, nil

@@ -111,6 +111,10 @@ func (n *ownNodes) workerLog(name string) string {
 
 func (n *ownNodes) startWorker(i int) (*member, error) {
 	name := fmt.Sprintf("worker-%d", i)
+	keeper, err := n.keepWorker(name)
+	if err != nil {
+		return nil, err
+	}
 	node, err := network.EnsureNode(n.id, name, i, n.ranges)
 	if err != nil {
 		return nil, err
@@ -145,7 +149,14 @@ func (n *ownNodes) startWorker(i int) (*member, error) {
 	if n.cfg.DNSUpstream != "" {
 		args = append(args, "--dns-upstream", n.cfg.DNSUpstream)
 	}
-	m := &member{name: name, cmd: exec.Command(self, args...), done: make(chan error, 1), stop: make(chan struct{})}
+	command, environ := append([]string{self}, args...), os.Environ()
+	if in, ok := entered(); ok {
+		if command, environ, err = enterCommand(keeper, in, args); err != nil {
+			return nil, err
+		}
+	}
+	m := &member{name: name, cmd: exec.Command(command[0], command[1:]...), done: make(chan error, 1), stop: make(chan struct{})}
+	m.cmd.Env = environ
 	m.cmd.Stdout, m.cmd.Stderr = log, log
 	// A session of its own: Ctrl-C in a terminal is for us, who stop it in order.
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

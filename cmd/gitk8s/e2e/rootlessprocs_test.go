@@ -49,8 +49,14 @@ func (c *cluster) holder(t *testing.T) int {
 	return found[0]
 }
 
-// TestRootlessProcesses: the server of an ordinary user is an ordinary process. Each
-// process may be killed at any time, and what runs in containers goes on.
+// worker is the process of a worker.
+func (c *cluster) worker(t *testing.T, n int) int {
+	t.Helper()
+	return c.processOf(t, " agent ", fmt.Sprintf("--name worker-%d ", n))
+}
+
+// TestRootlessProcesses: the server of an ordinary user is an ordinary process, each
+// worker has namespaces of its own, and each process may be killed at any time, and what runs in containers goes on.
 func TestRootlessProcesses(t *testing.T) {
 	c := userCluster(t, processesUser)
 	c.flags = []string{"--service-address", servicesAt}
@@ -123,12 +129,37 @@ spec: {type: NodePort, selector: {app: pods}, ports: [{port: 8080}]}
 				t.Errorf("the server's %s namespace is %s, the machine's %s", kind, its, ours)
 			}
 		}
-		if its := namespaceOf(t, holder, "user"); its == namespaceOf(t, up, "user") {
-			t.Errorf("the workers are run in the machine's user namespace, %s", its)
+		seen := map[string]string{}
+		for what, pid := range map[string]int{"server": up, "holder": holder, "worker-1": c.worker(t, 1), "worker-2": c.worker(t, 2)} {
+			for _, kind := range []string{"user", "mnt", "net"} {
+				its := namespaceOf(t, pid, kind)
+				if kind == "net" && what == "holder" {
+					continue // the machine's, too
+				}
+				if other := seen[its]; other != "" {
+					t.Errorf("%s and %s are both in %s", what, other, its)
+				}
+				seen[its] = what
+			}
+		}
+	})
+	t.Run("a worker has no rights over another one", func(t *testing.T) {
+		in := strconv.Itoa(c.worker(t, 1))
+		enter := func(its int) result {
+			return c.exec("", "", asUser(processesUser, []string{
+				"nsenter", "--preserve-credentials", "--user", "--target", in, "--",
+				"nsenter", "--net", "--target", strconv.Itoa(its), "true",
+			})...)
+		}
+		if r := enter(c.worker(t, 1)); r.code != 0 {
+			t.Errorf("a worker may not enter its own network: %s", r)
+		}
+		if r := enter(c.worker(t, 2)); r.code == 0 || !strings.Contains(r.stderr, "denied") && !strings.Contains(r.stderr, "not permitted") {
+			t.Errorf("a worker may enter another one's: %s", r)
 		}
 	})
 	t.Run("a worker is killed", func(t *testing.T) {
-		worker := c.processOf(t, " agent ", "--name worker-1")
+		worker := c.worker(t, 1)
 		kill9(t, worker)
 		eventually(t, "another one runs", func() error {
 			for _, pid := range c.processes() {
@@ -165,6 +196,14 @@ spec: {type: NodePort, selector: {app: pods}, ports: [{port: 8080}]}
 		if r.code != 1 || !strings.Contains(r.stderr, "is in use by another gitk8s (process "+strconv.Itoa(c.up.cmd.Process.Pid)+")") {
 			t.Error(r)
 		}
+		unharmed(t)
+	})
+	t.Run("the namespaces of a worker are lost", func(t *testing.T) {
+		worker := c.worker(t, 2)
+		kill9(t, c.processOf(t, "nodes/worker-2/.gitk8s-init"))
+		kill9(t, worker)
+		was := pods["two"]
+		pods["two"] = c.awaitPod(t, ns, "two", "it runs anew", func(p *corev1.Pod) bool { return ready(p) && lifeOf(p).id != "" && lifeOf(p) != lifeOf(was) })
 		unharmed(t)
 	})
 	t.Run("interrupt", func(t *testing.T) {
