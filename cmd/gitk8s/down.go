@@ -66,7 +66,7 @@ func (e *env) down(ctx context.Context, purge bool) error {
 	if err := errors.Join(cleanNodes(cfg.DataDir), leaveServer(cfg.DataDir), network.DeleteTopology(topologyID(cfg.DataDir))); err != nil {
 		return err
 	}
-	if err := endKeeper(cfg.DataDir); err != nil {
+	if err := letGo(cfg.DataDir); err != nil {
 		return err
 	}
 	if purge {
@@ -171,7 +171,7 @@ func leaveMachine(dir string) error {
 }
 
 func cleanNode(dir string) error {
-	return cmp.Or(cleanPods(dir), endWorkerKeeper(dir))
+	return cmp.Or(cleanPods(dir), endKeeper(dir))
 }
 
 // cleanPods removes what a worker has made for its pods.

@@ -85,8 +85,8 @@ func (e *env) holdNodes(cfg Config, lost context.CancelCauseFunc) (*heldNodes, e
 	}
 	go func() {
 		_ = cmd.Wait()
-		close(h.ended)
 		lost(&holderLost{cmd.Process.Pid, cmd.ProcessState.String()})
+		close(h.ended)
 	}()
 	return h, nil
 }
@@ -95,6 +95,11 @@ func (h *heldNodes) ask(ctx context.Context, q nodesQuestion, answer any) (*os.F
 	f, err := h.line.Ask(ctx, q, answer)
 	if errors.Is(err, handover.ErrGone) {
 		err = fmt.Errorf("the process that runs the workers is gone: %w", err)
+		select { // it is known, then, how it ended
+		case <-h.ended:
+		case <-ctx.Done():
+		case <-time.After(holderPatience):
+		}
 	}
 	return f, err
 }
@@ -279,7 +284,7 @@ func (h *holder) takeLock() (err error) {
 func (h *holder) Leave() error {
 	err := h.ownNodes.Leave()
 	if err == nil && h.fresh {
-		err = endKeeper(h.cfg.DataDir)
+		err = letGo(h.cfg.DataDir)
 	}
 	return err
 }
@@ -288,7 +293,7 @@ func (h *holder) Leave() error {
 func (h *holder) Remove() error {
 	err := h.ownNodes.Remove()
 	if err == nil {
-		err = endKeeper(h.cfg.DataDir)
+		err = letGo(h.cfg.DataDir)
 	}
 	return err
 }

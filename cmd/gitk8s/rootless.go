@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"gitk8s.dev/gitk8s/runtime/container/driver"
 	"gitk8s.dev/gitk8s/runtime/network"
 )
@@ -251,24 +253,59 @@ func readKeeper(file string) (int, error) {
 	return pid, nil
 }
 
-// endKeeper lets the namespaces go when nothing is left in them; they end with the
-// last process inside, which is the caller.
-func endKeeper(dataDir string) error {
+// letGo lets the namespaces of a data directory go when nothing is left in them; the
+// caller is the last one inside.
+func letGo(dataDir string) error {
 	if !isEntered() {
 		return nil
 	}
-	file := filepath.Join(dataDir, keeperFile)
-	pid, err := readKeeper(file)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // `up`, stopped by `down`, has ended it
+	return errors.Join(endKeeper(dataDir), os.RemoveAll(filepath.Join(dataDir, pinsDir)))
+}
+
+// endKeeper ends the keeper of a directory, if there is one. Its namespaces go with the
+// last process inside.
+func endKeeper(dir string) error {
+	file := filepath.Join(dir, keeperFile)
+	if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	lock, running, err := keeperOf(dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if running {
+		pid, err := readKeeper(file)
+		if err == nil {
+			err = killAndWait(pid)
+		}
+		if err != nil {
+			return fmt.Errorf("end what keeps the namespaces of %s: %w", dir, err)
+		}
+	}
+	return os.Remove(file)
+}
+
+// killAndWait returns when the process has ended.
+func killAndWait(pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-		return fmt.Errorf("end process %d, which kept the namespaces: %w", pid, err)
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
 	}
-	return errors.Join(os.Remove(file), os.RemoveAll(filepath.Join(dataDir, pinsDir)))
+	for {
+		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000); n > 0 {
+			return nil
+		} else if !errors.Is(err, unix.EINTR) {
+			return errors.Join(err, fmt.Errorf("process %d does not end", pid))
+		}
+	}
 }
 
 // sayLimits says what an ordinary user has, and goes without.

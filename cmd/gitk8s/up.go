@@ -150,7 +150,10 @@ func (e *env) up(ctx context.Context, source string) error {
 		return e.serveHolder(cfg, ranges)
 	}
 	if os.Geteuid() == 0 {
-		if err := errors.Join(rootOnly(cfg.DataDir), e.canRunWorkers(cfg.DataDir)); err != nil {
+		if err := rootOnly(cfg.DataDir); err != nil {
+			return err
+		}
+		if err := e.canRunWorkers(cfg.DataDir); err != nil {
 			return err
 		}
 	}
@@ -169,6 +172,9 @@ func (e *env) up(ctx context.Context, source string) error {
 		return err
 	}
 	c, err := startControlPlane(run, cfg, ranges, nodes)
+	if l := (*holderLost)(nil); err != nil && errors.As(context.Cause(ctx), &l) {
+		return l
+	}
 	if err != nil {
 		return errors.Join(err, nodes.Leave())
 	}

@@ -4,12 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 
 	mobyuser "github.com/moby/sys/user"
-	"golang.org/x/sys/unix"
 
 	"gitk8s.dev/gitk8s/runtime/network"
 )
@@ -93,50 +91,4 @@ func identical(maps []mobyuser.IDMap) (out []syscall.SysProcIDMap) {
 		out = append(out, syscall.SysProcIDMap{ContainerID: int(m.ID), HostID: int(m.ID), Size: int(m.Count)})
 	}
 	return out
-}
-
-// endWorkerKeeper lets the namespaces of a worker go, if it has any, when nothing is left
-// in them.
-func endWorkerKeeper(dir string) error {
-	file := filepath.Join(dir, keeperFile)
-	if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	lock, running, err := keeperOf(dir)
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	if running {
-		pid, err := readKeeper(file)
-		if err == nil {
-			err = killAndWait(pid)
-		}
-		if err != nil {
-			return fmt.Errorf("end what kept the namespaces of %s: %w", filepath.Base(dir), err)
-		}
-	}
-	return os.Remove(file)
-}
-
-// killAndWait returns when the process has ended.
-func killAndWait(pid int) error {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return err
-	}
-	for {
-		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000); n > 0 {
-			return nil
-		} else if !errors.Is(err, unix.EINTR) {
-			return errors.Join(err, fmt.Errorf("process %d does not end", pid))
-		}
-	}
 }
