@@ -40,7 +40,9 @@ func newCheck(e *env) *cobra.Command {
 			for _, l := range limits(f) {
 				fmt.Fprintln(e.io.out, "but:", l)
 			}
-			e.sayLimits()
+			if in, ok := entered(); ok {
+				e.sayLimits(in)
+			}
 			return nil
 		},
 	}
@@ -172,7 +174,7 @@ func (e *env) checkAsUser() error {
 	}
 	defer func() { _, _ = keeper.Process.Kill(), keeper.Wait() }()
 	in.IDs = tell
-	args, env, err := enterCommand(keeper.Process.Pid, in)
+	args, env, err := enterCommand(keeper.Process.Pid, in, os.Args[1:])
 	if err != nil {
 		fmt.Fprintln(e.io.out, "missing:", err)
 		return &exitError{1, nil}

@@ -54,7 +54,8 @@ type Info struct {
 // Git server and registry in one process.
 type controlPlane struct {
 	cfg Config
-	hub string // id of the network topology; empty without one
+	// nodes are those of `up`; nil for a server alone.
+	nodes nodes
 	// ranges are the cluster's addresses.
 	ranges network.Ranges
 	ca     *pki.CA
@@ -76,8 +77,6 @@ type controlPlane struct {
 	watched  informers.SharedInformerFactory
 	// ingress serves Ingresses on this machine; nil where the nodes alone do.
 	ingress *ingress.Proxy
-	// wayOut says that the hub leads outside of the cluster.
-	wayOut bool
 	// stepDown ends the loops, if they run here and could run elsewhere.
 	stepDown func()
 	parts
@@ -98,18 +97,23 @@ func lockDataDir(dir string) (*os.File, error) {
 		f.Close()
 		return nil, fmt.Errorf("%s is in use by another gitk8s (process %s); stop it with `gitk8s down --data-dir %s`, or choose another --data-dir", dir, pid, dir)
 	}
-	if err := errors.Join(f.Truncate(0), func() error { _, err := f.WriteString(strconv.Itoa(os.Getpid())); return err }()); err != nil {
+	if err := writePID(f, os.Getpid()); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("data directory %s cannot be written: %w", dir, err)
 	}
 	return f, nil
 }
 
-// startControlPlane starts everything and returns when the API is ready. With a
-// hub the API and the registry are served in its network namespace too.
-func startControlPlane(ctx context.Context, cfg Config, ranges network.Ranges, hub string) (*controlPlane, error) {
+// writePID writes into a lock whose it is.
+func writePID(lock *os.File, pid int) error {
+	return errors.Join(lock.Truncate(0), func() error { _, err := lock.WriteString(strconv.Itoa(pid)); return err }())
+}
+
+// startControlPlane starts everything and returns when the API is ready. With nodes the
+// API and the registry are served in their hub, too.
+func startControlPlane(ctx context.Context, cfg Config, ranges network.Ranges, nodes nodes) (*controlPlane, error) {
 	thrifty()
-	c := &controlPlane{cfg: cfg, hub: hub, ranges: ranges, stepDown: func() {}, parts: parts{failed: make(chan error, 8)}}
+	c := &controlPlane{cfg: cfg, nodes: nodes, ranges: ranges, stepDown: func() {}, parts: parts{failed: make(chan error, 8)}}
 	storeReady := make(chan error, 1)
 	go func() {
 		ec := etcd.Config{DataDir: filepath.Join(cfg.DataDir, "etcd")}
@@ -124,8 +128,8 @@ func startControlPlane(ctx context.Context, cfg Config, ranges network.Ranges, h
 	if err == nil {
 		err = sameRanges(ctx, c.store.Client(), ranges)
 	}
-	if err == nil && hub != "" {
-		err = network.EnsureHub(hub, ranges)
+	if err == nil && nodes != nil {
+		err = nodes.Make()
 	}
 	if err != nil {
 		c.close()
@@ -155,8 +159,8 @@ func (c *controlPlane) prepare() (err error) {
 	return err
 }
 
-// listen opens a port on the configured address and, where there is a hub, a
-// fixed port in its namespace; 0 leaves the hub out.
+// listen opens a port on the configured address and, where there are nodes, a fixed port
+// in their hub; 0 leaves the hub out.
 func (c *controlPlane) listen(what string, port, hubPort int) ([]net.Listener, error) {
 	addr := net.JoinHostPort(c.cfg.Listen, strconv.Itoa(port))
 	l, err := net.Listen("tcp", addr)
@@ -166,10 +170,10 @@ func (c *controlPlane) listen(what string, port, hubPort int) ([]net.Listener, e
 		}
 		return nil, fmt.Errorf("listen for the %s on %s: %w", what, addr, err)
 	}
-	if c.hub == "" || hubPort == 0 {
+	if c.nodes == nil || hubPort == 0 {
 		return []net.Listener{l}, nil
 	}
-	inHub, err := network.ListenIn(network.HubNetNS(c.hub), "tcp", netip.AddrPortFrom(c.ranges.Hub()[0], uint16(hubPort)).String())
+	inHub, err := c.nodes.Listen(netip.AddrPortFrom(c.ranges.Hub()[0], uint16(hubPort)).String())
 	if err != nil {
 		l.Close()
 		return nil, fmt.Errorf("listen for the %s in the workers' network: %w", what, err)
@@ -221,9 +225,9 @@ func (c *controlPlane) serve(ctx context.Context, listeners []net.Listener) erro
 	if c.store.Embedded() {
 		ac.Room = roomIn(c.cfg.DataDir)
 	}
-	if c.hub != "" {
+	if c.nodes != nil {
 		ac.AdvertiseAddress, ac.AdvertisePort = c.ranges.Hub()[0].String(), 6443
-		ac.NodeDialer = network.DialIn(network.HubNetNS(c.hub))
+		ac.NodeDialer = c.nodes.Dial
 	}
 	if c.api, err = apiserver.New(ac); err != nil {
 		return err
@@ -310,7 +314,7 @@ func (c *controlPlane) openServers(ctx context.Context) error {
 		DataDir: c.cfg.DataDir, DockerConfig: filepath.Join(c.cfg.DataDir, "docker", "config.json"),
 		Kubeconfig: filepath.Join(c.cfg.DataDir, "admin.kubeconfig"), ClusterCIDR: joinRanges(c.ranges.Pods), ServiceCIDR: joinRanges(c.ranges.Services),
 	}
-	if c.hub != "" {
+	if c.nodes != nil {
 		if err := c.openIngress(ctx); err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,7 +48,7 @@ func (e *env) down(ctx context.Context, purge bool) error {
 		e.say("nothing to do: %s does not exist", cfg.DataDir)
 		return nil
 	}
-	if err := enterAsUser(cfg.DataDir, false); err != nil {
+	if err := enterAsUser(cfg.DataDir); err != nil {
 		return err
 	}
 	if err := stopRunning(ctx, filepath.Join(cfg.DataDir, "lock")); err != nil {
@@ -58,10 +59,14 @@ func (e *env) down(ctx context.Context, purge bool) error {
 		return err
 	}
 	defer lock.Close()
+	// It ends with the one above, or has lost it.
+	if err := stopRunning(ctx, filepath.Join(cfg.DataDir, holderLock)); err != nil {
+		return err
+	}
 	if err := errors.Join(cleanNodes(cfg.DataDir), leaveServer(cfg.DataDir), network.DeleteTopology(topologyID(cfg.DataDir))); err != nil {
 		return err
 	}
-	if err := endKeeper(cfg.DataDir); err != nil {
+	if err := letGo(cfg.DataDir); err != nil {
 		return err
 	}
 	if purge {
@@ -75,7 +80,7 @@ func (e *env) down(ctx context.Context, purge bool) error {
 // was all: --data-dir may have been mistyped.
 func removeDataDir(dir string) error {
 	var errs []error
-	for _, name := range []string{"admin.kubeconfig", "info.json", "token", "docker", "pki", "etcd", "git", "mirrors", "registry", "nodes", "lock", egressFile, keeperFile, idsFile, pinsDir} {
+	for _, name := range []string{"admin.kubeconfig", "info.json", "token", "docker", "pki", "etcd", "git", "mirrors", "registry", "nodes", "lock", egressFile, holderLock, keeperFile, idsFile, pinsDir} {
 		errs = append(errs, os.RemoveAll(filepath.Join(dir, name)))
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
@@ -166,6 +171,11 @@ func leaveMachine(dir string) error {
 }
 
 func cleanNode(dir string) error {
+	return cmp.Or(cleanPods(dir), endKeeper(dir))
+}
+
+// cleanPods removes what a worker has made for its pods.
+func cleanPods(dir string) error {
 	var errs []error
 	// An ordinary user's may have been delegated to another session.
 	parents := map[string]bool{cgroupParent(dir): true}

@@ -19,7 +19,6 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
-	"gitk8s.dev/gitk8s/runtime/network"
 	"gitk8s.dev/gitk8s/runtime/network/ingress"
 )
 
@@ -73,7 +72,7 @@ func (c *controlPlane) openIngress(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.ingress = ingress.NewProxy(ingress.Config{Dial: network.DialIn(network.HubNetNS(c.hub)), AccessLog: access})
+	c.ingress = ingress.NewProxy(ingress.Config{Dial: c.nodes.Dial, AccessLog: access})
 	c.info.IngressHTTP, c.info.IngressHTTPS = "http://"+c.reach(plain), "https://"+c.reach(withTLS)
 	c.run("ingress", func() error { return c.ingress.Serve(ctx, plain, withTLS) })
 	doors := &ingress.Doors{Proxy: c.ingress, Listen: func(port int) (net.Listener, error) { return c.listenOne("a Gateway's listener", port) }}

@@ -125,20 +125,18 @@ func leaveServer(dataDir string) error {
 // followRoutes keeps the ways to the pods of all nodes: the API server's proxy
 // dials pods, in the hub's network namespace or else in its own.
 func (c *controlPlane) followRoutes(ctx context.Context) error {
+	if c.nodes != nil {
+		return follow.Routes(ctx, c.watched, c.nodes)
+	}
 	mesh := network.MeshConfig{Tunnel: c.cfg.Tunnel, Server: true, Pods: c.ranges.Pods, Services: c.ranges.Services}
-	if c.hub != "" {
-		// All nodes are at the hub's bridge.
-		mesh.NetNS, mesh.NodeIPs, mesh.Tunnel = network.HubNetNS(c.hub), c.ranges.Hub(), network.TunnelNever
-	} else if ip, err := netip.ParseAddr(c.cfg.advertised()); err == nil && !ip.IsLoopback() {
+	if ip, err := netip.ParseAddr(c.cfg.advertised()); err == nil && !ip.IsLoopback() {
 		mesh.NodeIPs = []netip.Addr{ip}
 	} else {
 		mesh.Tunnel = network.TunnelNever // nobody elsewhere could answer
 	}
-	if c.hub == "" {
-		// `down` takes away what is added to the machine's own network.
-		if err := os.WriteFile(filepath.Join(c.cfg.DataDir, meshFile), nil, 0o600); err != nil {
-			return err
-		}
+	// `down` takes away what is added to the machine's own network.
+	if err := os.WriteFile(filepath.Join(c.cfg.DataDir, meshFile), nil, 0o600); err != nil {
+		return err
 	}
-	return follow.Routes(ctx, c.watched, network.NewMesh(mesh), mesh.NetNS)
+	return follow.Routes(ctx, c.watched, network.NewMesh(mesh))
 }

@@ -12,17 +12,20 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"gitk8s.dev/gitk8s/runtime/container/driver"
 	"gitk8s.dev/gitk8s/runtime/network"
 )
 
-// An ordinary user's cluster lives in a user namespace, where the user is root over
+// An ordinary user's nodes live in a user namespace, where the user is root over
 // network and mount namespaces made in it. A process of its own keeps the user and
 // the mount namespace, with all that is pinned there: as with root, containers and
-// their networks outlive `up`. Whoever works on the cluster enters them first. The
-// network namespace stays the machine's, so that the cluster is reached as always.
+// their networks outlive `up`. Whoever works on them enters first. The network namespace
+// stays the machine's, from where nodes get their way out. The server does not enter.
 const (
-	// keeperFile names the process; it holds a lock on it while it lives.
+	// keeperFile names the process; it holds a lock on it while it lives. There is one in
+	// the data directory, and one for each worker in the worker's.
 	keeperFile = "keeper"
 	// pinsDir is where the network namespaces are pinned, in the data directory.
 	pinsDir = "netns"
@@ -60,44 +63,58 @@ func defaultDataDir() string {
 	return filepath.Join(os.Getenv("HOME"), ".local", "share", "gitk8s")
 }
 
+// rootOnly refuses root the cluster of an ordinary user.
+func rootOnly(dataDir string) error {
+	if begun, err := readIDs(dataDir); err != nil || begun != nil {
+		return errors.Join(err, fmt.Errorf("%s is the cluster of an ordinary user: run gitk8s as that user, or choose another --data-dir", dataDir))
+	}
+	return nil
+}
+
 // enterAsUser returns at once for root, and for who has entered. For an ordinary user
 // it replaces this process by the same command inside of the namespaces that belong
-// to the data directory, which are made if they are not there. With limits it first
-// takes the cgroup that was delegated to the user, if one was.
-func enterAsUser(dataDir string, limits bool) error {
+// to the data directory, which are made if they are not there.
+func enterAsUser(dataDir string) error {
 	if isEntered() {
 		network.PinIn(filepath.Join(dataDir, pinsDir))
 		return nil
 	}
 	if os.Geteuid() == 0 {
-		if begun, err := readIDs(dataDir); err != nil || begun != nil {
-			return errors.Join(err, fmt.Errorf("%s is the cluster of an ordinary user: run gitk8s as that user, or choose another --data-dir", dataDir))
-		}
-		return nil
+		return rootOnly(dataDir)
 	}
-	dataDir, err := filepath.Abs(dataDir)
+	in, keeper, err := enterable(dataDir, false)
 	if err != nil {
 		return err
 	}
-	var in entry
-	if limits {
-		if in.Cgroup, err = driver.Delegate(); err != nil {
-			in.NoCgroup = err.Error()
-		}
-	}
-	pid, err := ensureKeeper(dataDir, &in)
-	if err != nil {
-		return fmt.Errorf("namespaces of an ordinary user: %w; `gitk8s check` tells more", err)
-	}
-	args, env, err := enterCommand(pid, in)
+	args, env, err := enterCommand(keeper, in, os.Args[1:])
 	if err != nil {
 		return err
 	}
 	return os.NewSyscallError("exec nsenter", syscall.Exec(args[0], args, env))
 }
 
-// enterCommand is this command line, run inside of the namespaces that a process keeps.
-func enterCommand(keeper int, in entry) (args, env []string, err error) {
+// enterable returns the process that keeps the namespaces of a data directory, and what
+// there is in them. With limits this process first takes the cgroup that was delegated to
+// the user, if one was.
+func enterable(dataDir string, limits bool) (in entry, keeper int, err error) {
+	if dataDir, err = filepath.Abs(dataDir); err != nil {
+		return in, 0, err
+	}
+	if limits {
+		var why error
+		if in.Cgroup, why = driver.Delegate(); why != nil {
+			in.NoCgroup = why.Error()
+		}
+	}
+	if keeper, err = ensureKeeper(dataDir, &in); err != nil {
+		return in, 0, fmt.Errorf("namespaces of an ordinary user: %w; `gitk8s check` tells more", err)
+	}
+	return in, keeper, nil
+}
+
+// enterCommand is a command line of this program, run inside of the namespaces that a
+// process keeps.
+func enterCommand(keeper int, in entry, command []string) (args, env []string, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, nil, err
@@ -113,7 +130,7 @@ func enterCommand(keeper int, in entry) (args, env []string, err error) {
 	}
 	b, err := json.Marshal(in)
 	args = []string{nsenter, "--preserve-credentials", "--user", "--mount", "--target", strconv.Itoa(keeper), "--", "env", "--chdir", wd, self}
-	return append(args, os.Args[1:]...), append(os.Environ(), entryVar+"="+string(b)), err
+	return append(args, command...), append(os.Environ(), entryVar+"="+string(b)), err
 }
 
 // ensureKeeper returns the process that keeps the namespaces, and notes what there is
@@ -122,12 +139,11 @@ func ensureKeeper(dataDir string, in *entry) (int, error) {
 	if err := os.MkdirAll(dataDir, 0o755); err != nil {
 		return 0, err
 	}
-	lock, err := os.OpenFile(filepath.Join(dataDir, keeperFile), os.O_RDWR|os.O_CREATE, 0o600)
+	lock, running, err := keeperOf(dataDir)
 	if err != nil {
 		return 0, err
 	}
 	defer lock.Close()
-	running := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil
 	begun, err := begunWith(dataDir)
 	if err != nil {
 		return 0, err
@@ -149,7 +165,19 @@ func ensureKeeper(dataDir string, in *entry) (int, error) {
 	}
 	in.IDs = tell
 	pid := cmd.Process.Pid
-	return pid, errors.Join(writeIDs(dataDir, m), lock.Truncate(0), func() error { _, err := lock.WriteString(strconv.Itoa(pid)); return err }())
+	return pid, errors.Join(writeIDs(dataDir, m), writePID(lock, pid))
+}
+
+// keeperOf opens the file that names a keeper, and says whether that is alive. If it is
+// not, the caller has its lock, for the next one.
+func keeperOf(dir string) (lock *os.File, running bool, err error) {
+	if lock, err = os.OpenFile(filepath.Join(dir, keeperFile), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return nil, false, err
+	}
+	if syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		return lock, true, nil
+	}
+	return lock, false, lock.Truncate(0)
 }
 
 // startKeeper starts the process with the ids that planIDs gives it, or for a new
@@ -170,8 +198,25 @@ func startKeeper(dir string, lock *os.File, begun *idMaps, available idMaps, lac
 }
 
 // startKeeperWith starts a process in a user and a mount namespace in which the user is
-// root, and in a session of its own.
+// root.
 func startKeeperWith(dir string, lock *os.File, m idMaps) (*exec.Cmd, error) {
+	attr := &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS}
+	if !m.several() {
+		attr.UidMappings, attr.GidMappings = m.Users, m.Groups
+	}
+	cmd, err := keep(dir, lock, attr)
+	if err == nil && m.several() {
+		if err = giveIDs(cmd.Process.Pid, m); err != nil {
+			_, _ = cmd.Process.Kill(), cmd.Wait()
+			return nil, err
+		}
+	}
+	return cmd, err
+}
+
+// keep starts a process that lives in new namespaces and a session of its own, and returns
+// when signals do not harm it any more. It has the lock of the file.
+func keep(dir string, lock *os.File, attr *syscall.SysProcAttr) (*exec.Cmd, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -181,26 +226,16 @@ func startKeeperWith(dir string, lock *os.File, m idMaps) (*exec.Cmd, error) {
 		return nil, err
 	}
 	defer ready.Close()
-	cmd := &exec.Cmd{Path: self, Args: []string{dir + keeperArg0}, Dir: "/", ExtraFiles: []*os.File{readyChild, lock}}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS}
-	if !m.several() {
-		cmd.SysProcAttr.UidMappings, cmd.SysProcAttr.GidMappings = m.Users, m.Groups
-	}
+	attr.Setsid = true
+	cmd := &exec.Cmd{Path: self, Args: []string{dir + keeperArg0}, Dir: "/", ExtraFiles: []*os.File{readyChild, lock}, SysProcAttr: attr}
 	err = cmd.Start()
 	_ = readyChild.Close()
 	if err != nil {
 		return nil, err
 	}
 	// Closed by the keeper once it ignores signals.
-	if _, err = ready.Read(make([]byte, 1)); errors.Is(err, io.EOF) {
-		err = nil
-	}
-	if err == nil && m.several() {
-		err = giveIDs(cmd.Process.Pid, m)
-	}
-	if err != nil {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+	if _, err = ready.Read(make([]byte, 1)); err != nil && !errors.Is(err, io.EOF) {
+		_, _ = cmd.Process.Kill(), cmd.Wait()
 		return nil, err
 	}
 	return cmd, nil
@@ -218,46 +253,65 @@ func readKeeper(file string) (int, error) {
 	return pid, nil
 }
 
-// endKeeper lets the namespaces go when nothing is left in them; they end with the
-// last process inside, which is the caller.
-func endKeeper(dataDir string) error {
-	in, ok := entered()
-	if !ok {
+// letGo lets the namespaces of a data directory go when nothing is left in them; the
+// caller is the last one inside.
+func letGo(dataDir string) error {
+	if !isEntered() {
 		return nil
 	}
-	file := filepath.Join(dataDir, keeperFile)
-	pid, err := readKeeper(file)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // `up`, stopped by `down`, has ended it
+	return errors.Join(endKeeper(dataDir), os.RemoveAll(filepath.Join(dataDir, pinsDir)))
+}
+
+// endKeeper ends the keeper of a directory, if there is one. Its namespaces go with the
+// last process inside.
+func endKeeper(dir string) error {
+	file := filepath.Join(dir, keeperFile)
+	if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	lock, running, err := keeperOf(dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if running {
+		pid, err := readKeeper(file)
+		if err == nil {
+			err = killAndWait(pid)
+		}
+		if err != nil {
+			return fmt.Errorf("end what keeps the namespaces of %s: %w", dir, err)
+		}
+	}
+	return os.Remove(file)
+}
+
+// killAndWait returns when the process has ended.
+func killAndWait(pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-		return fmt.Errorf("end process %d, which kept the namespaces: %w", pid, err)
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
 	}
-	if in.Cgroup != "" {
-		driver.Undelegate(in.Cgroup)
+	for {
+		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000); n > 0 {
+			return nil
+		} else if !errors.Is(err, unix.EINTR) {
+			return errors.Join(err, fmt.Errorf("process %d does not end", pid))
+		}
 	}
-	return errors.Join(os.Remove(file), os.RemoveAll(filepath.Join(dataDir, pinsDir)))
 }
 
 // sayLimits says what an ordinary user has, and goes without.
-func (e *env) sayLimits() {
-	in, ok := entered()
-	if !ok {
-		return
-	}
+func (e *env) sayLimits(in entry) {
 	e.say("as an ordinary user: %s", in.IDs)
 	if in.NoCgroup != "" {
 		e.say("limits on CPU and memory are not enforced, nor usage measured: %s", in.NoCgroup)
 	}
-}
-
-// dropLost removes what is left of pods whose namespaces are gone.
-func dropLost(dataDir string) error {
-	if !isEntered() || network.HasHub(topologyID(dataDir)) {
-		return nil
-	}
-	return cleanNodes(dataDir)
 }

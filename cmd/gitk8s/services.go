@@ -34,7 +34,7 @@ func (c *controlPlane) exposeServices(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ports := expose.New(address, network.DialIn(network.HubNetNS(c.hub)), c.events(ctx, c.watcher, "gitk8s"))
+	ports := expose.New(address, c.nodes.Dial, c.events(ctx, c.watcher, "gitk8s"))
 	err = follow.Machine(ctx, c.watched, func(services []*corev1.Service, slices []*discoveryv1.EndpointSlice, nodes []*corev1.Node) error {
 		return ports.Apply(ctx, expose.Decide(services, slices, nodes))
 	})
@@ -73,7 +73,7 @@ func poolOfUp(cfg Config, ranges network.Ranges) error {
 // workers listen on are not given away on the nodes' addresses.
 func (c *controlPlane) balancers() serviceloadbalancer.Config {
 	cfg := serviceloadbalancer.Config{Reserved: []int32{workerPort}}
-	if c.hub == "" { // the server may be on a machine that is a node, too
+	if c.nodes == nil { // the server may be on a machine that is a node, too
 		for _, port := range []int{c.cfg.APIPort, c.cfg.GitPort, c.cfg.RegistryPort, c.cfg.MetricsPort} {
 			cfg.Reserved = append(cfg.Reserved, int32(port))
 		}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -107,7 +108,7 @@ func (e *env) serve(ctx context.Context, cfg Config, ranges network.Ranges) erro
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	started := context.AfterFunc(ctx, cancel)
-	c, err := startControlPlane(run, cfg, ranges, "")
+	c, err := startControlPlane(run, cfg, ranges, nil)
 	if err != nil {
 		return err
 	}
@@ -145,43 +146,40 @@ func (e *env) up(ctx context.Context, source string) error {
 	if err := poolOfUp(cfg, ranges); err != nil {
 		return err
 	}
-	if err := enterAsUser(cfg.DataDir, true); err != nil {
-		return err
+	if isEntered() {
+		return e.serveHolder(cfg, ranges)
 	}
-	e.sayLimits()
-	machine := lookAround(cfg.DataDir)
-	if missing := missing(machine); len(missing) > 0 {
-		for _, m := range missing {
-			e.say("missing: %s", m)
+	if os.Geteuid() == 0 {
+		if err := rootOnly(cfg.DataDir); err != nil {
+			return err
 		}
-		return fmt.Errorf("this machine cannot run workers; `gitk8s check` tells more")
-	}
-	for _, l := range limits(machine) {
-		e.say("%s", l)
+		if err := e.canRunWorkers(cfg.DataDir); err != nil {
+			return err
+		}
 	}
 	lock, err := lockDataDir(cfg.DataDir)
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-	id := topologyID(cfg.DataDir)
-	if err := dropLost(cfg.DataDir); err != nil {
-		return err
-	}
-	// What runs since before a crash is not to end because this start is refused.
-	fresh := !network.HasHub(id)
 	// Parts outlive the signal that ends us: workloads are stopped through them.
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	c, err := startControlPlane(run, cfg, ranges, id)
+	ctx, lost := context.WithCancelCause(ctx)
+	defer lost(nil)
+	nodes, err := e.openNodes(run, cfg, ranges, lost)
 	if err != nil {
-		if fresh {
-			err = errors.Join(err, network.DeleteTopology(id))
-		}
 		return err
 	}
+	c, err := startControlPlane(run, cfg, ranges, nodes)
+	if l := (*holderLost)(nil); err != nil && errors.As(context.Cause(ctx), &l) {
+		return l
+	}
+	if err != nil {
+		return errors.Join(err, nodes.Leave())
+	}
 	e.say("API ready after %s: %s", round(time.Since(started)), c.info.API)
-	crew, err := c.startWorkers(run, e, cfg.Workers)
+	err = nodes.Start()
 	if err == nil {
 		err = c.exposeServices(run)
 	}
@@ -194,15 +192,24 @@ func (e *env) up(ctx context.Context, source string) error {
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		err = nil
 	}
+	if l := (*holderLost)(nil); errors.As(context.Cause(ctx), &l) {
+		cancel()
+		c.close()
+		return l
+	}
 	e.say("stopping workloads")
-	err = errors.Join(err, crew.stop())
+	err = errors.Join(err, nodes.Stop())
 	cancel()
 	c.close()
-	err = errors.Join(err, network.DeleteTopology(id), cleanNodes(cfg.DataDir))
-	if err == nil {
-		err = endKeeper(cfg.DataDir)
+	return errors.Join(err, nodes.Remove())
+}
+
+// openNodes returns the nodes of `up`; lost is called if they are lost to this process.
+func (e *env) openNodes(run context.Context, cfg Config, ranges network.Ranges, lost context.CancelCauseFunc) (nodes, error) {
+	if os.Geteuid() == 0 {
+		return newOwnNodes(run, e, cfg, ranges), nil
 	}
-	return err
+	return e.holdNodes(cfg, lost)
 }
 
 // settle waits for the nodes and makes the first application.

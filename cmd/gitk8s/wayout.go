@@ -11,18 +11,18 @@ import (
 
 // openWayOut lets the pods of `up` reach what the machine reaches, unless it is told not
 // to. Without it the cluster works; so what is missing for it is said, and is no error.
-func (c *controlPlane) openWayOut(ctx context.Context, e *env) {
-	if !c.cfg.PodEgress {
+func (n *ownNodes) openWayOut() {
+	if !n.cfg.PodEgress {
 		return
 	}
 	out, err := usernet.Open(usernet.Config{
-		NetNS: network.HubNetNS(c.hub), Dial: (&net.Dialer{}).DialContext,
-		Refuse: slices.Concat(c.ranges.Nodes, c.ranges.Pods, c.ranges.Services),
+		NetNS: network.HubNetNS(n.id), Dial: (&net.Dialer{}).DialContext,
+		Refuse: slices.Concat(n.ranges.Nodes, n.ranges.Pods, n.ranges.Services),
 	})
 	if err != nil {
-		e.say("pods reach nothing outside of the cluster: %v", err)
+		n.e.say("pods reach nothing outside of the cluster: %v", err)
 		return
 	}
-	c.wayOut = true
-	context.AfterFunc(ctx, func() { _ = out.Close() })
+	n.wayOut = true
+	context.AfterFunc(n.ctx, func() { _ = out.Close() })
 }

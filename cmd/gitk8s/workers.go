@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -21,9 +20,7 @@ import (
 )
 
 // crew are the workers that `up` runs.
-type crew struct {
-	members []*member
-}
+type crew []*member
 
 // member is one worker: its process, which is replaced when it ends by itself.
 type member struct {
@@ -67,41 +64,20 @@ func (m *member) stopWorkloads() {
 	_ = m.stdin.Close()
 }
 
-// startWorkers starts n workers, each in a network namespace of its own, and dials for
-// them what is outside of the cluster.
-func (c *controlPlane) startWorkers(ctx context.Context, e *env, n int) (*crew, error) {
-	crew := &crew{}
-	egress, err := network.ServeEgress(c.egressSocket())
-	if err != nil {
-		return crew, err
-	}
-	context.AfterFunc(ctx, func() { _ = egress.Close() })
-	c.openWayOut(ctx, e)
-	for i := 1; i <= n; i++ {
-		m, err := c.startWorker(i)
-		if err != nil {
-			return crew, fmt.Errorf("worker %d: %w", i, err)
-		}
-		crew.members = append(crew.members, m)
-		go c.keepRunning(ctx, e, i, m)
-	}
-	return crew, nil
-}
-
 // keepRunning starts a worker again when it ends by itself: its containers have
 // run on and are taken up by the next one. The first start is at once, since a node
 // without its worker sends requests to pods that are gone; the next are a second
 // apart, then two, four, at most thirty.
-func (c *controlPlane) keepRunning(ctx context.Context, e *env, i int, m *member) {
+func (n *ownNodes) keepRunning(i int, m *member) {
 	pause := time.Duration(0)
 	for {
 		started := time.Now()
 		err := m.process().Wait()
-		if m.stopping() || ctx.Err() != nil {
+		if m.stopping() || n.ctx.Err() != nil {
 			m.done <- err
 			return
 		}
-		e.say("%s ended by itself (%v), starting it again; its log is %s", m.name, err, c.workerLog(m.name))
+		n.e.say("%s ended by itself (%v), starting it again; its log is %s", m.name, err, n.workerLog(m.name))
 		if time.Since(started) > time.Minute {
 			pause = 0
 		}
@@ -113,40 +89,44 @@ func (c *controlPlane) keepRunning(ctx context.Context, e *env, i int, m *member
 			case <-time.After(pause):
 			}
 			pause = min(max(2*pause, time.Second), 30*time.Second)
-			next, err := c.startWorker(i)
+			next, err := n.startWorker(i)
 			if err == nil {
 				m.replace(next)
 				break
 			}
-			e.say("%s could not be started: %v", m.name, err)
+			n.e.say("%s could not be started: %v", m.name, err)
 		}
 	}
 }
 
-func (c *controlPlane) nodeDir(name string) string {
-	return filepath.Join(c.cfg.DataDir, "nodes", name)
+func (n *ownNodes) nodeDir(name string) string {
+	return filepath.Join(n.cfg.DataDir, "nodes", name)
 }
 
-func (c *controlPlane) egressSocket() string { return filepath.Join(c.cfg.DataDir, egressFile) }
+func (n *ownNodes) egressSocket() string { return filepath.Join(n.cfg.DataDir, egressFile) }
 
-func (c *controlPlane) workerLog(name string) string {
-	return filepath.Join(c.nodeDir(name), "worker.log")
+func (n *ownNodes) workerLog(name string) string {
+	return filepath.Join(n.nodeDir(name), "worker.log")
 }
 
-func (c *controlPlane) startWorker(i int) (*member, error) {
+func (n *ownNodes) startWorker(i int) (*member, error) {
 	name := fmt.Sprintf("worker-%d", i)
-	node, err := network.EnsureNode(c.hub, name, i, c.ranges)
+	keeper, err := n.keepWorker(name)
 	if err != nil {
 		return nil, err
 	}
-	inHub := c.ranges.Hub()[0].String()
-	if err := network.LeadOut(node.NetNS, c.ranges, c.wayOut); err != nil {
+	node, err := network.EnsureNode(n.id, name, i, n.ranges)
+	if err != nil {
 		return nil, err
 	}
-	if err := writeWorkerFiles(c.ca, c.nodeDir(name), name, node.IPs, "https://"+net.JoinHostPort(inHub, "6443")); err != nil {
+	inHub := n.ranges.Hub()[0].String()
+	if err := network.LeadOut(node.NetNS, n.ranges, n.wayOut); err != nil {
 		return nil, err
 	}
-	log, err := os.OpenFile(c.workerLog(name), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err := writeWorkerFiles(n.ca, n.nodeDir(name), name, node.IPs, "https://"+net.JoinHostPort(inHub, "6443")); err != nil {
+		return nil, err
+	}
+	log, err := os.OpenFile(n.workerLog(name), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -156,20 +136,27 @@ func (c *controlPlane) startWorker(i int) (*member, error) {
 		return nil, err
 	}
 	args := []string{
-		"agent", "--attached", "--name", name, "--node-dir", c.nodeDir(name), "--node-ip", joinAddrs(node.IPs),
-		"--" + podsFlag, joinRanges(c.ranges.Pods), "--" + servicesFlag, joinRanges(c.ranges.Services),
+		"agent", "--attached", "--name", name, "--node-dir", n.nodeDir(name), "--node-ip", joinAddrs(node.IPs),
+		"--" + podsFlag, joinRanges(n.ranges.Pods), "--" + servicesFlag, joinRanges(n.ranges.Services),
 		"--registry", net.JoinHostPort(inHub, strconv.Itoa(registryHubPort)),
-		"--registry-token-file", filepath.Join(c.cfg.DataDir, "token"),
-		"--egress", c.egressSocket(), "--log-level", "info", "--tunnel", string(network.TunnelNever), "--masquerade=false",
+		"--registry-token-file", filepath.Join(n.cfg.DataDir, "token"),
+		"--egress", n.egressSocket(), "--log-level", "info", "--tunnel", string(network.TunnelNever), "--masquerade=false",
 	}
-	if c.cfg.DockerConfig != "" {
-		args = append(args, "--docker-config", c.cfg.DockerConfig)
+	if n.cfg.DockerConfig != "" {
+		args = append(args, "--docker-config", n.cfg.DockerConfig)
 	}
-	args = append(args, "--eviction-hard", c.cfg.EvictionHard)
-	if c.cfg.DNSUpstream != "" {
-		args = append(args, "--dns-upstream", c.cfg.DNSUpstream)
+	args = append(args, "--eviction-hard", n.cfg.EvictionHard)
+	if n.cfg.DNSUpstream != "" {
+		args = append(args, "--dns-upstream", n.cfg.DNSUpstream)
 	}
-	m := &member{name: name, cmd: exec.Command(self, args...), done: make(chan error, 1), stop: make(chan struct{})}
+	command, environ := append([]string{self}, args...), os.Environ()
+	if in, ok := entered(); ok {
+		if command, environ, err = enterCommand(keeper, in, args); err != nil {
+			return nil, err
+		}
+	}
+	m := &member{name: name, cmd: exec.Command(command[0], command[1:]...), done: make(chan error, 1), stop: make(chan struct{})}
+	m.cmd.Env = environ
 	m.cmd.Stdout, m.cmd.Stderr = log, log
 	// A session of its own: Ctrl-C in a terminal is for us, who stop it in order.
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -203,17 +190,14 @@ func inNetNS(path string, f func() error) error {
 }
 
 // stop makes every worker stop its pods and waits for it.
-func (c *crew) stop() error {
-	if c == nil {
-		return nil
-	}
-	for _, m := range c.members {
+func (c crew) stop() error {
+	for _, m := range c {
 		m.stopWorkloads()
 	}
 	var errs []error
 	limit := time.NewTimer(stopTimeout)
 	defer limit.Stop()
-	for _, m := range c.members {
+	for _, m := range c {
 		select {
 		case err := <-m.done:
 			if err != nil {

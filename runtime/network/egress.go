@@ -5,14 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"gitk8s.dev/gitk8s/runtime/network/handover"
 )
 
 // A worker lives in the network namespace of its node, from where nothing outside of
@@ -27,13 +27,6 @@ type egressRequest struct {
 	Network, Address string
 }
 
-// egressReply comes with a descriptor, or says why there is none. The number lets the
-// caller tell causes apart as if it had dialled itself.
-type egressReply struct {
-	Error string        `json:",omitempty"`
-	Errno syscall.Errno `json:",omitempty"`
-}
-
 // ServeEgress dials for whoever asks on the socket, which only its owner may, until
 // the listener that it returns is closed.
 func ServeEgress(socket string) (net.Listener, error) {
@@ -45,7 +38,7 @@ func ServeEgress(socket string) (net.Listener, error) {
 		return nil, err
 	}
 	defer dir.Close()
-	l, err := net.ListenUnix("unixpacket", socketIn(dir, filepath.Base(socket)))
+	l, err := net.ListenUnix("unix", socketIn(dir, filepath.Base(socket)))
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", socket, err)
 	}
@@ -73,37 +66,16 @@ func ServeEgress(socket string) (net.Listener, error) {
 // socketIn names a socket by way of /proc, since the path of a unix socket may have no
 // more than 107 bytes.
 func socketIn(dir *os.File, name string) *net.UnixAddr {
-	return &net.UnixAddr{Net: "unixpacket", Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name)}
+	return &net.UnixAddr{Net: "unix", Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name)}
 }
 
 func serveEgress(c *net.UnixConn) {
-	defer c.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), egressTimeout)
 	defer cancel()
-	_ = c.SetDeadline(time.Now().Add(egressTimeout))
-	buf := make([]byte, 4096)
-	n, err := c.Read(buf)
-	if err != nil {
-		return
-	}
-	go func() {
-		// Who has asked and goes away does not want it any more.
-		_, _ = c.Read(make([]byte, 1))
-		cancel()
-	}()
-	file, err := dialFile(ctx, buf[:n])
-	var reply egressReply
-	var rights []byte
-	if err != nil {
-		reply.Error = err.Error()
-		_ = errors.As(err, &reply.Errno)
-	} else {
-		defer file.Close()
-		rights = unix.UnixRights(int(file.Fd()))
-	}
-	if b, err := json.Marshal(reply); err == nil {
-		_, _, _ = c.WriteMsgUnix(b, rights, nil) // else it has gone away
-	}
+	handover.Answer(ctx, c, func(ctx context.Context, question []byte) (any, *os.File, error) {
+		file, err := dialFile(ctx, question)
+		return nil, file, err
+	})
 }
 
 // dialFile makes the connection of a request. Addresses are numeric: whom to ask for
@@ -125,8 +97,18 @@ func dialFile(ctx context.Context, request []byte) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close()
-	return conn.(interface{ File() (*os.File, error) }).File()
+	return FileOf(conn)
+}
+
+// FileOf is the file of a connection or a listener, to be handed over to another process;
+// the connection itself is closed.
+func FileOf(c io.Closer) (*os.File, error) {
+	defer c.Close()
+	f, ok := c.(interface{ File() (*os.File, error) })
+	if !ok {
+		return nil, fmt.Errorf("a %T has no file", c)
+	}
+	return f.File()
 }
 
 // DialThrough returns a dial function whose connections are made by who serves the
@@ -134,9 +116,6 @@ func dialFile(ctx context.Context, request []byte) (*os.File, error) {
 func DialThrough(socket string) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := dialThrough(ctx, socket, egressRequest{network, addr})
-		if err != nil && ctx.Err() != nil {
-			err = ctx.Err()
-		}
 		if err != nil {
 			return nil, fmt.Errorf("dial %s %s for a worker: %w", network, addr, err)
 		}
@@ -153,51 +132,14 @@ func dialThrough(ctx context.Context, socket string, q egressRequest) (net.Conn,
 		return nil, err
 	}
 	defer dir.Close()
-	c, err := net.DialUnix("unixpacket", nil, socketIn(dir, filepath.Base(socket)))
+	c, err := net.DialUnix("unix", nil, socketIn(dir, filepath.Base(socket)))
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close()
-	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
-	b, err := json.Marshal(q)
+	file, err := handover.Ask(ctx, c, q, nil)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := c.Write(b); err != nil {
-		return nil, err
-	}
-	buf, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4))
-	n, oobn, _, _, err := c.ReadMsgUnix(buf, oob)
-	if err != nil {
-		return nil, err
-	}
-	file, err := receivedFile(oob[:oobn])
-	if err != nil {
-		return nil, err
-	}
-	if file != nil {
-		defer file.Close()
-		return net.FileConn(file)
-	}
-	var reply egressReply
-	if err := json.Unmarshal(buf[:n], &reply); err != nil {
-		return nil, fmt.Errorf("no answer: %w", err)
-	}
-	if reply.Errno != 0 {
-		return nil, os.NewSyscallError("connect", reply.Errno)
-	}
-	return nil, errors.New(reply.Error)
-}
-
-// receivedFile takes the descriptor that came with a message; nil if there was none.
-func receivedFile(oob []byte) (*os.File, error) {
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil || len(messages) == 0 {
-		return nil, err
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) == 0 {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fds[0]), "connection"), nil
+	defer file.Close()
+	return net.FileConn(file)
 }

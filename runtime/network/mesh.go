@@ -2,6 +2,7 @@ package network
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -153,6 +154,11 @@ func (m *Mesh) Sync(peers []Peer) (Ways, error) {
 	}
 	want := m.cfg.plan(peers, own, hops, mtus)
 	return Ways{MTU: want.mtu, Refused: want.refused}, errors.Join(m.apply(h, want), m.applyMasquerades(m.cfg.masquerades(peers)))
+}
+
+// Changes is Changes in the Mesh's namespace.
+func (m *Mesh) Changes(ctx context.Context, changed func()) error {
+	return Changes(ctx, m.cfg.NetNS, changed)
 }
 
 // Seal keeps what pods and others exchange from leaving and from being taken in the clear

@@ -98,6 +98,29 @@ func EnsureNode(id, node string, n int, r Ranges) (Node, error) {
 	return out, nil
 }
 
+// PinNode makes the namespace that a process lives in that of a worker, before EnsureNode
+// does: it may belong to another user namespace than the caller's.
+func PinNode(id, node string, pid int) error {
+	if !validName.MatchString(id) || !validName.MatchString(node) || node == "hub" {
+		return fmt.Errorf("pin network of a node: bad id %q or node name %q", id, node)
+	}
+	path, source := NodeNetNS(id, node), fmt.Sprintf("/proc/%d/ns/net", pid)
+	var pinned, its unix.Stat_t
+	if err := unix.Stat(source, &its); err != nil {
+		return &os.PathError{Op: "stat", Path: source, Err: err}
+	}
+	if unix.Stat(path, &pinned) == nil && pinned.Dev == its.Dev && pinned.Ino == its.Ino {
+		return nil
+	}
+	if err := errors.Join(emptyAndDelete(path), os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, nil, 0o600)); err != nil {
+		return fmt.Errorf("pin network of node %s: %w", node, err)
+	}
+	if err := unix.Mount(source, path, "", unix.MS_BIND, ""); err != nil {
+		return &os.PathError{Op: "bind", Path: path, Err: err}
+	}
+	return inNetNS(path, loopbackUp)
+}
+
 // prepareForwarding makes a namespace forward between its links, also from and to its
 // loopback addresses, where node ports are. Redirects are off:
 // a pod has no other way to go, and one that was sent counts against the rate at

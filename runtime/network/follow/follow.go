@@ -103,7 +103,7 @@ func Node(ctx context.Context, cfg Config) error {
 	defer cfg.Checks.Close()
 	if cfg.Mesh != nil {
 		w := &ways{mesh: cfg.Mesh, nodes: nodes.Lister(), slices: slices.Lister(), links: cfg.Links, events: cfg.Events, node: cfg.Node}
-		go changes(ctx, cfg.NetNS, routed)
+		go changes(ctx, cfg.Mesh, routed)
 		go Loop(ctx, "routes", routed, w.sync)
 	}
 	Loop(ctx, "services", changed, func() error {

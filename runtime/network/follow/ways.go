@@ -35,9 +35,18 @@ type PodLinks interface {
 	Repair() error
 }
 
+// Mesh is a network.Mesh, or leads to one.
+type Mesh interface {
+	// Sync makes the ways what peers says.
+	Sync(peers []network.Peer) (network.Ways, error)
+	// Changes calls changed when the Mesh's machine changes in a way that matters, until
+	// ctx ends or that cannot be told any more, which is an error.
+	Changes(ctx context.Context, changed func()) error
+}
+
 // ways keeps a machine's ways to the others' pods.
 type ways struct {
-	mesh  *network.Mesh
+	mesh  Mesh
 	nodes corelisters.NodeLister
 	// slices, links and events are a node's; nil for other machines.
 	slices discoverylisters.EndpointSliceLister
@@ -114,15 +123,15 @@ func peers(nodes []*corev1.Node, servers []*discoveryv1.EndpointSlice) []network
 	return out
 }
 
-// Routes keeps the ways to all nodes' pods from a machine that is no node, in the
-// Mesh's namespace netNS, for as long as ctx and the factory run.
-func Routes(ctx context.Context, f informers.SharedInformerFactory, mesh *network.Mesh, netNS string) error {
+// Routes keeps the ways to all nodes' pods from a machine that is no node, for as long as
+// ctx and the factory run.
+func Routes(ctx context.Context, f informers.SharedInformerFactory, mesh Mesh) error {
 	nodes := f.Core().V1().Nodes()
 	routed := make(chan struct{}, 1)
 	if _, err := nodes.Informer().AddEventHandler(onPlace(routed)); err != nil {
 		return err
 	}
-	go changes(ctx, netNS, routed)
+	go changes(ctx, mesh, routed)
 	go func() {
 		if cache.WaitForCacheSync(ctx.Done(), nodes.Informer().HasSynced) {
 			w := &ways{mesh: mesh, nodes: nodes.Lister()}
@@ -133,7 +142,7 @@ func Routes(ctx context.Context, f informers.SharedInformerFactory, mesh *networ
 }
 
 // changes signals when the machine's own network changes.
-func changes(ctx context.Context, netNS string, ch chan<- struct{}) {
+func changes(ctx context.Context, mesh Mesh, ch chan<- struct{}) {
 	signal := func() {
 		select {
 		case ch <- struct{}{}:
@@ -141,7 +150,7 @@ func changes(ctx context.Context, netNS string, ch chan<- struct{}) {
 		}
 	}
 	for {
-		err := network.Changes(ctx, netNS, signal)
+		err := mesh.Changes(ctx, signal)
 		if ctx.Err() != nil {
 			return
 		}
