@@ -100,7 +100,7 @@ driver := ./runtime/container/driver
 
 # Modules that the kernel of the machine loads: overlayfs, and what makes the network.
 MODULES := overlay veth bridge nf_tables nf_conntrack nf_conntrack_netlink nft_ct nft_nat nft_chain_nat nft_masq \
-	nft_fib_ipv4 nft_fib_inet nft_numgen nft_hash nft_reject_ipv4 nft_reject_inet nft_limit \
+	nft_fib_ipv4 nft_fib_ipv6 nft_fib_inet nft_numgen nft_hash nft_reject_ipv4 nft_reject_ipv6 nft_reject_inet nft_limit \
 	vxlan wireguard sctp
 
 vm: deps

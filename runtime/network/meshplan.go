@@ -66,7 +66,10 @@ func (b *planning) add(f *familyPlan, p Peer) {
 	}
 	// The kernel does not take outer packets of VXLAN apart if they are IPv6.
 	if outer, needed := cmp.Or(at.mtu, f.base), minMTU+vxlanOverhead+outerHeader(p.NodeIP); w == tunnelled && p.NodeIP.Is6() && outer < needed {
-		w, reason, why = refused, ReasonTooSmall, fmt.Sprintf("IPv6 in VXLAN needs an MTU of %d, and that to %s is %d", needed, p.NodeIP, outer)
+		w = unmanaged
+		if p.isNode() {
+			w, reason, why = refused, ReasonTooSmall, fmt.Sprintf("IPv6 in VXLAN needs an MTU of %d, and that to %s is %d", needed, p.NodeIP, outer)
+		}
 	}
 	// A Node without a key may be what is left of one that had this address before.
 	b.hosts[p.NodeIP] = b.hosts[p.NodeIP] || w != refused

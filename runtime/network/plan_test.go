@@ -223,17 +223,25 @@ func TestAdmit(t *testing.T) {
 
 // TestSameLinkAddress: a node whose end of the tunnel would be another's is not led to.
 func TestSameLinkAddress(t *testing.T) {
-	first := netip.MustParseAddr("2001:db8::1")
-	mac, seen := vxlanMAC(first), map[string]netip.Addr{}
-	if mac[0]&3 != 2 || linkLocal(mac).String() != fmt.Sprintf("fe80::%x:%xff:fe%02x:%x", uint16(mac[0]^2)<<8|uint16(mac[1]), mac[2], mac[3], uint16(mac[4])<<8|uint16(mac[5])) {
-		t.Errorf("%s %s", mac, linkLocal(mac))
+	one, two := netip.MustParseAddr("2001:db8::7:3cd2"), netip.MustParseAddr("2001:db8::10:fc7a")
+	mac := vxlanMAC(one)
+	if mac.String() != vxlanMAC(two).String() || mac[0]&3 != 2 {
+		t.Fatalf("%s and %s", mac, vxlanMAC(two))
 	}
-	for n := range uint16(20000) {
-		a := nth(netip.MustParsePrefix("2001:db8::/64"), n)
-		if other, has := seen[vxlanMAC(a).String()]; has {
-			t.Errorf("%s and %s have the same", a, other)
-		}
-		seen[vxlanMAC(a).String()] = a
+	if got, want := linkLocal([]byte{0x06, 0x11, 0x22, 0x33, 0x44, 0x55}).String(), "fe80::411:22ff:fe33:4455"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	node := func(n int, ip netip.Addr) Peer {
+		return Peer{Name: fmt.Sprint("n", n), NodeIP: ip, PodCIDR: ofFamily(podCIDRs(n, rangesBoth), true)}
+	}
+	cfg := MeshConfig{Pods: rangesBoth.Pods, Services: rangesBoth.Services, NodeIPs: []netip.Addr{netip.MustParseAddr("2001:db8::1")}, Tunnel: TunnelAlways}
+	got := cfg.plan([]Peer{node(1, one), node(2, two), node(3, netip.MustParseAddr("2001:db8::3")), {NodeIP: two}}, nil, nil, nil)
+	if f := got.of(one); !slices.Equal(f.vxlanPeers, []netip.Addr{one, netip.MustParseAddr("2001:db8::3")}) || len(got.refused) != 1 || got.refused[0].Name != "n2" || got.refused[0].Reason != ReasonBadAddresses {
+		t.Errorf("%v, refused %+v", f.vxlanPeers, got.refused)
+	}
+	cfg.NodeIPs[0] = two // the machine itself has the other one
+	if got := cfg.plan([]Peer{node(1, one)}, nil, nil, nil); len(got.of(one).routes) > 0 || len(got.refused) != 1 {
+		t.Errorf("%+v", got.refused)
 	}
 }
 

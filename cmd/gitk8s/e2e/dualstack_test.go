@@ -362,6 +362,7 @@ func TestDualStackMachines(t *testing.T) {
 	}
 	for name, m := range workers {
 		c.ok(t, "server", "enroll", name, m.ips[0].String()+","+m.ips[1].String(), "--out", filepath.Join(m.dataDir, "nodes", name))
+		m.configure(t, name, "eviction-hard", "") // the disk is other tests', too
 		m.startWorker(t, name)
 	}
 	for name := range workers {

@@ -317,6 +317,7 @@ spec:
 		move(77)
 		two.ip = siteIP(1, 77)
 		c.ok(t, "server", "enroll", "two", two.ip.String(), "--out", filepath.Join(two.dataDir, "nodes", "two"))
+		two.configure(t, "two", "eviction-hard", "")
 		two.startWorker(t, "two")
 		await(t, c, nodesGVR, "", "two", "it says its new address", func(n *corev1.Node) bool {
 			return nodeReady(n) && strings.Contains(fmt.Sprint(n.Status.Addresses), two.ip.String())
