@@ -132,7 +132,7 @@ test-clock: vm build ## A cluster in qemu whose clock is put forward and back (a
 	@go test -c -ldflags='-s -w $(static)' -o $(VM)/e2e.test ./cmd/gitk8s/e2e
 	@$(machine) -args '-test.v -test.run ^TestClock$$' $(VM)/e2e.test $(VM)/server bin/gitk8s
 
-test-kernel: vm build ## Traffic by WireGuard and SCTP, in qemu, whose kernel has both (about 6 minutes)
+test-kernel: vm build ## Traffic by WireGuard and SCTP, in qemu, whose kernel has both (about 8 minutes)
 	@go build -ldflags='-s -w $(static)' -o $(VM)/server ./cmd/gitk8s/e2e/testdata/server
 	@go build -ldflags='-s -w $(static)' -o $(VM)/nsenter ./cmd/gitk8s/e2e/testdata/nsenter
 	@go test -c -ldflags='-s -w $(static)' -o $(VM)/network.test ./runtime/network
