@@ -27,10 +27,8 @@ func TestCNI(t *testing.T) {
 	if err := c.pushImages(); err != nil {
 		t.Fatal(err)
 	}
-	c.ok(t, "server", "enroll", "cni", m.ip.String(), "--out", filepath.Join(m.dataDir, "nodes", "cni"))
 	conf, leases := t.TempDir(), t.TempDir()
-	m.configure(t, "cni", "cni-conf-dir", conf)
-	m.configure(t, "cni", "cni-bin-dir", plugins)
+	m.enroll(t, c, "cni", map[string]string{"cni-conf-dir": conf, "cni-bin-dir": plugins})
 	m.startWorker(t, "cni")
 	await(t, c, nodesGVR, "", "cni", "the node says what it lacks", func(n *corev1.Node) bool {
 		for _, cond := range n.Status.Conditions {
@@ -129,8 +127,8 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 	t.Run("no way back with pods", func(t *testing.T) {
 		kill9(t, m.worker.cmd.Process.Pid)
 		<-m.worker.done
-		m.configure(t, "cni", "cni-conf-dir", "")
-		r := m.run("agent", "--node-dir", filepath.Join(m.dataDir, "nodes", "cni"))
+		m.configure(t, "cni", map[string]string{"cni-conf-dir": ""})
+		r := m.run("agent", "--node-dir", m.nodeDir("cni"))
 		if r.code == 0 {
 			t.Error(r)
 		}

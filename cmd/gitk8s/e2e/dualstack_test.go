@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -361,13 +360,9 @@ func TestDualStackMachines(t *testing.T) {
 		t.Error(r)
 	}
 	for name, m := range workers {
-		c.ok(t, "server", "enroll", name, m.ips[0].String()+","+m.ips[1].String(), "--out", filepath.Join(m.dataDir, "nodes", name))
-		m.configure(t, name, "eviction-hard", "") // the disk is other tests', too
-		m.startWorker(t, name)
+		m.enroll(t, c, name, nil, m.ips...)
 	}
-	for name := range workers {
-		await(t, c, nodesGVR, "", name, "the node is Ready", nodeReady)
-	}
+	startWorkers(t, c, workers)
 	d := &dual{cluster: c, ns: c.namespace(t, "machines")}
 	d.k = kubectls(c)["own"].in(d.ns)
 	c.apply(t, d.ns, strings.NewReplacer("worker-1", "one", "worker-2", "two").Replace(dualPods(d.ns))+dualService("web", ", ipFamilyPolicy: PreferDualStack"))

@@ -11,27 +11,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/yaml"
 
 	"gitk8s.dev/gitk8s/runtime/network"
 	"gitk8s.dev/gitk8s/runtime/network/follow"
 )
-
-// configure sets a value of the configuration that enroll wrote.
-func (m *machine) configure(t *testing.T, node, key, value string) {
-	t.Helper()
-	file := filepath.Join(m.dataDir, "nodes", node, "config.yaml")
-	b, err := os.ReadFile(file)
-	values := map[string]string{}
-	if err == nil {
-		err = yaml.Unmarshal(b, &values)
-	}
-	values[key] = value
-	b, marshalErr := yaml.Marshal(values)
-	if err := errors.Join(err, marshalErr, os.WriteFile(file, b, 0o600)); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // TestEncrypt runs workers of both families with --encrypt wireguard. Where the kernel has
 // no WireGuard it sees them refuse to start; `make test-kernel` runs it where it has.
@@ -49,14 +32,14 @@ func TestEncrypt(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, m := range workers {
-		c.ok(t, "server", "enroll", name, m.ips[0].String()+","+m.ips[1].String(), "--out", filepath.Join(m.dataDir, "nodes", name))
+		m.enroll(t, c, name, nil, m.ips...)
 	}
-	one.configure(t, "one", "encrypt", "wireguard")
+	one.configure(t, "one", map[string]string{"encrypt": "wireguard"})
 	if err := network.CheckWireGuard(one.netns); err != nil {
 		if os.Getenv("GITK8S_TEST_WIREGUARD") != "" {
 			t.Fatal(err)
 		}
-		r := one.run("agent", "--node-dir", filepath.Join(one.dataDir, "nodes", "one"))
+		r := one.run("agent", "--node-dir", one.nodeDir("one"))
 		if r.code == 0 {
 			t.Errorf("it started: %s", r)
 		}
@@ -64,12 +47,7 @@ func TestEncrypt(t *testing.T) {
 		return
 	}
 	patience = 5 * time.Minute // the machine is emulated
-	for name, m := range workers {
-		m.startWorker(t, name)
-	}
-	for name := range workers {
-		await(t, c, nodesGVR, "", name, "the node is Ready", nodeReady)
-	}
+	startWorkers(t, c, workers)
 	ns := c.namespace(t, "encrypt")
 	c.apply(t, ns, `apiVersion: v1
 kind: Pod
@@ -124,7 +102,7 @@ spec: {nodeName: two, terminationGracePeriodSeconds: 1, containers: [{name: c, i
 		t.Fatal(err)
 	}
 	<-two.worker.done
-	two.configure(t, "two", "encrypt", "wireguard")
+	two.configure(t, "two", map[string]string{"encrypt": "wireguard"})
 	two.startWorker(t, "two")
 	for name := range workers {
 		await(t, c, nodesGVR, "", name, "it has published its key", func(n *corev1.Node) bool {
@@ -143,7 +121,7 @@ spec: {nodeName: two, terminationGracePeriodSeconds: 1, containers: [{name: c, i
 		t.Fatal(err)
 	}
 	<-two.worker.done
-	two.configure(t, "two", "encrypt", "")
+	two.configure(t, "two", map[string]string{"encrypt": ""})
 	two.startWorker(t, "two")
 	await(t, c, nodesGVR, "", "two", "its key is gone", func(n *corev1.Node) bool {
 		_, there := n.Annotations[follow.AnnotationWireGuardKey]

@@ -131,17 +131,6 @@ func (c *cluster) serve(flags ...string) error {
 	return c.connect()
 }
 
-// startWorker starts `gitk8s agent` with the files that enroll wrote, and nothing
-// else.
-func (m *machine) startWorker(t *testing.T, node string) {
-	t.Helper()
-	p, err := m.launch(m.bin, "agent", "--node-dir", filepath.Join(m.dataDir, "nodes", node), "--log-level", "info")
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.worker = p
-}
-
 func nodeReady(n *corev1.Node) bool {
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady {
@@ -164,13 +153,9 @@ func TestMachines(t *testing.T) {
 	}
 	workers["one"].bin = cmp.Or(os.Getenv("GITK8S_E2E_OLD"), suite.bin)
 	for name, m := range workers {
-		dir := filepath.Join(m.dataDir, "nodes", name)
-		c.ok(t, "server", "enroll", name, m.ip.String(), "--out", dir)
-		m.startWorker(t, name)
+		m.enroll(t, c, name, nil)
 	}
-	for name := range workers {
-		await(t, c, nodesGVR, "", name, "the node is Ready", nodeReady)
-	}
+	startWorkers(t, c, workers)
 	c.kubectl(t, "wait", "--for=condition=Ready", "node/one", "node/two", "--timeout=60s")
 
 	ns := c.namespace(t, "machines")

@@ -34,23 +34,6 @@ func available(t *testing.T) int64 {
 	return kib << 10
 }
 
-// enroll prepares a worker on a machine with settings of its own and starts it.
-func (m *machine) enroll(t *testing.T, server *cluster, node, settings string) {
-	t.Helper()
-	dir := filepath.Join(m.dataDir, "nodes", node)
-	server.ok(t, "server", "enroll", node, m.ip.String(), "--out", dir)
-	config, err := os.OpenFile(filepath.Join(dir, "config.yaml"), os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer config.Close()
-	if _, err := config.WriteString(settings); err != nil {
-		t.Fatal(err)
-	}
-	m.startWorker(t, node)
-	await(t, server, nodesGVR, "", node, "the node is Ready", nodeReady)
-}
-
 // has says whether a node tells of an image.
 func has(n *corev1.Node, digest string) bool {
 	return slices.ContainsFunc(n.Status.Images, func(i corev1.ContainerImage) bool {
@@ -78,14 +61,17 @@ func TestPressure(t *testing.T) {
 		t.Fatal(err)
 	}
 	all[1].dataDir = filepath.Join(disk, "data")
-	all[1].enroll(t, c, "one", "eviction-hard: nodefs.available<30%\nminimum-image-ttl-duration: 1ms\n"+
-		"shutdown-grace-period: 40s\nshutdown-grace-period-critical-pods: 20s\n")
+	all[1].enroll(t, c, "one", map[string]string{
+		"eviction-hard": "nodefs.available<30%", "minimum-image-ttl-duration": "1ms",
+		"shutdown-grace-period": "40s", "shutdown-grace-period-critical-pods": "20s",
+	})
 	// Other processes of the machine take and free memory, too.
 	threshold := available(t) - 2<<30
 	if threshold < 1<<30 {
 		t.Fatalf("too little memory for this test: %d MiB available, 3 GiB needed", available(t)/mib)
 	}
-	all[2].enroll(t, c, "two", fmt.Sprintf("eviction-hard: memory.available<%d\n", threshold))
+	all[2].enroll(t, c, "two", map[string]string{"eviction-hard": fmt.Sprintf("memory.available<%d", threshold)})
+	startWorkers(t, c, map[string]*machine{"one": all[1], "two": all[2]})
 	ns := c.namespace(t, "pressure")
 	run := func(node, name, image, volume string) {
 		c.apply(t, ns, `apiVersion: v1

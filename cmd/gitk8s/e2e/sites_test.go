@@ -189,13 +189,9 @@ func TestSites(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, m := range workers {
-		c.ok(t, "server", "enroll", name, m.ip.String(), "--out", filepath.Join(m.dataDir, "nodes", name))
-		m.configure(t, name, "eviction-hard", "") // the disk is other tests', too
-		m.startWorker(t, name)
+		m.enroll(t, c, name, nil)
 	}
-	for name := range workers {
-		await(t, c, nodesGVR, "", name, "the node is Ready", nodeReady)
-	}
+	startWorkers(t, c, workers)
 	ns := c.namespace(t, "sites")
 	c.apply(t, ns, `apiVersion: apps/v1
 kind: Deployment
@@ -316,8 +312,7 @@ spec:
 		<-two.worker.done
 		move(77)
 		two.ip = siteIP(1, 77)
-		c.ok(t, "server", "enroll", "two", two.ip.String(), "--out", filepath.Join(two.dataDir, "nodes", "two"))
-		two.configure(t, "two", "eviction-hard", "")
+		two.enroll(t, c, "two", nil)
 		two.startWorker(t, "two")
 		await(t, c, nodesGVR, "", "two", "it says its new address", func(n *corev1.Node) bool {
 			return nodeReady(n) && strings.Contains(fmt.Sprint(n.Status.Addresses), two.ip.String())
@@ -353,17 +348,9 @@ func sitesOf(t *testing.T, number int, podRange, serviceRange string, ips func(*
 		t.Fatal(err)
 	}
 	for name, m := range workers {
-		var own []string
-		for _, ip := range ips(m) {
-			own = append(own, ip.String())
-		}
-		c.ok(t, "server", "enroll", name, strings.Join(own, ","), "--out", filepath.Join(m.dataDir, "nodes", name))
-		m.configure(t, name, "eviction-hard", "") // the disk is other tests', too
-		m.startWorker(t, name)
+		m.enroll(t, c, name, nil, ips(m)...)
 	}
-	for name := range workers {
-		await(t, c, nodesGVR, "", name, "the node is Ready", nodeReady)
-	}
+	startWorkers(t, c, workers)
 	d := &dual{cluster: c, ns: c.namespace(t, "sites")}
 	d.k = kubectls(c)["own"].in(d.ns)
 	policy := ", ipFamilyPolicy: PreferDualStack"

@@ -37,17 +37,8 @@ func TestStaticPods(t *testing.T) {
 	if err := c.pushImages(); err != nil {
 		t.Fatal(err)
 	}
-	dir := filepath.Join(m.dataDir, "nodes", "one")
-	c.ok(t, "server", "enroll", "one", m.ip.String(), "--out", dir)
 	manifests := t.TempDir()
-	config, err := os.OpenFile(filepath.Join(dir, "config.yaml"), os.O_APPEND|os.O_WRONLY, 0)
-	if err == nil {
-		_, err = fmt.Fprintf(config, "\npod-manifest-path: %s\n", manifests)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.Close()
+	m.enroll(t, c, "one", map[string]string{"pod-manifest-path": manifests})
 	write := func(file, text string) {
 		t.Helper()
 		if err := os.WriteFile(filepath.Join(manifests, file), []byte(text), 0o600); err != nil {
@@ -109,7 +100,7 @@ func TestStaticPods(t *testing.T) {
 		}
 		write("late.yml", staticWeb("late", "late"))
 		eventually(t, "the container runs", func() error {
-			logs, _ := filepath.Glob(filepath.Join(dir, "logs", "pods", "kube-system_late-one_*", "web", "0.log"))
+			logs, _ := filepath.Glob(filepath.Join(m.nodeDir("one"), "logs", "pods", "kube-system_late-one_*", "web", "0.log"))
 			if len(logs) != 1 {
 				return fmt.Errorf("its logs are %q", logs)
 			}
