@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -32,6 +33,8 @@ const (
 	// keeperArg0 makes the executable do nothing but live (runtime/container/shim);
 	// the data directory before it says whose it is.
 	keeperArg0 = "/.gitk8s-init"
+	// keeperPatience is how long a keeper may be about to start or to end.
+	keeperPatience = 2 * time.Second
 	// entryVar is set for who has entered, and says what there is.
 	entryVar = "GITK8S_ENTERED"
 )
@@ -174,10 +177,68 @@ func keeperOf(dir string) (lock *os.File, running bool, err error) {
 	if lock, err = os.OpenFile(filepath.Join(dir, keeperFile), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 		return nil, false, err
 	}
-	if syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
-		return lock, true, nil
+	until := time.Now().Add(keeperPatience)
+	for syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		var pid int
+		if pid, err = readKeeper(lock.Name()); err == nil && waits(pid) {
+			return lock, true, nil
+		}
+		if time.Now().Before(until) { // it is being started, or ends
+			time.Sleep(keeperPatience / 400)
+			continue
+		}
+		if err == nil {
+			return lock, true, nil
+		}
+		// Who did was killed before it could say which process it is.
+		if pid = findKeeper(dir); pid != 0 {
+			err = killAndWait(pid)
+		}
+		if err != nil {
+			return nil, false, errors.Join(err, lock.Close())
+		}
 	}
 	return lock, false, lock.Truncate(0)
+}
+
+// waits says whether a process does what keepers do all the time: it sleeps, and has not
+// been killed. One that was is there for a moment, but its namespaces may not be.
+func waits(pid int) bool {
+	const exiting, killed = 0x4, 1 << (syscall.SIGKILL - 1) // PF_EXITING of the kernel
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	// The third field and those after it (proc_pid_stat(5)); the name before may hold anything.
+	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	if len(f) < 29 {
+		return false
+	}
+	flags, err := strconv.ParseUint(f[6], 10, 64)
+	pending, errPending := strconv.ParseUint(f[28], 10, 64)
+	return errors.Join(err, errPending) == nil && f[0] == "S" && flags&exiting == 0 && pending&killed == 0
+}
+
+// findKeeper looks for the keeper of a directory by its command line; 0 if there is none.
+func findKeeper(dir string) int {
+	for _, name := range names("/proc") {
+		pid, err := strconv.Atoi(name)
+		if err != nil {
+			continue
+		}
+		if b, _ := os.ReadFile(filepath.Join("/proc", name, "cmdline")); string(b) == keeperName(dir)+"\x00" {
+			return pid
+		}
+	}
+	return 0
+}
+
+// keeperName is the name that a keeper goes by.
+func keeperName(dir string) string {
+	if abs, err := filepath.Abs(dir); err == nil {
+		dir = abs
+	}
+	return dir + keeperArg0
 }
 
 // startKeeper starts the process with the ids that planIDs gives it, or for a new
@@ -227,7 +288,7 @@ func keep(dir string, lock *os.File, attr *syscall.SysProcAttr) (*exec.Cmd, erro
 	}
 	defer ready.Close()
 	attr.Setsid = true
-	cmd := &exec.Cmd{Path: self, Args: []string{dir + keeperArg0}, Dir: "/", ExtraFiles: []*os.File{readyChild, lock}, SysProcAttr: attr}
+	cmd := &exec.Cmd{Path: self, Args: []string{keeperName(dir)}, Dir: "/", ExtraFiles: []*os.File{readyChild, lock}, SysProcAttr: attr}
 	err = cmd.Start()
 	_ = readyChild.Close()
 	if err != nil {
