@@ -49,7 +49,31 @@ func userNetNS(t *testing.T) string {
 			t.Error(err)
 		}
 	})
+	if err := mapsUsers(path, t.TempDir()); err != nil {
+		t.Skipf("no ID-mapped mounts of the file system here: %v", err)
+	}
 	return path
+}
+
+// mapsUsers tries whether a directory can be mounted with the ids of the user namespace
+// that a network namespace belongs to: tmpfs can from Linux 6.3 on.
+func mapsUsers(netns, dir string) error {
+	ns, err := os.Open(netns)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	users, err := unix.IoctlRetInt(int(ns.Fd()), unix.NS_GET_USERNS)
+	if err != nil {
+		return os.NewSyscallError("ioctl NS_GET_USERNS", err)
+	}
+	defer unix.Close(users)
+	tree, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return os.NewSyscallError("open_tree", err)
+	}
+	defer unix.Close(tree)
+	return os.NewSyscallError("mount_setattr", unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(users)}))
 }
 
 // hostIDs are the real user and group of a process, as the machine has them.
