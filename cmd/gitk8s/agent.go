@@ -45,6 +45,7 @@ import (
 	"gitk8s.dev/gitk8s/runtime/network/healthcheck"
 	"gitk8s.dev/gitk8s/runtime/network/ingress"
 	"gitk8s.dev/gitk8s/runtime/network/policy"
+	"gitk8s.dev/gitk8s/runtime/network/userspace"
 )
 
 // stopWorkloads is the line on a worker's standard input that makes it stop its
@@ -366,10 +367,11 @@ func (w *worker) run(ctx context.Context) error {
 		defer cancel()
 		errs <- w.agent.Run(ctx)
 	})
+	_, inUserSpace := w.proxy.(*userspace.Proxy)
 	wg.Go(func() {
 		defer cancel()
 		errs <- follow.Node(ctx, follow.Config{
-			Informers: f, Pods: pods, Node: w.name, IPs: w.ips, Ranges: w.ranges, Proxy: w.proxy, Zone: w.zone,
+			Informers: f, Pods: pods, Node: w.name, IPs: w.ips, Ranges: w.ranges, Proxy: w.proxy, UserSpace: inUserSpace, Zone: w.zone,
 			Mesh: w.mesh, Links: w.links, Drain: &w.drain,
 			Checks: healthcheck.New(""), Events: recorder(ctx, w.client, "gitk8s-agent", w.name),
 		})

@@ -74,4 +74,14 @@ func TestDrained(t *testing.T) {
 	if len(asked) != 0 {
 		t.Errorf("asked for %s, which nobody waits for", <-asked)
 	}
+
+	// An agent that ends meanwhile leaves it to the next one.
+	pod("later")
+	told := len(stops())
+	n.deletePod(ns, "later", 20)
+	<-asked
+	n.stop()
+	if got := stops(); len(got) != told {
+		t.Errorf("told to end by an agent that ends: %v", got[told:])
+	}
 }

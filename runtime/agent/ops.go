@@ -275,6 +275,9 @@ func (w *worker) stop(act action, now time.Time) {
 			w.a.cfg.Drained(dctx, pod)
 			cancel()
 		}
+		if ctx.Err() != nil {
+			return nil // the agent ends, and its hook and waiting with it: the next one stops it in order
+		}
 		left := max(act.grace-time.Since(begin), minimumGrace)
 		err := w.a.cfg.Runtime.StopContainer(ctx, w.uid, id, w.a.stopSignal(spec, image), left)
 		if err == nil || w.ctx.Err() != nil {

@@ -308,7 +308,7 @@ func TestResources(t *testing.T) {
 		t.Errorf("oom: %+v", st)
 	}
 	cfg = b.config("small", "print", "x")
-	cfg.Resources.MemoryLimit = 8 << 20
+	cfg.Resources.MemoryLimit = 16 << 20 // a Go program needs half of it
 	if log, st := b.run(sb, cfg); log != "stdout F x\n" {
 		t.Errorf("a small limit: %q %+v", log, st)
 	}

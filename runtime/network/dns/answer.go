@@ -135,9 +135,18 @@ func (z *Zone) service(q dns.Question, of name, s *corev1.Service) Reply {
 	return Reply{Answer: addressRecords(q, clusterIPs(s))}
 }
 
-// host answers for the name of an endpoint of a headless service.
+// host answers for the name of an endpoint of a headless service, or of a protocol: below
+// that there are names of ports, so there is such a name (RFC 8020).
 func (z *Zone) host(q dns.Question, of name, s *corev1.Service, host string) Reply {
-	if strings.HasPrefix(host, "_") || !headless(s) {
+	if protocol, ok := strings.CutPrefix(host, "_"); ok {
+		if s.Spec.Type != corev1.ServiceTypeExternalName && slices.ContainsFunc(s.Spec.Ports, func(p corev1.ServicePort) bool {
+			return p.Name != "" && strings.EqualFold(string(p.Protocol), protocol)
+		}) {
+			return noSuchType
+		}
+		return noSuchName
+	}
+	if !headless(s) {
 		return noSuchName
 	}
 	var addrs []netip.Addr

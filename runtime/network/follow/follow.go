@@ -52,11 +52,12 @@ type Config struct {
 	Node  string
 	IPs   []netip.Addr
 	NetNS string
-	// Proxy, Zone and Checks are kept up to date.
-	Proxy  Proxy
-	Zone   *dns.Zone
-	Checks *healthcheck.Server
-	Events record.EventRecorder
+	// Proxy, Zone and Checks are kept up to date. A Proxy in user space carries no SCTP.
+	Proxy     Proxy
+	UserSpace bool
+	Zone      *dns.Zone
+	Checks    *healthcheck.Server
+	Events    record.EventRecorder
 	// Mesh, optional, keeps the ways to the other nodes' pods, which Links follow. Without
 	// it CNI plugins have those, and the pods' host ports.
 	Mesh  *network.Mesh
@@ -92,7 +93,7 @@ func Node(ctx context.Context, cfg Config) error {
 	if _, err := nodes.Informer().AddEventHandler(onZone(cfg.Node, changed)); err != nil {
 		return err
 	}
-	if err := tellUnsupported(services.Informer(), cfg.Events); err != nil {
+	if err := tellUnsupported(services.Informer(), cfg.UserSpace, cfg.Events); err != nil {
 		return err
 	}
 	f.Start(ctx.Done())
@@ -132,9 +133,15 @@ func Node(ctx context.Context, cfg Config) error {
 	return nil
 }
 
-// tellUnsupported says of services with SCTP, once each, where the kernel has none.
-func tellUnsupported(services cache.SharedIndexInformer, events record.EventRecorder) error {
-	if network.HasSCTP() {
+// tellUnsupported says of services with SCTP, once each, where there is none.
+func tellUnsupported(services cache.SharedIndexInformer, inUserSpace bool, events record.EventRecorder) error {
+	why := ""
+	switch {
+	case !network.HasSCTP():
+		why = "the node's kernel has no SCTP: pods on it can neither serve nor use this service's SCTP ports"
+	case inUserSpace:
+		why = "the node carries services in user space, and SCTP not at all: pods on it cannot use this service's SCTP ports"
+	default:
 		return nil
 	}
 	usesSCTP := func(svc *corev1.Service) bool {
@@ -147,7 +154,7 @@ func tellUnsupported(services cache.SharedIndexInformer, events record.EventReco
 	}
 	_, err := services.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(obj any) {
 		if svc, ok := obj.(*corev1.Service); ok && usesSCTP(svc) {
-			events.Event(svc, corev1.EventTypeWarning, "SCTPNotSupported", "the node's kernel has no SCTP: pods on it can neither serve nor use this service's SCTP ports")
+			events.Event(svc, corev1.EventTypeWarning, "SCTPNotSupported", why)
 		}
 	}})
 	return err
