@@ -84,7 +84,7 @@ http {
 	upstream pod { server %[2]s:8080; keepalive 128; keepalive_requests 1000000; }
 	server {
 		listen 127.0.0.1:9080; listen 127.0.0.1:9443 ssl;
-		ssl_certificate %[1]s/cert; ssl_certificate_key %[1]s/key;
+		ssl_certificate %[1]s/cert; ssl_certificate_key %[1]s/key; ssl_protocols TLSv1.3;
 		location / {
 			proxy_pass http://pod; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host $http_host;
 			proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme;

@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/util/wait"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/kubernetes"
 	restclient "k8s.io/client-go/rest"
@@ -52,6 +53,9 @@ func (s *Server) bootstrap(hook genericapiserver.PostStartHookContext) error {
 	if err != nil {
 		return fmt.Errorf("make a client: %w", err)
 	}
+	if err := awaitStorage(ctx, s.stores[corev1.Resource("services")]); err != nil {
+		return err
+	}
 	if err := s.repairServices(ctx, client); err != nil {
 		return err
 	}
@@ -69,6 +73,18 @@ func (s *Server) bootstrap(hook genericapiserver.PostStartHookContext) error {
 		return s.joinReplicas(hook.Context, client)
 	}
 	return s.writeEndpoints(ctx, client, []string{s.config.AdvertiseAddress})
+}
+
+// awaitStorage waits until a kind can be read. Clients are told to ask again before that
+// and do; what reads without them must wait.
+func awaitStorage(ctx context.Context, st *store) error {
+	err := wait.PollUntilContextCancel(ctx, 5*time.Millisecond, true, func(context.Context) (bool, error) {
+		return st.Storage.Storage.ReadinessCheck() == nil, nil
+	})
+	if err != nil {
+		return fmt.Errorf("%s cannot be read from etcd: %w", st.r.plural, errors.Join(err, st.Storage.Storage.ReadinessCheck()))
+	}
+	return nil
 }
 
 // writeEndpoints writes where the API is served.

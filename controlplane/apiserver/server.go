@@ -48,6 +48,8 @@ type Server struct {
 	stopCompactor   func()
 	ready           chan struct{}
 	readyOnce       sync.Once
+	// fail ends Run with an error; it is set by it.
+	fail context.CancelCauseFunc
 }
 
 // New builds a server. It reads nothing from etcd yet; its listeners are not
@@ -111,7 +113,14 @@ func (s *Server) build() error {
 		return err
 	}
 	s.installOpenAPI(config)
-	return s.generic.AddPostStartHook("gitk8s-bootstrap", s.bootstrap)
+	return s.generic.AddPostStartHook("gitk8s-bootstrap", func(hook genericapiserver.PostStartHookContext) error {
+		if err := s.bootstrap(hook); err != nil {
+			// The library would end the process on the spot. Ready it does not become.
+			s.fail(fmt.Errorf("apiserver: make what every cluster has: %w", err))
+			<-hook.Done()
+		}
+		return nil
+	})
 }
 
 func (s *Server) genericConfig() (*genericapiserver.Config, error) {
@@ -224,11 +233,12 @@ func (s *Server) installGroups(storage map[schema.GroupVersion]map[string]rest.S
 	return nil
 }
 
-// Run serves until ctx ends or serving fails, and then closes the listeners and
+// Run serves until its context ends or serving fails, and then closes the listeners and
 // the storage. It is called once.
-func (s *Server) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+func (s *Server) Run(until context.Context) error {
+	var ctx context.Context
+	ctx, s.fail = context.WithCancelCause(until)
+	defer s.fail(nil)
 	defer s.stopCompactor()
 	s.generic.ShutdownTimeout = shutdownTimeout
 	prepared := s.generic.PrepareRun()
@@ -250,7 +260,10 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("apiserver: serve: %w", err)
 	}
-	return nil
+	if until.Err() != nil {
+		return nil
+	}
+	return context.Cause(ctx)
 }
 
 // Ready is closed when the server answers /readyz with ok for the first time.
