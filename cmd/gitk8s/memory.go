@@ -17,7 +17,7 @@ const (
 	gcOften = 500 * time.Millisecond
 	// gcRoom is what the heap of a busy worker may grow by. A collection takes some ten
 	// milliseconds of one core, which those requests feel that come by meanwhile.
-	gcRoom = 64 << 20
+	gcRoom = 32 << 20
 	// gcCalm without a collection ends it.
 	gcCalm = 5 * time.Second
 )
@@ -37,7 +37,10 @@ func unhurried() {
 	time.AfterFunc(gcCalm, func() {
 		p := &gcPace{}
 		p.calm = time.AfterFunc(gcCalm, p.rest)
-		p.follow()
+		afterCollections(func() bool {
+			p.collected(time.Now())
+			return true
+		})
 	})
 }
 
@@ -50,11 +53,13 @@ type gcPace struct {
 	last time.Time // when garbage was collected
 }
 
-// follow has collected called after each collection, by garbage of its own.
-func (p *gcPace) follow() {
+// afterCollections calls f after each collection until it returns false, by garbage of
+// its own.
+func afterCollections(f func() (more bool)) {
 	runtime.SetFinalizer(&struct{ _ [16]byte }{}, func(any) {
-		p.collected(time.Now())
-		p.follow()
+		if f() {
+			afterCollections(f)
+		}
 	})
 }
 
@@ -63,12 +68,8 @@ func (p *gcPace) collected(now time.Time) {
 	defer p.mu.Unlock()
 	often := now.Sub(p.last) < gcOften
 	p.last = now
-	switch {
-	case p.busy:
-		p.calm.Reset(gcCalm)
-	case often:
-		p.busy = true
-		debug.SetGCPercent(gcPercent(liveHeap()))
+	if p.busy = p.busy || often; p.busy {
+		debug.SetGCPercent(gcPercent(liveHeap())) // what lives may have become more
 		p.calm.Reset(gcCalm)
 	}
 }

@@ -8,7 +8,7 @@ import (
 )
 
 func TestGCPercent(t *testing.T) {
-	for live, want := range map[uint64]int{0: 50, 1 << 20: 6400, 16 << 20: 400, 64 << 20: 100, 128 << 20: 50, 10 << 30: 50} {
+	for live, want := range map[uint64]int{0: 50, 1 << 20: 3200, 8 << 20: 400, 32 << 20: 100, 64 << 20: 50, 10 << 30: 50} {
 		if got := gcPercent(live); got != want {
 			t.Errorf("%d bytes live: %d %%, want %d", live, got, want)
 		}
@@ -19,6 +19,7 @@ func TestGCPercent(t *testing.T) {
 func TestGCPace(t *testing.T) {
 	before := debug.SetGCPercent(gcAtRest)
 	defer debug.SetGCPercent(before)
+	runtime.GC() // what other tests have left
 	p := &gcPace{}
 	rested := make(chan struct{})
 	p.calm = time.AfterFunc(time.Hour, func() {
@@ -50,27 +51,38 @@ func TestGCPace(t *testing.T) {
 	}
 }
 
-// TestGCFollow hears of every collection.
-func TestGCFollow(t *testing.T) {
-	p := &gcPace{calm: time.AfterFunc(time.Hour, func() {})}
-	defer p.calm.Stop()
-	heard := func() time.Time {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		return p.last
-	}
-	before := debug.SetGCPercent(-1)
-	defer func() { debug.SetGCPercent(before) }()
-	p.follow()
+// TestAfterCollections hears of collections until it has heard enough.
+func TestAfterCollections(t *testing.T) {
+	const enough = 3
+	heard := make(chan struct{}, enough+1)
+	n := 0
+	afterCollections(func() bool {
+		n++
+		heard <- struct{}{}
+		return n < enough
+	})
 	deadline := time.Now().Add(30 * time.Second)
-	var last time.Time
-	for n := 0; n < 3; {
+	for len(heard) < enough && time.Now().Before(deadline) {
 		runtime.GC()
-		if now := heard(); now != last {
-			last, n = now, n+1
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%d collections were heard of", n)
-		}
 	}
+	runtime.GC()
+	runtime.GC()
+	if got := len(heard); got != enough {
+		t.Errorf("heard of %d collections, want %d", got, enough)
+	}
+}
+
+// TestGCPaceOfGrowth: a heap that grows while the process is busy has no more room for it.
+func TestGCPaceOfGrowth(t *testing.T) {
+	before := debug.SetGCPercent(gcAtRest)
+	defer debug.SetGCPercent(before)
+	p := &gcPace{busy: true, calm: time.AfterFunc(time.Hour, func() {})}
+	defer p.calm.Stop()
+	keep := make([]byte, 4*gcRoom)
+	runtime.GC()
+	p.collected(time.Now())
+	if got := debug.SetGCPercent(gcAtRest); got != gcAtRest {
+		t.Errorf("with %d MB live: %d %%", len(keep)>>20, got)
+	}
+	runtime.KeepAlive(keep)
 }
