@@ -20,6 +20,16 @@ func sctpSocket() (int, error) {
 	return fd, nil
 }
 
+// uninterrupted calls again what a signal has interrupted: of a call on a socket with a time
+// limit the kernel does not (signal(7)), and Go sends itself signals.
+func uninterrupted(call func() (int, error)) (n int, err error) {
+	err = unix.EINTR
+	for err == unix.EINTR {
+		n, err = call()
+	}
+	return n, err
+}
+
 func sctpAddress(s string) (*unix.SockaddrInet4, error) {
 	a, err := netip.ParseAddrPort(s)
 	if err != nil || !a.Addr().Is4() {
@@ -93,15 +103,16 @@ func sctpAsk(address string) error {
 			return os.NewSyscallError("setsockopt", err)
 		}
 	}
-	if err := unix.Connect(fd, to); err != nil {
+	// A connect that is interrupted goes on by itself, and what is sent waits for it.
+	if err := unix.Connect(fd, to); err != nil && err != unix.EINTR {
 		return fmt.Errorf("connect to %s by SCTP: %w", address, err)
 	}
 	buf := make([]byte, 256)
 	for _, size := range []int{5, 20000} {
-		if _, err := unix.Write(fd, make([]byte, size)); err != nil {
+		if _, err := uninterrupted(func() (int, error) { return unix.Write(fd, make([]byte, size)) }); err != nil {
 			return fmt.Errorf("send %d bytes to %s by SCTP: %w", size, address, err)
 		}
-		n, err := unix.Read(fd, buf)
+		n, err := uninterrupted(func() (int, error) { return unix.Read(fd, buf) })
 		if err != nil {
 			return fmt.Errorf("receive from %s by SCTP: %w", address, err)
 		}
