@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -75,6 +76,15 @@ func kubectlDay(t *testing.T, c *cluster, k tool, ns string) {
 	contains(t, k.run(t, "describe", pod), "Successfully assigned", "Started container web", "gitk8s.local/test/web:v1", "Ready")
 	contains(t, k.run(t, "describe", "deployment", "web"), "ScalingReplicaSet", "2 available")
 	contains(t, k.run(t, "logs", pod), "listening v1")
+	stamped := k.run(t, "logs", pod, "--all-containers", "--timestamps", "--since=1h", "--tail=1")
+	if at, _, _ := strings.Cut(stamped, " "); !strings.Contains(stamped, " listening v1") {
+		t.Errorf("logs with all flags: %q", stamped)
+	} else if _, err := time.Parse(time.RFC3339Nano, at); err != nil {
+		t.Error(err)
+	}
+	if got := k.run(t, "logs", pod, "--since-time=2999-01-01T00:00:00Z"); got != "" {
+		t.Errorf("logs of the future: %q", got)
+	}
 	if got := k.run(t, "exec", pod, "--", "/server", "args", "one", "two words"); got != "one|two words\n" {
 		t.Errorf("exec printed %q", got)
 	}
@@ -96,6 +106,19 @@ func kubectlDay(t *testing.T, c *cluster, k tool, ns string) {
 	k.run(t, "rollout", "status", "deployment/web", "--timeout=45s")
 	c.answers(t, ns, "web", "v1 from web-")
 	k.run(t, "rollout", "restart", "deployment/web")
+	k.run(t, "rollout", "status", "deployment/web", "--timeout=45s")
+	k.run(t, "rollout", "pause", "deployment/web")
+	k.run(t, "set", "image", "deployment/web", "web=gitk8s.local/test/web:v2")
+	generation := k.run(t, "get", "deployment/web", "-o", "jsonpath={.metadata.generation}")
+	k.run(t, "wait", "--for=jsonpath={.status.observedGeneration}="+generation, "deployment/web", "--timeout=45s")
+	if got := k.run(t, "get", "deployment/web", "-o", "jsonpath={.status.updatedReplicas}"); got != "" && got != "0" {
+		t.Errorf("paused, and %s pods are updated", got)
+	}
+	c.answers(t, ns, "web", "v1 from web-")
+	k.run(t, "rollout", "resume", "deployment/web")
+	k.run(t, "rollout", "status", "deployment/web", "--timeout=45s")
+	c.answers(t, ns, "web", "v2 from web-")
+	k.run(t, "rollout", "undo", "deployment/web")
 	k.run(t, "rollout", "status", "deployment/web", "--timeout=45s")
 
 	manifest := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: applied}\ndata: {a: one}\n"
