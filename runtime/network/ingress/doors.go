@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"net/http"
 )
 
 // Doors are the ports that listeners of Gateways have besides those of Ingresses. Each
@@ -80,14 +79,4 @@ func (d *Doors) serve(ctx context.Context, port int32, o, before *door) {
 		}
 		return d.Proxy.servePort(ctx, port, o.tls, l)
 	})
-}
-
-// servePort answers on a listener, which speaks TLS or not, by what the table has for a
-// port, until ctx ends.
-func (p *Proxy) servePort(ctx context.Context, port int32, withTLS bool, l net.Listener) error {
-	srv := p.newServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.serveAt(port, w, r) }), port)
-	if withTLS {
-		return serve(ctx, srv, nil, l)
-	}
-	return serve(ctx, srv, l, nil)
 }

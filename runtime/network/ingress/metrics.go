@@ -108,6 +108,9 @@ type recorder struct {
 func (r *recorder) WriteHeader(code int) {
 	if r.code == 0 && (code >= 200 || code == http.StatusSwitchingProtocols) {
 		r.code = code
+		if h := r.Header(); h["Content-Type"] == nil {
+			h["Content-Type"] = nil // a pod that does not say what it sends is not corrected
+		}
 	}
 	if code != statusClientClosed {
 		r.begin()
@@ -139,10 +142,10 @@ func (r *recorder) status() int {
 }
 
 // logAccess tells of one request.
-func (p *Proxy) logAccess(r *http.Request, rec *recorder, x *exchange, began time.Time) {
+func (p *Proxy) logAccess(r *http.Request, status int, bytes int64, x *exchange, began time.Time) {
 	attrs := []any{
 		"client", r.RemoteAddr, "method", r.Method, "host", r.Host, "uri", r.URL.RequestURI(), "protocol", r.Proto,
-		"status", rec.status(), "bytes", rec.bytes, "seconds", time.Since(began).Seconds(), "agent", r.UserAgent(),
+		"status", status, "bytes", bytes, "seconds", time.Since(began).Seconds(), "agent", r.UserAgent(),
 	}
 	if x.route != nil {
 		attrs = append(attrs, x.route.owner().label, x.route.ingress.String(), "service", x.route.backend.service.String())

@@ -25,6 +25,7 @@ type endpoint struct {
 	id     string       // what the affinity cookie says of it
 	active atomic.Int64 // requests under way
 	failed atomic.Int64 // when it could last not be reached, Unix nanoseconds
+	idle   idleConns
 }
 
 func newEndpoint(addr netip.AddrPort) *endpoint {
@@ -56,13 +57,25 @@ func (p *pool) set(addrs []netip.AddrPort, proto protocol) {
 			next = append(next, newEndpoint(a))
 		}
 	}
+	for _, e := range p.endpoints {
+		if !slices.Contains(next, e) {
+			e.idle.close()
+		}
+	}
 	p.endpoints, p.protocol = next, proto
+}
+
+// spoken is the protocol that the service's port has.
+func (p *pool) spoken() protocol {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.protocol
 }
 
 // pick returns the endpoint for a request, nil if there is none left: the one that
 // the client has been at before, or else by turns, or the one with the fewest requests
 // under way. Those of tried are left out, and those that failed lately come last.
-func (p *pool) pick(o *options, before string, tried []*endpoint, now time.Time) (*endpoint, protocol) {
+func (p *pool) pick(o *options, before string, tried []*endpoint, now time.Time) *endpoint {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	var best *endpoint
@@ -74,7 +87,7 @@ func (p *pool) pick(o *options, before string, tried []*endpoint, now time.Time)
 			continue
 		}
 		if before != "" && e.id == before {
-			return e, p.protocol
+			return e
 		}
 		active := int64(0)
 		if o.leastConnections {
@@ -87,7 +100,7 @@ func (p *pool) pick(o *options, before string, tried []*endpoint, now time.Time)
 			best, bestActive = e, active
 		}
 	}
-	return best, p.protocol
+	return best
 }
 
 // before is the endpoint that a request's cookie names.

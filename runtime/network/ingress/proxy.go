@@ -54,8 +54,14 @@ func NewProxy(c Config) *Proxy {
 	p.httpPort.Store(80)
 	p.httpsPort.Store(443)
 	p.reverse = &httputil.ReverseProxy{
-		Rewrite: rewrite, Transport: p.transport, ModifyResponse: begun, ErrorHandler: failed,
-		BufferPool: &buffers{}, ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
+		Rewrite:   func(r *httputil.ProxyRequest) { exchangeOf(r.In.Context()).rewrite(r) },
+		Transport: p.transport,
+		ModifyResponse: func(resp *http.Response) error {
+			exchangeOf(resp.Request.Context()).begun(resp)
+			return nil
+		},
+		ErrorHandler: failed,
+		BufferPool:   &buffers{}, ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
 	}
 	return p
 }
@@ -84,6 +90,11 @@ func (p *Proxy) Update(t *Table, service func(namespace, name string) *corev1.Se
 		}
 		r.pool = pools[b]
 	}
+	for b, old := range p.pools {
+		if pools[b] == nil {
+			old.set(nil, plain)
+		}
+	}
 	p.pools = pools
 	p.metrics.keep(t.routes)
 	p.table.Store(t)
@@ -109,16 +120,7 @@ func exchangeOf(ctx context.Context) *exchange {
 	return x
 }
 
-// ServeHTTP implements http.Handler, for the ports that Ingresses have.
-func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.TLS != nil {
-		p.serveAt(portHTTPS, w, r)
-	} else {
-		p.serveAt(portHTTP, w, r)
-	}
-}
-
-// serveAt answers a request that came in at a port.
+// serveAt answers a request that came in at a port, and that is net/http's.
 func (p *Proxy) serveAt(port int32, w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	x := &exchange{}
@@ -134,36 +136,18 @@ func (p *Proxy) serveAt(port int32, w http.ResponseWriter, r *http.Request) {
 		}
 		counted.add(rec.status(), time.Since(began))
 		if p.access != nil {
-			p.logAccess(r, rec, x, began)
+			p.logAccess(r, rec.status(), rec.bytes, x, began)
 		}
 	}()
 	p.serve(rec, r, x)
 }
 
 func (p *Proxy) serve(w *recorder, r *http.Request, x *exchange) {
-	if r.Method == http.MethodConnect {
-		http.Error(w, "this is no forward proxy", http.StatusMethodNotAllowed)
-		return
-	}
-	if x.route == nil {
-		http.Error(w, "no Ingress and no route has this host and path", http.StatusNotFound)
-		return
-	}
-	if x.route.action != nil && p.answer(w, r, x) {
+	if p.answerHere(w, r, x) {
 		return
 	}
 	o := x.route.options
-	switch {
-	case o.redirectTLS && x.route.tls && r.TLS == nil:
-		http.Redirect(w, r, p.withTLS(r), http.StatusPermanentRedirect)
-		return
-	case o.redirect != nil:
-		http.Redirect(w, r, o.redirect.String(), o.redirectCode)
-		return
-	case o.maxBody > 0 && r.ContentLength > o.maxBody:
-		http.Error(w, "the request is too large", http.StatusRequestEntityTooLarge)
-		return
-	case o.maxBody > 0:
+	if o.maxBody > 0 {
 		r.Body = http.MaxBytesReader(w, r.Body, o.maxBody)
 	}
 	x.before = o.before(r)
@@ -177,6 +161,32 @@ func (p *Proxy) serve(w *recorder, r *http.Request, x *exchange) {
 		defer x.answer.Stop()
 	}
 	p.reverse.ServeHTTP(w, r.WithContext(ctx))
+}
+
+// answerHere answers a request that goes to no pod, and says whether it did.
+func (p *Proxy) answerHere(w http.ResponseWriter, r *http.Request, x *exchange) bool {
+	if r.Method == http.MethodConnect {
+		http.Error(w, "this is no forward proxy", http.StatusMethodNotAllowed)
+		return true
+	}
+	if x.route == nil {
+		http.Error(w, "no Ingress and no route has this host and path", http.StatusNotFound)
+		return true
+	}
+	if x.route.action != nil && p.answer(w, r, x) {
+		return true
+	}
+	switch o := x.route.options; {
+	case o.redirectTLS && x.route.tls && r.TLS == nil:
+		http.Redirect(w, r, p.withTLS(r), http.StatusPermanentRedirect)
+	case o.redirect != nil:
+		http.Redirect(w, r, o.redirect.String(), o.redirectCode)
+	case o.maxBody > 0 && r.ContentLength > o.maxBody:
+		http.Error(w, "the request is too large", http.StatusRequestEntityTooLarge)
+	default:
+		return false
+	}
+	return true
 }
 
 // isGRPC says that an answer may rightly begin long after the request.
@@ -219,7 +229,7 @@ func cleanPath(p string) string {
 
 // rewrite makes the request that the pod gets. What the client says of itself in
 // headers is not believed: the pod is told what was seen here.
-func rewrite(r *httputil.ProxyRequest) {
+func (x *exchange) rewrite(r *httputil.ProxyRequest) {
 	r.Out.Host = r.In.Host
 	r.Out.URL.Scheme, r.Out.URL.Host = "http", "pod" // the transport puts in which
 	r.Out.URL.RawQuery = r.In.URL.RawQuery           // as it came: no rule here looks at it
@@ -246,14 +256,13 @@ func rewrite(r *httputil.ProxyRequest) {
 	if _, ok := r.In.Header["User-Agent"]; !ok {
 		r.Out.Header.Set("User-Agent", "") // none, rather than Go's
 	}
-	if x := exchangeOf(r.In.Context()); x.route.action != nil {
+	if x.route.action != nil {
 		x.route.action.change(r.Out, x.match)
 	}
 }
 
 // begun is called when a pod has begun to answer.
-func begun(resp *http.Response) error {
-	x := exchangeOf(resp.Request.Context())
+func (x *exchange) begun(resp *http.Response) {
 	if x.answer != nil && !x.route.options.whole {
 		x.answer.Stop()
 	}
@@ -264,7 +273,6 @@ func begun(resp *http.Response) error {
 		c := http.Cookie{Name: name, Value: x.sentTo.id, Path: "/", HttpOnly: true, SameSite: http.SameSiteLaxMode}
 		resp.Header.Add("Set-Cookie", c.String())
 	}
-	return nil
 }
 
 // errNoEndpoints is why a request cannot be sent anywhere.
@@ -277,21 +285,29 @@ const statusClientClosed = 499
 func failed(w http.ResponseWriter, r *http.Request, err error) {
 	x := exchangeOf(r.Context())
 	x.err = err
-	var tooLarge *http.MaxBytesError
-	switch {
-	case errors.As(err, &tooLarge):
-		http.Error(w, "the request is too large", http.StatusRequestEntityTooLarge)
-	case x.stalled.Load():
-		http.Error(w, "the request stopped in the middle", http.StatusRequestTimeout)
-	case errors.Is(err, errNoEndpoints):
-		http.Error(w, err.Error(), http.StatusServiceUnavailable)
-	case x.expired.Load():
-		http.Error(w, "the pod did not answer in time", http.StatusGatewayTimeout)
-	case r.Context().Err() != nil:
-		w.WriteHeader(statusClientClosed)
-	default:
-		http.Error(w, "the pod cannot be reached or broke off its answer", http.StatusBadGateway)
+	if code, text := x.failure(err, r.Context().Err() != nil); code == statusClientClosed {
+		w.WriteHeader(code)
+	} else {
+		http.Error(w, text, code)
 	}
+}
+
+// failure is what is answered for a pod that did not; gone says that the client has gone
+// away.
+func (x *exchange) failure(err error, gone bool) (code int, text string) {
+	switch {
+	case errors.As(err, new(*http.MaxBytesError)):
+		return http.StatusRequestEntityTooLarge, "the request is too large"
+	case x.stalled.Load():
+		return http.StatusRequestTimeout, "the request stopped in the middle"
+	case errors.Is(err, errNoEndpoints):
+		return http.StatusServiceUnavailable, err.Error()
+	case x.expired.Load():
+		return http.StatusGatewayTimeout, "the pod did not answer in time"
+	case gone:
+		return statusClientClosed, ""
+	}
+	return http.StatusBadGateway, "the pod cannot be reached or broke off its answer"
 }
 
 // buffers lends what answers are copied with.

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -34,10 +35,15 @@ type bed struct {
 	https   string
 	access  *bytes.Buffer
 	pods    map[string]string // address in the cluster → on loopback
+	servers []*httptest.Server
+	end     func() // ends the proxy, with what is under way
 	slice   discoveryv1.EndpointSlice
 	service corev1.Service
 	certs   map[string]*tls.Certificate
 }
+
+// faulty is the address of a pod that cannot be reached without a panic.
+const faulty = "faulty"
 
 func newBed(t testing.TB) *bed { return newBedWith(t, 0) }
 
@@ -52,6 +58,9 @@ func newBedWith(t testing.TB, stall time.Duration) *bed {
 			to, ok := b.pods[addr]
 			if !ok {
 				return nil, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+			}
+			if to == faulty {
+				panic("a fault of the test")
 			}
 			return (&net.Dialer{}).DialContext(ctx, network, to)
 		},
@@ -68,12 +77,13 @@ func newBedWith(t testing.TB, stall time.Duration) *bed {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- b.proxy.Serve(ctx, listeners[0], listeners[1]) }()
-	t.Cleanup(func() {
+	b.end = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 	})
+	t.Cleanup(b.end)
 	return b
 }
 
@@ -89,9 +99,17 @@ func (b *bed) pod(h http.Handler) (addr string) {
 		srv.Config.Protocols.SetUnencryptedHTTP2(true)
 		srv.Start()
 		b.t.Cleanup(srv.Close)
+		b.servers = append(b.servers, srv)
 		b.pods[ip+":8080"] = srv.Listener.Addr().String()
 	}
 	return ip
+}
+
+// closeConns makes the pods close the connections to them.
+func (b *bed) closeConns() {
+	for _, s := range b.servers {
+		s.CloseClientConnections()
+	}
 }
 
 // serve takes Ingresses.
@@ -186,7 +204,7 @@ func TestTriesAnotherPod(t *testing.T) {
 		}
 	}
 	b.pods = map[string]string{}
-	b.proxy.transport.by[plain].CloseIdleConnections()
+	b.closeConns()
 	if resp, _ := b.ask("GET", "/", nil, nil); resp.StatusCode != http.StatusBadGateway {
 		t.Error(resp.Status)
 	}
@@ -494,6 +512,7 @@ func TestObserved(t *testing.T) {
 	b.serve(webRule)
 	b.ask("GET", "/x?y", nil, nil)
 	b.ask("GET", "/", nil, func(r *http.Request) { r.Host = "nobody" })
+	b.end()
 	var m strings.Builder
 	if err := b.proxy.WriteMetrics(&m); err != nil {
 		t.Fatal(err)

@@ -1,19 +1,21 @@
 package ingress
 
 import (
+	"bufio"
+	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
+	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Bounds on what a stranger may cost: a client that sends its headers slowly is let
@@ -26,95 +28,269 @@ const (
 	maxStreams = 250
 	// drain is how long requests that are under way may take when the server ends.
 	drain = 10 * time.Second
+	// retryAccept is when the next connection is waited for after one could not be taken,
+	// as when there are too many open files.
+	retryAccept = 50 * time.Millisecond
 )
 
 // Serve answers on the two listeners, of which the second speaks TLS, until ctx ends;
 // either may be nil. It returns when both have ended.
 func (p *Proxy) Serve(ctx context.Context, plainText, withTLS net.Listener) error {
+	g, ctx := errgroup.WithContext(ctx)
 	if plainText != nil {
 		p.httpPort.Store(int32(plainText.Addr().(*net.TCPAddr).Port))
+		g.Go(func() error { return p.servePort(ctx, portHTTP, false, plainText) })
 	}
 	if withTLS != nil {
 		p.httpsPort.Store(int32(withTLS.Addr().(*net.TCPAddr).Port))
+		g.Go(func() error { return p.servePort(ctx, portHTTPS, true, withTLS) })
 	}
-	return serve(ctx, p.newServer(p, portHTTPS), plainText, withTLS)
+	return g.Wait()
 }
 
-// newServer makes a server whose certificates are those of a port.
-func (p *Proxy) newServer(handler http.Handler, port int32) *http.Server {
+// servePort answers on a listener, which speaks TLS or not, by what the table has for a
+// port, until ctx ends.
+func (p *Proxy) servePort(ctx context.Context, port int32, withTLS bool, l net.Listener) error {
+	s := &server{proxy: p, port: port, open: map[*clientConn]struct{}{}}
+	if withTLS {
+		s.tls = &tls.Config{
+			MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"},
+			GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) { return p.certificate(port, hello) },
+		}
+	}
+	s.handed = &handed{conns: make(chan net.Conn), closed: make(chan struct{}), addr: l.Addr()}
+	s.rest = s.newRest()
+	rest := make(chan error, 1)
+	go func() { rest <- s.rest.Serve(s.handed) }()
+	closed := context.AfterFunc(ctx, func() { _ = l.Close() })
+	err := s.accept(ctx, l)
+	if closed() {
+		_ = l.Close()
+	}
+	s.drain()
+	if e := <-rest; !errors.Is(e, http.ErrServerClosed) {
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
+// server answers at one port. A connection belongs to a clientConn first, which answers
+// plain requests in HTTP/1.1; with the first request of another kind it goes over, for
+// good, to net/http, which knows everything else: HTTP/2, large bodies, WebSocket.
+type server struct {
+	proxy  *Proxy
+	port   int32
+	tls    *tls.Config // nil for none
+	rest   *http.Server
+	handed *handed
+
+	draining atomic.Bool
+	running  sync.WaitGroup
+	mu       sync.Mutex
+	open     map[*clientConn]struct{}
+}
+
+// tlsKey is where a request finds what net/http cannot see: the TLS of a connection that
+// has been handed over.
+type tlsKey struct{}
+
+// newRest makes the server of what is handed over.
+func (s *server) newRest() *http.Server {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(true) // gRPC without TLS
 	return &http.Server{
-		Handler: handler, ReadHeaderTimeout: min(headerTimeout, p.stall), IdleTimeout: clientIdle, MaxHeaderBytes: maxHeaderBytes, Protocols: protocols,
-		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams, WriteByteTimeout: p.stall},
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if state, ok := r.Context().Value(tlsKey{}).(*tls.ConnectionState); ok {
+				r.TLS = state
+			}
+			s.proxy.serveAt(s.port, w, r)
+		}),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if h, ok := c.(*handedConn); ok && h.tls != nil {
+				return context.WithValue(ctx, tlsKey{}, h.tls)
+			}
+			return ctx
+		},
+		ReadHeaderTimeout: s.proxy.headerTimeout(), IdleTimeout: clientIdle, MaxHeaderBytes: maxHeaderBytes, Protocols: protocols,
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams, WriteByteTimeout: s.proxy.stall},
 		// What clients do wrong is not this server's error.
 		ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
-		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			return p.certificate(port, hello)
-		}},
 	}
 }
 
-// serve answers on the listeners until ctx ends.
-func serve(ctx context.Context, srv *http.Server, plainText, withTLS net.Listener) error {
-	ended := make(chan error, 2)
-	count := 0
-	start := func(l net.Listener, serve func(net.Listener) error) {
-		if l != nil {
-			count++
-			go func() { ended <- serve(l) }()
+func (p *Proxy) headerTimeout() time.Duration { return min(headerTimeout, p.stall) }
+
+// accept takes connections until ctx ends.
+func (s *server) accept(ctx context.Context, l net.Listener) error {
+	for {
+		conn, err := l.Accept()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				_ = conn.Close()
+			}
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return err
+		case err != nil:
+			slog.Warn("ingress: no connection can be taken, will retry", "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(retryAccept):
+			}
+			continue
+		}
+		c := &clientConn{Conn: conn, srv: s, remote: conn.RemoteAddr().String()}
+		s.mu.Lock()
+		s.open[c] = struct{}{}
+		s.mu.Unlock()
+		s.running.Add(1)
+		go s.serve(c)
+	}
+}
+
+// serve has a connection until it ends or is handed over.
+func (s *server) serve(c *clientConn) {
+	defer s.running.Done()
+	defer func() {
+		s.mu.Lock()
+		delete(s.open, c)
+		s.mu.Unlock()
+	}()
+	defer func() {
+		if fault := recover(); fault != nil { // of one request, and no other's
+			slog.Error("ingress: a request was broken off", "client", c.remote, "fault", fault, "stack", string(debug.Stack()))
+			_ = c.Close()
+		}
+	}()
+	if s.tls != nil {
+		http2, err := c.handshake(s.tls)
+		if err != nil {
+			slog.Debug("ingress: no TLS", "client", c.remote, "error", err)
+			_ = c.Close()
+			return
+		}
+		if http2 {
+			s.handed.take(c.Conn)
+			return
 		}
 	}
-	start(plainText, srv.Serve)
-	start(withTLS, func(l net.Listener) error { return srv.ServeTLS(l, "", "") })
-	drained := make(chan struct{})
-	running := context.AfterFunc(ctx, func() {
-		defer close(drained)
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
-		defer cancel()
-		if srv.Shutdown(ctx) != nil {
-			_ = srv.Close() // what is left after the time for it
+	c.in = readers.Get().(*bufio.Reader)
+	c.in.Reset(c.Conn)
+	if c.serve() {
+		s.handed.take(&handedConn{Conn: c.Conn, tls: c.tls, unread: c.unread()})
+	} else {
+		_ = c.Close()
+	}
+	c.in.Reset(nil)
+	readers.Put(c.in)
+}
+
+// drain ends the server: requests that are under way have time to end.
+func (s *server) drain() {
+	ctx, cancel := context.WithTimeout(context.Background(), drain)
+	defer cancel()
+	s.draining.Store(true)
+	s.mu.Lock()
+	for c := range s.open {
+		c.wakeIdle()
+	}
+	s.mu.Unlock()
+	var both sync.WaitGroup
+	both.Go(func() {
+		if s.rest.Shutdown(ctx) != nil {
+			_ = s.rest.Close()
 		}
 	})
-	var errs []error
-	for range count {
-		if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
-			errs = append(errs, err)
-			_ = srv.Close()
+	late := context.AfterFunc(ctx, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for c := range s.open {
+			_ = c.Close()
 		}
-	}
-	if !running() {
-		<-drained
-	}
-	return errors.Join(errs...)
+	})
+	s.running.Wait()
+	late()
+	both.Wait()
 }
 
-// certificate finds that of the name that a client asks for at a port.
-func (p *Proxy) certificate(port int32, hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	if c := p.table.Load().certificate(port, hello); c != nil {
+// handed is the listener of the connections that are handed over.
+type handed struct {
+	conns  chan net.Conn
+	once   sync.Once
+	closed chan struct{}
+	addr   net.Addr
+}
+
+func (h *handed) take(c net.Conn) {
+	select {
+	case h.conns <- c:
+	case <-h.closed:
+		_ = c.Close()
+	}
+}
+
+// Accept implements net.Listener.
+func (h *handed) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.conns:
 		return c, nil
+	case <-h.closed:
+		return nil, net.ErrClosed
 	}
-	return p.own()
 }
 
-// ownCertificate makes the certificate for names that have none: nobody trusts it, but
-// a client that does not look gets its answer.
-func ownCertificate() (*tls.Certificate, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, err
+// Close implements net.Listener.
+func (h *handed) Close() error {
+	h.once.Do(func() { close(h.closed) })
+	return nil
+}
+
+// Addr implements net.Listener.
+func (h *handed) Addr() net.Addr { return h.addr }
+
+// handedConn begins with what has been read of it, but not been answered.
+type handedConn struct {
+	net.Conn
+	tls    *tls.ConnectionState
+	unread []byte
+}
+
+// Read implements io.Reader.
+func (h *handedConn) Read(b []byte) (int, error) {
+	if len(h.unread) > 0 {
+		n := copy(b, h.unread)
+		h.unread = h.unread[n:]
+		return n, nil
 	}
-	now := time.Now()
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(now.UnixNano()), Subject: pkix.Name{CommonName: "gitk8s ingress default"},
-		NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(10, 0, 0), DNSNames: []string{"ingress.gitk8s.local"},
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	return h.Conn.Read(b)
+}
+
+// CloseWrite lets net/http wait for a client that is still sending to see the answer.
+func (h *handedConn) CloseWrite() error {
+	if c, ok := h.Conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		return nil, err
+	return errors.ErrUnsupported
+}
+
+// handshake begins TLS, and says whether HTTP/2 is spoken on it.
+func (c *clientConn) handshake(config *tls.Config) (http2 bool, err error) {
+	t := tls.Server(c.Conn, config)
+	if err := t.SetDeadline(time.Now().Add(c.srv.proxy.headerTimeout())); err != nil {
+		return false, err
 	}
-	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
+	if err := t.Handshake(); err != nil {
+		var other tls.RecordHeaderError
+		if errors.As(err, &other) && other.Conn != nil && bytes.Contains([]byte("GET HEAD POST PUT OPTIO DELET PATCH"), other.RecordHeader[:]) {
+			_, _ = io.WriteString(other.Conn, "HTTP/1.0 400 Bad Request\r\n\r\nThis port is for HTTPS.\n")
+		}
+		return false, err
+	}
+	state := t.ConnectionState()
+	c.Conn = t
+	c.tls = &state
+	return state.NegotiatedProtocol == "h2", t.SetDeadline(time.Time{})
 }

@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -24,7 +25,8 @@ const (
 // transport sends each request to an endpoint of its pool. A pod that cannot be
 // reached has not seen the request, so it is sent to the next one.
 type transport struct {
-	by [encrypted + 1]*http.Transport
+	dial func(ctx context.Context, network, addr string) (net.Conn, error) // its errors are dialErrors
+	by   [encrypted + 1]*http.Transport
 }
 
 // dialError marks that a connection could not be made.
@@ -54,7 +56,7 @@ func newTransport(dial func(ctx context.Context, network, addr string) (net.Conn
 		t.Protocols.SetUnencryptedHTTP2(http2)
 		return t
 	}
-	t := &transport{}
+	t := &transport{dial: marked}
 	t.by[plain], t.by[cleartext], t.by[encrypted] = make(true, false), make(false, true), make(true, false)
 	t.by[encrypted].Protocols.SetHTTP2(true)
 	return t
@@ -63,29 +65,54 @@ func newTransport(dial func(ctx context.Context, network, addr string) (net.Conn
 // RoundTrip implements http.RoundTripper.
 func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	x := exchangeOf(r.Context())
-	var tried []*endpoint
-	for {
-		e, proto := x.route.pool.pick(x.route.options, x.before, tried, time.Now())
-		if e == nil && len(tried) == 0 {
-			return nil, errNoEndpoints
+	for tries := (tries{x: x}); ; {
+		e, err := tries.next()
+		if err != nil {
+			return nil, err
 		}
-		if p := x.route.options.protocol; p != nil {
-			proto = *p
-		}
-		resp, err := t.send(r, e, proto)
+		resp, err := t.send(r, e, x.route.spokenTo())
 		if err == nil {
 			x.sentTo = e
 			return resp, nil
 		}
-		tried = append(tried, e)
-		if !errors.As(err, new(dialError)) || r.Context().Err() != nil {
-			return nil, err
-		}
-		e.failed.Store(time.Now().UnixNano())
-		if next, _ := x.route.pool.pick(x.route.options, "", tried, time.Now()); next == nil || len(tried) == maxTries {
+		if r.Context().Err() != nil || !tries.failed(e, err) {
 			return nil, err
 		}
 	}
+}
+
+// tries chooses the endpoints that a request is sent to, one after the other.
+type tries struct {
+	x     *exchange
+	tried []*endpoint
+	err   error // of the last one
+}
+
+// next returns the endpoint to try, or why there is none.
+func (t *tries) next() (*endpoint, error) {
+	e := t.x.route.pool.pick(t.x.route.options, t.x.before, t.tried, time.Now())
+	if e == nil {
+		return nil, cmp.Or(t.err, errNoEndpoints)
+	}
+	return e, nil
+}
+
+// failed takes what went wrong, and says whether another endpoint may be tried.
+func (t *tries) failed(e *endpoint, err error) bool {
+	if !errors.As(err, new(dialError)) {
+		return false
+	}
+	e.failed.Store(time.Now().UnixNano())
+	t.tried, t.err = append(t.tried, e), err
+	return len(t.tried) < maxTries
+}
+
+// spokenTo is how the pods are spoken to.
+func (r *route) spokenTo() protocol {
+	if r.options.protocol != nil {
+		return *r.options.protocol
+	}
+	return r.pool.spoken()
 }
 
 func (t *transport) send(r *http.Request, e *endpoint, proto protocol) (*http.Response, error) {

@@ -1,0 +1,140 @@
+package ingress
+
+import (
+	"bytes"
+	"strconv"
+	"strings"
+)
+
+// head is what answerer needs to know of a request before it is parsed.
+type head struct {
+	size   int  // of the head, with the empty line at its end
+	length int  // of the body
+	close  bool // the client wants no second answer on this connection
+	plain  bool // see plainHead
+}
+
+// endOfHead finds where a request's head ends: after its first empty line. It is
+// negative if there is none.
+func endOfHead(b []byte) int {
+	for at := 0; ; {
+		i := bytes.IndexByte(b[at:], '\n')
+		if i < 0 {
+			return -1
+		}
+		at += i + 1
+		switch rest := b[at:]; {
+		case len(rest) > 0 && rest[0] == '\n':
+			return at + 1
+		case len(rest) > 1 && rest[0] == '\r' && rest[1] == '\n':
+			return at + 2
+		}
+	}
+}
+
+// plainHead reads a request's head, and says whether it is plain: one that every server
+// reads in the same way, which asks for an answer and nothing more, and whose body, if it
+// has one, has its length before it. It only lets through what it knows to be well; net/http decides
+// about the rest, and refuses what has to be refused (RFC 9112, 11.2).
+func plainHead(b []byte) head {
+	h := head{size: len(b)}
+	lines := b
+	line, lines, ok := cutLine(lines)
+	if !ok || !plainRequestLine(line) {
+		return h
+	}
+	hosts, lengths := 0, 0
+	for {
+		line, lines, ok = cutLine(lines)
+		if !ok {
+			return h
+		}
+		if len(line) == 0 {
+			break
+		}
+		colon := bytes.IndexByte(line, ':')
+		if colon <= 0 || !all(line[:colon], isToken) || !all(line[colon+1:], isFieldValue) {
+			return h
+		}
+		value := strings.Trim(string(line[colon+1:]), " \t")
+		switch name := line[:colon]; {
+		case fieldIs(name, "host"):
+			hosts++
+			if value == "" || !all([]byte(value), isHost) {
+				return h
+			}
+		case fieldIs(name, "content-length"):
+			lengths++
+			if h.length, ok = plainLength(value); !ok {
+				return h
+			}
+		case fieldIs(name, "connection"):
+			switch {
+			case strings.EqualFold(value, "close"):
+				h.close = true
+			case !strings.EqualFold(value, "keep-alive"):
+				return h
+			}
+		case fieldIs(name, "transfer-encoding"), fieldIs(name, "upgrade"), fieldIs(name, "expect"), fieldIs(name, "te"), fieldIs(name, "trailer"), fieldIs(name, "http2-settings"):
+			return h
+		}
+	}
+	h.plain = len(lines) == 0 && hosts == 1 && lengths <= 1
+	return h
+}
+
+// cutLine returns the first line, without its end, and what follows it.
+func cutLine(b []byte) (line, rest []byte, ok bool) {
+	i := bytes.IndexByte(b, '\n')
+	if i < 1 || b[i-1] != '\r' {
+		return nil, nil, false
+	}
+	return b[:i-1], b[i+1:], true
+}
+
+// plainRequestLine is that of a request for a path at this server.
+func plainRequestLine(line []byte) bool {
+	line, ok := bytes.CutSuffix(line, []byte(" HTTP/1.1"))
+	method, target, found := bytes.Cut(line, []byte(" "))
+	return ok && found && len(method) > 0 && all(method, isToken) && string(method) != "CONNECT" &&
+		len(target) > 0 && target[0] == '/' && all(target, isVisible)
+}
+
+// plainLength reads a length of few digits: anything longer does not fit a buffer.
+func plainLength(s string) (int, bool) {
+	if len(s) == 0 || len(s) > 9 || !all([]byte(s), func(c byte) bool { return '0' <= c && c <= '9' }) {
+		return 0, false
+	}
+	n, err := strconv.Atoi(s)
+	return n, err == nil
+}
+
+// fieldIs compares a field's name; want is in lower case.
+func fieldIs(name []byte, want string) bool {
+	return len(name) == len(want) && strings.EqualFold(string(name), want)
+}
+
+func all(b []byte, is func(byte) bool) bool {
+	for _, c := range b {
+		if !is(c) {
+			return false
+		}
+	}
+	return true
+}
+
+func isVisible(c byte) bool { return '!' <= c && c <= '~' }
+
+func isLetterOrDigit(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+}
+
+// isToken is RFC 9110, 5.6.2.
+func isToken(c byte) bool {
+	return isLetterOrDigit(c) || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0
+}
+
+// isFieldValue is RFC 9110, 5.5, with what is written in other character sets.
+func isFieldValue(c byte) bool { return c >= ' ' && c != 0x7f || c == '\t' }
+
+func isHost(c byte) bool { return isLetterOrDigit(c) || strings.IndexByte("-._:[]", c) >= 0 }

@@ -1,0 +1,166 @@
+package ingress
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// clientConn answers one request after the other, each in the goroutine that has read it:
+// it sends the request to the pod, waits for the answer and passes it on, without waking
+// anybody. That is what makes it quicker than net/http, whose server and client have
+// four goroutines for it.
+type clientConn struct {
+	net.Conn
+	srv    *server
+	remote string
+	tls    *tls.ConnectionState // nil for none
+	in     *bufio.Reader
+	served bool // a request
+
+	// While a pod is slow, watch waits for the client to go away.
+	watching chan struct{} // closed when watch has ended; nil if it is not under way
+	gone     atomic.Bool
+
+	mu   sync.Mutex // of what drain looks at
+	idle bool       // waits for the next request
+}
+
+// requestBuffer is what a plain request has to fit in, with its body.
+const requestBuffer = 8 << 10
+
+// readers lends what connections are read with.
+var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, requestBuffer) }}
+
+// unread is what has been read from the connection and is for the next reader.
+func (c *clientConn) unread() []byte {
+	b, _ := c.in.Peek(c.in.Buffered())
+	return bytes.Clone(b)
+}
+
+// past is a deadline that ends a read that is under way.
+var past = time.Unix(1, 0)
+
+// wakeIdle ends the connection if it waits for a request.
+func (c *clientConn) wakeIdle() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.idle {
+		_ = c.SetReadDeadline(past)
+	}
+}
+
+// rest begins to wait for the next request, unless the server ends.
+func (c *clientConn) rest() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.srv.draining.Load() {
+		return false
+	}
+	c.idle = true
+	limit := clientIdle
+	if !c.served {
+		limit = c.srv.proxy.headerTimeout()
+	}
+	return c.SetReadDeadline(time.Now().Add(limit)) == nil
+}
+
+func (c *clientConn) awake() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.idle = false
+}
+
+// next waits for a request to be in c.in, whole if it is plain.
+func (c *clientConn) next() (head, bool) {
+	if !c.rest() {
+		return head{}, false
+	}
+	for n, first := 1, true; ; first = false {
+		if _, err := c.in.Peek(n); err != nil {
+			return head{}, errors.Is(err, bufio.ErrBufferFull)
+		}
+		b, _ := c.in.Peek(c.in.Buffered())
+		if first {
+			c.awake()
+		}
+		if size := endOfHead(b); size >= 0 {
+			h := plainHead(b[:size])
+			return h, !h.plain || c.arrived(&h)
+		}
+		if first {
+			_ = c.SetReadDeadline(time.Now().Add(c.srv.proxy.headerTimeout()))
+		}
+		n = len(b) + 1
+	}
+}
+
+// arrived waits for the body of a plain request. One that is too large, or does not come
+// soon, is none for here.
+func (c *clientConn) arrived(h *head) bool {
+	whole := h.size + h.length
+	if whole <= c.in.Buffered() {
+		return true
+	}
+	if whole > c.in.Size() {
+		h.plain = false
+		return true
+	}
+	_ = c.SetReadDeadline(time.Now().Add(usually))
+	if _, err := c.in.Peek(whole); err != nil {
+		h.plain = false
+		return errors.Is(err, os.ErrDeadlineExceeded)
+	}
+	return true
+}
+
+// serve answers requests until the connection ends, or until there is one that it is not for:
+// then it returns true, and that one is unread.
+func (c *clientConn) serve() (more bool) {
+	for {
+		h, ok := c.next()
+		if !ok {
+			return false
+		}
+		began := time.Now()
+		if !h.plain {
+			return true
+		}
+		again, answered := c.answer(&h, began)
+		if !answered {
+			return true
+		}
+		if !again {
+			return false
+		}
+		c.served = true
+	}
+}
+
+// watch ends what goes on with a pod when the client goes away.
+func (c *clientConn) watch(pod net.Conn) {
+	_ = c.SetReadDeadline(time.Time{})
+	watching := make(chan struct{})
+	c.watching = watching
+	go func() {
+		defer close(watching)
+		if _, err := c.in.Peek(1); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			c.gone.Store(true)
+			_ = pod.Close()
+		}
+	}()
+}
+
+func (c *clientConn) unwatch() {
+	if c.watching != nil {
+		_ = c.SetReadDeadline(past)
+		<-c.watching
+		c.watching = nil
+	}
+}

@@ -1,0 +1,380 @@
+package ingress
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// cannedPod adds a pod that answers each request with the bytes that answer returns for it, and
+// closes the connection after those that say so, and after those that have no end.
+func (b *bed) cannedPod(answer func(r *http.Request) (text string, last bool)) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { l.Close() })
+	b.pods[b.pod(nil)+":8080"] = l.Addr().String()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				in := bufio.NewReader(c)
+				for {
+					r, err := http.ReadRequest(in)
+					if err != nil {
+						return
+					}
+					io.Copy(io.Discard, r.Body)
+					r.RemoteAddr = c.RemoteAddr().String()
+					text, last := answer(r)
+					if _, err := io.WriteString(c, text); err != nil || last {
+						return
+					}
+				}
+			}()
+		}
+	}()
+}
+
+// TestAnswersPassedOn: whatever form a pod's answer has, the client gets the same answer.
+func TestAnswersPassedOn(t *testing.T) {
+	b := newBed(t)
+	answers := map[string]string{
+		"/length":   "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Type: text/x\r\nX-A: 1\r\nX-A: 2\r\nConnection: X-Hop\r\nX-Hop: here\r\n\r\nhello",
+		"/chunked":  "HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\nX-Sum: 9\r\n\r\n",
+		"/to-close": "HTTP/1.0 200 OK\r\n\r\nhello",
+		"/none":     "HTTP/1.1 204 No Content\r\nX-A: 1\r\n\r\n",
+		"/same":     "HTTP/1.1 304 Not Modified\r\nContent-Length: 99\r\nEtag: \"x\"\r\n\r\n",
+		"/hints":    "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+		"/upgraded": "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n",
+		"/garbage":  "SSH-2.0\r\n",
+		"/huge":     "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", maxAnswerHead) + "\r\n\r\n",
+		"/broken":   "HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello",
+		"/unended":  "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n",
+		"/spoiled":  "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok+HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
+	}
+	var from []string
+	b.cannedPod(func(r *http.Request) (string, bool) {
+		from = append(from, r.RemoteAddr)
+		if r.Method == http.MethodHead {
+			return "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", false
+		}
+		return answers[r.URL.Path], strings.Contains("/to-close /garbage /huge /broken /unended", r.URL.Path)
+	})
+	b.serve(webRule)
+	c := b.dial()
+	in := bufio.NewReader(c)
+	for _, tt := range []struct{ method, path, want string }{
+		{"GET", "/length", `200 OK length 5 [] "hello" map[X-A:[1 2]]`},
+		{"HEAD", "/length", `200 OK length 5 [] "" map[]`},
+		{"GET", "/chunked", `201 Created length -1 [chunked] "hello" map[X-Sum:[9]]`},
+		{"GET", "/to-close", `200 OK length -1 [chunked] "hello" map[]`},
+		{"GET", "/none", `204 No Content length 0 [] "" map[X-A:[1]]`},
+		{"GET", "/same", `304 Not Modified length 0 [] "" map[Etag:["x"]]`},
+		{"GET", "/hints", `103 Early Hints length 0 [] "" map[Link:[</x>]]`},
+		{"", "", `200 OK length 2 [] "ok" map[]`},
+		{"GET", "/spoiled", `200 OK length 2 [] "ok" map[]`},
+		{"GET", "/upgraded", "502"}, {"GET", "/garbage", "502"}, {"GET", "/huge", "502"},
+		{"GET", "/spoiled", `200 OK length 2 [] "ok" map[]`}, // and nothing of the last one
+		{"GET", "/length", `200 OK length 5 [] "hello" map[X-A:[1 2]]`},
+		{"GET", "/broken", "unexpected EOF"}, {"GET", "/unended", "unexpected EOF"},
+	} {
+		if tt.method != "" {
+			fmt.Fprintf(c, "%s %s HTTP/1.1\r\nHost: shop.example.com\r\n\r\n", tt.method, tt.path)
+		}
+		got, err := passedOn(in, tt.method)
+		if err != nil {
+			got = err.Error()
+			c = b.dial()
+			in = bufio.NewReader(c)
+		}
+		if !strings.HasPrefix(got, tt.want) {
+			t.Errorf("%s %s: %s\nwant %s", tt.method, tt.path, got, tt.want)
+		}
+	}
+	if from[0] != from[1] || from[7] == from[8] {
+		t.Errorf("the connections were %v: the second is the first, and one that has said too much is not used again", from)
+	}
+}
+
+// passedOn reads an answer and says what is in it.
+func passedOn(in *bufio.Reader, method string) (string, error) {
+	resp, err := http.ReadResponse(in, &http.Request{Method: method})
+	if err != nil {
+		return "", err
+	}
+	text, err := io.ReadAll(resp.Body)
+	h := resp.Header
+	for name, values := range resp.Trailer {
+		h[name] = values
+	}
+	if resp.StatusCode >= 200 && h.Get("Date") == "" {
+		return "", errors.New("no date")
+	}
+	for _, name := range []string{"Date", "Content-Length", "Content-Type"} {
+		delete(h, name)
+	}
+	return fmt.Sprintf("%s length %d %v %q %v", resp.Status, max(resp.ContentLength, -1), resp.TransferEncoding, text, map[string][]string(h)), err
+}
+
+// TestConnectionsKept: requests of one client come on one connection to the pod, also those that
+// are sent before the answers; and one that the pod has closed is not used again, whatever the request.
+func TestConnectionsKept(t *testing.T) {
+	b := newBed(t)
+	b.pod(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		fmt.Fprintf(w, "%s%s %s\n", r.URL.Path, body, r.RemoteAddr)
+	}))
+	b.serve(webRule)
+	c := b.dial()
+	in := bufio.NewReader(c)
+	answer := func(want string) (from string) {
+		t.Helper()
+		resp, err := http.ReadResponse(in, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(resp.Body)
+		path, from, _ := strings.Cut(string(text), " ")
+		if err != nil || path != want {
+			t.Fatalf("%q %v, want %s", text, err, want)
+		}
+		return from
+	}
+	get := func(path string) string {
+		return "GET " + path + " HTTP/1.1\r\nHost: shop.example.com\r\n\r\n"
+	}
+	io.WriteString(c, get("/1"))
+	first := answer("/1")
+	io.WriteString(c, get("/2")+get("/3")+"POST /4 HTTP/1.1\r\nHost: shop.example.com\r\nContent-Length: 2\r\n\r\nab"+get("/5"))
+	for _, want := range []string{"/2", "/3", "/4ab", "/5"} {
+		if from := answer(want); from != first {
+			t.Errorf("%s came from %s, the first from %s", want, from, first)
+		}
+	}
+	for _, request := range []string{get("/6"), "POST /6 HTTP/1.1\r\nHost: shop.example.com\r\nContent-Length: 0\r\n\r\n"} {
+		b.closeConns()
+		io.WriteString(c, request)
+		if from := answer("/6"); from == first {
+			t.Error("a closed connection has answered")
+		}
+	}
+	b.serve() // the service is nobody's any more
+	io.WriteString(c, get("/7"))
+	if resp, err := http.ReadResponse(in, nil); err != nil || resp.StatusCode != http.StatusNotFound {
+		t.Errorf("%v %v", resp, err)
+	}
+}
+
+// TestHandedOver: a connection is answered on after the first request that is not plain, with
+// TLS and without, and each request is told apart.
+func TestHandedOver(t *testing.T) {
+	b := newBed(t)
+	b.pod(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		fmt.Fprintf(w, "%s %s %d %s", r.Method, r.URL.Path, len(body), r.Header.Get("X-Forwarded-Proto"))
+	}))
+	b.serve(webRule)
+	large := strings.Repeat("x", 2*requestBuffer)
+	for _, encrypted := range []bool{false, true} {
+		c, proto := b.dial(), "http"
+		if encrypted {
+			t, err := tls.Dial("tcp", b.https, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // its own certificate
+			if err != nil {
+				b.t.Fatal(err)
+			}
+			defer t.Close()
+			c, proto = t, "https"
+		}
+		in := bufio.NewReader(c)
+		for _, tt := range []struct{ request, want string }{
+			{"GET /a HTTP/1.1\r\nHost: shop.example.com\r\n\r\n", "GET /a 0"},
+			{"PUT /b HTTP/1.1\r\nHost: shop.example.com\r\nContent-Length: 2\r\n\r\nxy", "PUT /b 2"},
+			{"POST /c HTTP/1.1\r\nHost: shop.example.com\r\nX-Large: " + large + "\r\nContent-Length: 2\r\n\r\nxy", "POST /c 2"},
+			{"GET /d HTTP/1.1\r\nHost: shop.example.com\r\n\r\n", "GET /d 0"},
+			{"POST /e HTTP/1.1\r\nHost: shop.example.com\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", "POST /e 3"},
+			{fmt.Sprintf("POST /f HTTP/1.1\r\nHost: shop.example.com\r\nContent-Length: %d\r\n\r\n%s", len(large), large), fmt.Sprint("POST /f ", len(large))},
+		} {
+			io.WriteString(c, tt.request)
+			resp, err := http.ReadResponse(in, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := io.ReadAll(resp.Body); err != nil || string(got) != tt.want+" "+proto {
+				t.Errorf("%q %v, want %s %s", got, err, tt.want, proto)
+			}
+		}
+	}
+}
+
+// TestClientGoesAway: what a pod does for a client that has gone is ended, before its answer
+// and in the middle.
+func TestClientGoesAway(t *testing.T) {
+	b := newBed(t)
+	b.proxy.access = slog.New(slog.NewJSONHandler(b.access, nil))
+	at, ended := make(chan struct{}), make(chan struct{})
+	b.pod(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/middle" {
+			io.WriteString(w, "begun")
+			http.NewResponseController(w).Flush()
+		}
+		at <- struct{}{}
+		<-r.Context().Done()
+		ended <- struct{}{}
+	}))
+	b.serve(webRule)
+	for _, path := range []string{"/before", "/middle"} {
+		c := b.dial()
+		io.WriteString(c, "GET "+path+" HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
+		<-at
+		c.Close()
+		<-ended
+	}
+	b.end()
+	if log := b.access.String(); !strings.Contains(log, `"status":499`) || !strings.Contains(log, `"status":200,"bytes":5`) {
+		t.Error(log)
+	}
+}
+
+// TestServerEnds: a request that is under way is answered to its end, and then the connection is
+// closed, as are those that wait for a request.
+func TestServerEnds(t *testing.T) {
+	b := newBed(t)
+	at, hold := make(chan struct{}), make(chan struct{})
+	b.pod(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/hold" {
+			at <- struct{}{}
+			<-hold
+		}
+		io.WriteString(w, "done")
+	}))
+	b.serve(webRule)
+	idle, busy, fresh := b.dial(), b.dial(), b.dial()
+	io.WriteString(idle, "GET / HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
+	if _, err := http.ReadResponse(bufio.NewReader(idle), nil); err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(busy, "GET /hold HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
+	<-at
+	ended := make(chan struct{})
+	go func() { b.end(); close(ended) }()
+	for _, c := range []net.Conn{idle, fresh} {
+		if _, err := io.Copy(io.Discard, c); err != nil {
+			t.Error(err)
+		}
+	}
+	close(hold)
+	resp, err := http.ReadResponse(bufio.NewReader(busy), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := io.ReadAll(resp.Body); string(text) != "done" || !resp.Close {
+		t.Errorf("%q %v, close %v", text, err, resp.Close)
+	}
+	<-ended
+}
+
+// TestBodyLater: a body that comes after its head, as some clients send it, is waited for.
+func TestBodyLater(t *testing.T) {
+	b := newBed(t)
+	b.pod(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.Copy(w, r.Body) }))
+	b.serve(webRule)
+	for _, pause := range []time.Duration{0, 3 * usually} {
+		c := b.dial()
+		io.WriteString(c, "POST / HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\nContent-Length: 5\r\n\r\n")
+		time.Sleep(pause) // the client is slow: that is what is tested
+		io.WriteString(c, "hello")
+		if got, err := io.ReadAll(c); err != nil || !strings.HasSuffix(string(got), "\r\nhello") {
+			t.Errorf("after %s: %q %v", pause, got, err)
+		}
+	}
+}
+
+// TestNoTypeMadeUp: a pod that does not say what its answer is keeps silent, on either way.
+func TestNoTypeMadeUp(t *testing.T) {
+	b := newBed(t)
+	b.cannedPod(func(*http.Request) (string, bool) {
+		return "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>", false
+	})
+	b.serve(webRule)
+	for _, body := range []string{"", strings.Repeat("x", 2*requestBuffer)} {
+		if resp, text := b.ask("POST", "/", strings.NewReader(body), nil); text != "<html>" || resp.Header.Get("Content-Type") != "" {
+			t.Errorf("%q of type %q", text, resp.Header.Get("Content-Type"))
+		}
+	}
+}
+
+// TestFaultIsOneRequests: a panic ends its own connection alone.
+func TestFaultIsOneRequests(t *testing.T) {
+	b := newBed(t)
+	b.pods[b.pod(nil)+":8080"] = faulty
+	b.serve(webRule)
+	c := b.dial()
+	io.WriteString(c, "GET / HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
+	if got, err := io.ReadAll(c); len(got) > 0 || err != nil {
+		t.Errorf("%q %v", got, err)
+	}
+	if resp, _ := b.ask("GET", "/", nil, func(r *http.Request) { r.Host = "nobody" }); resp.StatusCode != http.StatusNotFound {
+		t.Error(resp.Status)
+	}
+}
+
+// FuzzPlainHead: what is answered without net/http means to it what it means here, and
+// the pod gets that one request and nothing else.
+func FuzzPlainHead(f *testing.F) {
+	for _, seed := range []string{
+		"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "POST /a%2f?b#c HTTP/1.1\r\nHost: a:1\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc",
+		"GET //a/../b HTTP/1.1\r\nhost: [::1]\r\nX-A:\r\nX-a: \t b \r\nCookie: \xff\r\n\r\n", "GET / HTTP/1.1\nHost: a\n\n",
+		"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\na",
+		"GET / HTTP/1.1\r\nHost: a\r\n b\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nX : b\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+		"PUT / HTTP/1.1\r\nHost: a\r\nUser-Agent:\r\nForwarded: x\r\nX-Forwarded-For: y\r\nKeep-Alive: z\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n",
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		size := endOfHead(b)
+		if size < 0 {
+			return
+		}
+		h := plainHead(b[:size])
+		if !h.plain || h.size+h.length > len(b) {
+			return
+		}
+		body := b[h.size : h.size+h.length]
+		r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(b)))
+		if err != nil {
+			return // it goes to net/http after all
+		}
+		got, err := io.ReadAll(r.Body)
+		if err != nil || !bytes.Equal(got, body) || r.Close != h.close || len(r.TransferEncoding) > 0 || r.Host == "" || r.URL.Host != "" {
+			t.Fatalf("%q is %+v with %q (%v), here %+v", b, r, got, err, h)
+		}
+		target := r.URL.RequestURI()
+		r.RemoteAddr = "192.0.2.1:1"
+		a := &turn{workspace: workspaces.New().(*workspace), x: &exchange{route: &route{}}, r: r}
+		a.write(body)
+		in := bufio.NewReader(&a.request)
+		out, err := http.ReadRequest(in)
+		if err != nil {
+			t.Fatalf("%q became %q: %v", b, a.request.Bytes(), err)
+		}
+		got, err = io.ReadAll(out.Body)
+		if err != nil || !bytes.Equal(got, body) || in.Buffered() > 0 || out.Method != r.Method || out.RequestURI != target || out.Host != r.Host || len(out.TransferEncoding) > 0 {
+			t.Fatalf("%q became %+v with %q, %v", b, out, got, err)
+		}
+	})
+}

@@ -1,0 +1,204 @@
+package ingress
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// podConn is a connection to a pod, in HTTP/1.1, that one request after the other is sent
+// on. It belongs to one goroutine at a time.
+type podConn struct {
+	net.Conn
+	raw  syscall.RawConn // nil where the connection is none of the kernel's
+	used bool            // by an earlier request
+	idle time.Time       // since when
+
+	// left is how much more may be read, in bytes.
+	left int64
+	// deadline is when the pod must have answered; zero for never.
+	deadline time.Time
+	// slow is called once, when the pod takes longer than usual.
+	slow func()
+}
+
+// usually is how long a pod takes to answer: a client that goes away is noticed only
+// after that.
+const usually = 20 * time.Millisecond
+
+// maxAnswerHead is the most that the head of a pod's answer may have, in bytes.
+const maxAnswerHead = 256 << 10
+
+var errAnswerHead = errors.New("the head of the pod's answer is too large")
+
+// begin prepares for a request, which ends at deadline.
+func (p *podConn) begin(deadline time.Time, slow func()) error {
+	p.left, p.deadline, p.slow = maxAnswerHead, deadline, slow
+	first := time.Now().Add(usually)
+	if !deadline.IsZero() && deadline.Before(first) {
+		first = deadline
+	}
+	if err := p.SetWriteDeadline(cmp.Or(deadline, time.Now().Add(clientStall))); err != nil {
+		return err
+	}
+	return p.SetReadDeadline(first)
+}
+
+// headRead prepares for the body, which may be as large as the pod likes, and take as long unless
+// the deadline is for that as well.
+func (p *podConn) headRead(whole bool) error {
+	p.left = 1<<63 - 1
+	if whole {
+		return nil
+	}
+	p.deadline = time.Time{}
+	if p.slow == nil {
+		return p.SetReadDeadline(time.Time{})
+	}
+	return nil // until the pod is slow
+}
+
+// Read implements io.Reader.
+func (p *podConn) Read(b []byte) (int, error) {
+	if p.left <= 0 {
+		return 0, errAnswerHead
+	}
+	b = b[:min(int64(len(b)), p.left)]
+	n, err := p.Conn.Read(b)
+	if n == 0 && p.slow != nil && errors.Is(err, os.ErrDeadlineExceeded) && (p.deadline.IsZero() || time.Now().Before(p.deadline)) {
+		p.slow()
+		p.slow = nil
+		if err := p.SetReadDeadline(p.deadline); err != nil {
+			return 0, err
+		}
+		n, err = p.Conn.Read(b)
+	}
+	p.left -= int64(n)
+	return n, err
+}
+
+// usable says that the pod has neither closed the connection nor sent anything since
+// the last request.
+func (p *podConn) usable() bool {
+	if p.raw == nil {
+		return false
+	}
+	var one [1]byte
+	waiting := false
+	err := p.raw.Read(func(fd uintptr) bool {
+		_, _, err := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		waiting = errors.Is(err, syscall.EAGAIN)
+		return true
+	})
+	return err == nil && waiting
+}
+
+// idleConns are the connections to a pod that wait for the next request. Its methods may
+// be called at the same time.
+type idleConns struct {
+	mu     sync.Mutex
+	conns  []*podConn // the newest is last
+	closed bool
+	sweep  *time.Timer
+}
+
+// take returns a connection, nil if there is none.
+func (i *idleConns) take() *podConn {
+	for {
+		i.mu.Lock()
+		n := len(i.conns)
+		if n == 0 {
+			i.mu.Unlock()
+			return nil
+		}
+		c := i.conns[n-1]
+		i.conns[n-1] = nil
+		i.conns = i.conns[:n-1]
+		i.mu.Unlock()
+		if c.usable() {
+			return c
+		}
+		_ = c.Close()
+	}
+}
+
+// put keeps a connection for the next request.
+func (i *idleConns) put(c *podConn) {
+	if c.raw == nil || c.SetDeadline(time.Time{}) != nil {
+		_ = c.Close()
+		return
+	}
+	c.used, c.idle, c.slow = true, time.Now(), nil
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.closed || len(i.conns) >= idlePerPod {
+		_ = c.Close()
+		return
+	}
+	i.conns = append(i.conns, c)
+	if i.sweep == nil {
+		i.sweep = time.AfterFunc(idleTimeout, i.old)
+	}
+}
+
+// old closes the connections that have not been needed for long.
+func (i *idleConns) old() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.sweep = nil
+	n := 0
+	for n < len(i.conns) && time.Since(i.conns[n].idle) >= idleTimeout {
+		_ = i.conns[n].Close()
+		n++
+	}
+	i.conns = append(i.conns[:0:0], i.conns[n:]...)
+	if len(i.conns) > 0 {
+		i.sweep = time.AfterFunc(idleTimeout-time.Since(i.conns[0].idle), i.old)
+	}
+}
+
+// close closes all, and those that are put later.
+func (i *idleConns) close() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.closed = true
+	for _, c := range i.conns {
+		_ = c.Close()
+	}
+	i.conns = nil
+	if i.sweep != nil {
+		i.sweep.Stop()
+	}
+}
+
+// connect returns a connection to an endpoint: one that waits for a request, unless it
+// has to be fresh, or a new one.
+func (t *transport) connect(e *endpoint, fresh bool, deadline time.Time) (*podConn, error) {
+	if !fresh {
+		if c := e.idle.take(); c != nil {
+			return c, nil
+		}
+	}
+	ctx := context.Background()
+	if !deadline.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, deadline)
+		defer cancel()
+	}
+	c, err := t.dial(ctx, "tcp", e.addr.String())
+	if err != nil {
+		return nil, err
+	}
+	p := &podConn{Conn: c}
+	if s, ok := c.(syscall.Conn); ok {
+		if p.raw, err = s.SyscallConn(); err != nil {
+			return nil, errors.Join(err, c.Close())
+		}
+	}
+	return p, nil
+}

@@ -1,0 +1,393 @@
+package ingress
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httputil"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// workspace is what it takes to answer one request.
+type workspace struct {
+	head    bytes.Reader
+	parse   *bufio.Reader
+	request bytes.Buffer  // to the pod
+	from    *bufio.Reader // the pod
+	to      *bufio.Writer // the client
+	chunk   [bufferSize]byte
+}
+
+var workspaces = sync.Pool{New: func() any {
+	return &workspace{parse: bufio.NewReaderSize(nil, requestBuffer), from: bufio.NewReaderSize(nil, requestBuffer), to: bufio.NewWriterSize(nil, requestBuffer)}
+}}
+
+// release gives a workspace back, without what it refers to.
+func (ws *workspace) release() {
+	ws.head.Reset(nil)
+	ws.parse.Reset(nil)
+	ws.request.Reset()
+	ws.from.Reset(nil)
+	ws.to.Reset(nil)
+	workspaces.Put(ws)
+}
+
+// answer answers the plain request that is in c.in, if it can. Again is whether there may be
+// another one.
+func (c *clientConn) answer(h *head, began time.Time) (again, answered bool) {
+	p := c.srv.proxy
+	ws := workspaces.Get().(*workspace)
+	defer ws.release()
+	raw, _ := c.in.Peek(h.size + h.length)
+	ws.head.Reset(raw[:h.size])
+	ws.parse.Reset(&ws.head)
+	r, err := http.ReadRequest(ws.parse)
+	if err != nil {
+		return false, false // net/http says what is wrong
+	}
+	r.RemoteAddr, r.TLS, r.Body = c.remote, c.tls, http.NoBody
+	x := &exchange{}
+	x.route, x.match = p.table.Load().route(c.srv.port, r, hostOf(r.Host), cleanPath(r.URL.Path))
+	if x.route != nil && x.route.pool != nil && x.route.spokenTo() != plain {
+		return false, false
+	}
+	a := &turn{clientConn: c, workspace: ws, x: x, r: r, close: h.close}
+	ws.to.Reset(a)
+	a.run(raw[h.size:], h.size+h.length)
+	counted := &p.metrics.lost
+	if x.route != nil {
+		counted = x.route.counts
+	}
+	counted.add(a.status, time.Since(began))
+	if p.access != nil {
+		p.logAccess(r, a.status, a.bytes, x, began)
+	}
+	return !a.close, true
+}
+
+// turn is one request and its answer.
+type turn struct {
+	*clientConn
+	*workspace
+	x      *exchange
+	r      *http.Request
+	close  bool // after it
+	status int
+	bytes  int64 // of the body
+
+	deadline time.Time // of the pod's answer; zero for none
+}
+
+// Write implements io.Writer: it is what the workspace's writer writes to.
+func (a *turn) Write(b []byte) (int, error) {
+	if err := a.SetWriteDeadline(time.Now().Add(a.srv.proxy.stall)); err != nil {
+		return 0, err
+	}
+	return a.Conn.Write(b)
+}
+
+// run answers. What it is given of the request is in the buffer, of which it takes size bytes.
+func (a *turn) run(body []byte, size int) {
+	w := &local{header: http.Header{}}
+	if a.srv.proxy.answerHere(w, a.r, a.x) {
+		_, _ = a.in.Discard(size)
+		a.sayLocal(w)
+		return
+	}
+	o := a.x.route.options
+	a.x.before = o.before(a.r)
+	if o.timeout > 0 && (o.whole || !isGRPC(a.r)) {
+		a.deadline = time.Now().Add(o.timeout)
+	}
+	a.write(body)
+	_, _ = a.in.Discard(size)
+	pod, err := a.send()
+	if err == nil {
+		err = a.relay(pod)
+		a.x.sentTo.active.Add(-1)
+	}
+	a.unwatch()
+	switch {
+	case err == nil:
+	case a.status != 0:
+		a.x.err, a.close = err, true // the client sees that it is broken off
+	default:
+		a.fail(err)
+	}
+}
+
+// fail says to the client what went wrong.
+func (a *turn) fail(err error) {
+	if !a.deadline.IsZero() && !time.Now().Before(a.deadline) {
+		a.x.expired.Store(true)
+	}
+	a.x.err = err
+	code, text := a.x.failure(err, a.gone.Load())
+	if code == statusClientClosed {
+		a.status, a.close = code, true
+		return
+	}
+	w := &local{header: http.Header{}}
+	http.Error(w, text, code)
+	a.sayLocal(w)
+}
+
+// write writes the request that the pod gets.
+func (a *turn) write(body []byte) {
+	out, u := *a.r, *a.r.URL
+	out.URL = &u
+	removeHopByHop(out.Header)
+	for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
+		delete(out.Header, name)
+	}
+	a.x.rewrite(&httputil.ProxyRequest{In: a.r, Out: &out})
+	if out.Header.Get("User-Agent") == "" {
+		delete(out.Header, "User-Agent")
+	}
+	b := &a.request
+	for _, s := range []string{out.Method, " ", u.RequestURI(), " HTTP/1.1\r\nHost: ", out.Host, "\r\n"} {
+		b.WriteString(s)
+	}
+	_ = out.Header.WriteSubset(b, notPassedOn) // to memory
+	if len(body) > 0 || out.Method == http.MethodPost || out.Method == http.MethodPut || out.Method == http.MethodPatch {
+		b.WriteString("Content-Length: ")
+		b.Write(strconv.AppendInt(b.AvailableBuffer(), int64(len(body)), 10))
+		b.WriteString("\r\n")
+	}
+	b.WriteString("\r\n")
+	b.Write(body)
+}
+
+// notPassedOn are the fields of a request that say how long it is and whom it is for: they
+// are written here.
+var notPassedOn = map[string]bool{"Host": true, "Content-Length": true, "Transfer-Encoding": true, "Trailer": true}
+
+// send sends the request to an endpoint, and waits until it begins to answer.
+func (a *turn) send() (*podConn, error) {
+	t := a.srv.proxy.transport
+	for tries, fresh := (tries{x: a.x}), false; ; {
+		e, err := tries.next()
+		if err != nil {
+			return nil, err
+		}
+		pod, err := t.connect(e, fresh, a.deadline)
+		if err != nil {
+			if tries.failed(e, err) {
+				continue
+			}
+			return nil, err
+		}
+		e.active.Add(1)
+		if err = a.begin(pod); err == nil {
+			a.x.sentTo = e
+			return pod, nil
+		}
+		e.active.Add(-1)
+		_ = pod.Close()
+		if fresh || !pod.used || !replayable(a.r) || errors.Is(err, os.ErrDeadlineExceeded) || a.gone.Load() {
+			return nil, err
+		}
+		fresh = true // the pod has closed the connection, which was just not known yet
+	}
+}
+
+// replayable says that a request does no harm if it is done twice (RFC 9110, 9.2.1).
+func replayable(r *http.Request) bool {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+		return true
+	}
+	return false
+}
+
+// begin sends the request to a pod and waits for the first byte of the answer.
+func (a *turn) begin(pod *podConn) error {
+	if err := pod.begin(a.deadline, func() { a.watch(pod.Conn) }); err != nil {
+		return err
+	}
+	if _, err := pod.Write(a.request.Bytes()); err != nil {
+		return err
+	}
+	a.from.Reset(pod)
+	_, err := a.from.Peek(1)
+	return err
+}
+
+// relay passes the pod's answer on. The connection to the pod is kept or closed.
+func (a *turn) relay(pod *podConn) error {
+	resp, err := a.finalHead()
+	if err == nil {
+		err = pod.headRead(a.x.route.options.whole)
+	}
+	if err == nil {
+		err = a.pass(resp)
+	}
+	if err != nil || resp.Close || a.from.Buffered() > 0 {
+		_ = pod.Close()
+		return err
+	}
+	a.x.sentTo.idle.put(pod)
+	return nil
+}
+
+// errUpgraded is an answer to what nobody asked for.
+var errUpgraded = errors.New("the pod switched to another protocol unasked")
+
+// finalHead reads the head of the pod's answer; those that come before it, such as 103 Early Hints,
+// are passed on.
+func (a *turn) finalHead() (*http.Response, error) {
+	for {
+		resp, err := http.ReadResponse(a.from, a.r)
+		switch {
+		case err != nil:
+			return nil, err
+		case resp.StatusCode == http.StatusSwitchingProtocols:
+			return nil, errUpgraded
+		case resp.StatusCode >= 200:
+			return resp, nil
+		case resp.StatusCode == http.StatusContinue:
+			continue // the client waits for none
+		}
+		removeHopByHop(resp.Header)
+		a.sayHead(resp.Status, resp.Header)
+		if err := a.to.Flush(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// pass writes an answer of the pod to the client.
+func (a *turn) pass(resp *http.Response) error {
+	removeHopByHop(resp.Header)
+	a.x.begun(resp)
+	if a.srv.draining.Load() {
+		a.close = true
+	}
+	a.status = resp.StatusCode
+	h := resp.Header
+	if a.close {
+		h["Connection"] = []string{"close"}
+	}
+	if h["Date"] == nil { // RFC 9110, 6.6.1
+		h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
+	}
+	if resp.Body == http.NoBody {
+		a.sayHead(resp.Status, h)
+		return a.to.Flush()
+	}
+	if resp.ContentLength >= 0 {
+		a.sayHead(resp.Status, h)
+		return a.copy(a.to, resp.Body)
+	}
+	h["Transfer-Encoding"] = []string{"chunked"}
+	if len(resp.Trailer) > 0 {
+		names := make([]string, 0, len(resp.Trailer))
+		for name := range resp.Trailer {
+			names = append(names, name)
+		}
+		h["Trailer"] = []string{strings.Join(names, ", ")}
+	}
+	a.sayHead(resp.Status, h)
+	chunks := httputil.NewChunkedWriter(a.to)
+	if err := a.copy(chunks, resp.Body); err != nil {
+		return err
+	}
+	_ = chunks.Close() // what goes wrong, Flush says
+	_ = resp.Trailer.Write(a.to)
+	_, _ = a.to.WriteString("\r\n")
+	return a.to.Flush()
+}
+
+// copy passes a body on: what has come is not held back while more is waited for.
+func (a *turn) copy(to io.Writer, body io.Reader) error {
+	for {
+		n, err := body.Read(a.chunk[:])
+		if n > 0 {
+			if _, err := to.Write(a.chunk[:n]); err != nil {
+				return err
+			}
+			a.bytes += int64(n)
+		}
+		if err == io.EOF {
+			return a.to.Flush()
+		}
+		if err != nil {
+			return err
+		}
+		if a.from.Buffered() == 0 {
+			if err := a.to.Flush(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// sayHead writes the head of an answer. An error stays with the writer.
+func (a *turn) sayHead(status string, h http.Header) {
+	for _, s := range []string{"HTTP/1.1 ", status, "\r\n"} {
+		_, _ = a.to.WriteString(s)
+	}
+	_ = h.Write(a.to)
+	_, _ = a.to.WriteString("\r\n")
+}
+
+// local is an answer that is not a pod's.
+type local struct {
+	header http.Header
+	code   int
+	body   bytes.Buffer
+}
+
+// Header implements http.ResponseWriter.
+func (l *local) Header() http.Header { return l.header }
+
+// WriteHeader implements http.ResponseWriter.
+func (l *local) WriteHeader(code int) {
+	if l.code == 0 {
+		l.code = code
+	}
+}
+
+// Write implements http.ResponseWriter.
+func (l *local) Write(b []byte) (int, error) {
+	l.WriteHeader(http.StatusOK)
+	return l.body.Write(b)
+}
+
+// sayLocal writes an answer that is not a pod's.
+func (a *turn) sayLocal(l *local) {
+	l.WriteHeader(http.StatusOK)
+	a.status = l.code
+	a.close = a.close || a.srv.draining.Load()
+	l.header.Set("Date", time.Now().UTC().Format(http.TimeFormat))
+	l.header.Set("Content-Length", strconv.Itoa(l.body.Len()))
+	if a.close {
+		l.header.Set("Connection", "close")
+	}
+	a.sayHead(strconv.Itoa(l.code)+" "+http.StatusText(l.code), l.header)
+	if a.r.Method != http.MethodHead {
+		n, _ := a.to.Write(l.body.Bytes())
+		a.bytes += int64(n)
+	}
+	if a.to.Flush() != nil {
+		a.close = true
+	}
+}
+
+// removeHopByHop removes the fields that are about one connection alone (RFC 9110, 7.6.1).
+func removeHopByHop(h http.Header) {
+	for _, names := range h["Connection"] {
+		for name := range strings.SplitSeq(names, ",") {
+			h.Del(strings.TrimSpace(name))
+		}
+	}
+	for _, name := range []string{"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer", "Transfer-Encoding", "Upgrade"} {
+		delete(h, name)
+	}
+}
