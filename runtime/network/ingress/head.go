@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// head is what answerer needs to know of a request before it is parsed.
+// head is what is known of a request before it is parsed.
 type head struct {
 	size   int  // of the head, with the empty line at its end
 	length int  // of the body
@@ -34,8 +34,8 @@ func endOfHead(b []byte) int {
 
 // plainHead reads a request's head, and says whether it is plain: one that every server
 // reads in the same way, which asks for an answer and nothing more, and whose body, if it
-// has one, has its length before it. It only lets through what it knows to be well; net/http decides
-// about the rest, and refuses what has to be refused (RFC 9112, 11.2).
+// has one, has its length before it. It lets through what it knows to be well, and nothing
+// else: net/http decides about the rest, and refuses what has to be refused (RFC 9112, 11.2).
 func plainHead(b []byte) head {
 	h := head{size: len(b)}
 	lines := b

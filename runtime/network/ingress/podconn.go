@@ -49,8 +49,8 @@ func (p *podConn) begin(deadline time.Time, slow func()) error {
 	return p.SetReadDeadline(first)
 }
 
-// headRead prepares for the body, which may be as large as the pod likes, and take as long unless
-// the deadline is for that as well.
+// headRead prepares for the body, which may be as large as the pod likes, and take as long
+// unless the deadline is for the whole answer.
 func (p *podConn) headRead(whole bool) error {
 	p.left = 1<<63 - 1
 	if whole {

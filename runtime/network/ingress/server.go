@@ -124,7 +124,7 @@ func (p *Proxy) headerTimeout() time.Duration { return min(headerTimeout, p.stal
 
 // accept takes connections until ctx ends.
 func (s *server) accept(ctx context.Context, l net.Listener) error {
-	for {
+	for failing := error(nil); ; {
 		conn, err := l.Accept()
 		switch {
 		case ctx.Err() != nil:
@@ -135,13 +135,17 @@ func (s *server) accept(ctx context.Context, l net.Listener) error {
 		case errors.Is(err, net.ErrClosed):
 			return err
 		case err != nil:
-			slog.Warn("ingress: no connection can be taken, will retry", "error", err)
+			if failing == nil {
+				slog.Warn("ingress: no connection can be taken, will retry", "error", err)
+			}
+			failing = err
 			select {
 			case <-ctx.Done():
 			case <-time.After(retryAccept):
 			}
 			continue
 		}
+		failing = nil
 		c := &clientConn{Conn: conn, srv: s, remote: conn.RemoteAddr().String()}
 		s.mu.Lock()
 		s.open[c] = struct{}{}
@@ -180,6 +184,7 @@ func (s *server) serve(c *clientConn) {
 	c.in = readers.Get().(*bufio.Reader)
 	c.in.Reset(c.Conn)
 	if c.serve() {
+		_ = c.SetDeadline(time.Time{})
 		s.handed.take(&handedConn{Conn: c.Conn, tls: c.tls, unread: c.unread()})
 	} else {
 		_ = c.Close()

@@ -38,8 +38,8 @@ func (ws *workspace) release() {
 	workspaces.Put(ws)
 }
 
-// answer answers the plain request that is in c.in, if it can. Again is whether there may be
-// another one.
+// answer answers the plain request that is in c.in, if it can. again is whether there may
+// be another one.
 func (c *clientConn) answer(h *head, began time.Time) (again, answered bool) {
 	p := c.srv.proxy
 	ws := workspaces.Get().(*workspace)
@@ -92,7 +92,8 @@ func (a *turn) Write(b []byte) (int, error) {
 	return a.Conn.Write(b)
 }
 
-// run answers. What it is given of the request is in the buffer, of which it takes size bytes.
+// run answers. The body it is given is in c.in, from which it takes the request, of size
+// bytes.
 func (a *turn) run(body []byte, size int) {
 	w := &local{header: http.Header{}}
 	if a.srv.proxy.answerHere(w, a.r, a.x) {
@@ -110,7 +111,6 @@ func (a *turn) run(body []byte, size int) {
 	pod, err := a.send()
 	if err == nil {
 		err = a.relay(pod)
-		a.x.sentTo.active.Add(-1)
 	}
 	a.unwatch()
 	switch {
@@ -219,8 +219,19 @@ func (a *turn) begin(pod *podConn) error {
 	return err
 }
 
-// relay passes the pod's answer on. The connection to the pod is kept or closed.
+// relay passes the pod's answer on. The pod is done before the client has the last of it: who
+// has an answer may count on that the pod has one request less.
 func (a *turn) relay(pod *podConn) error {
+	if err := a.exchange(pod); err != nil {
+		return err
+	}
+	return a.to.Flush()
+}
+
+// exchange reads the pod's answer, and writes it, except for what is left in a.to. The
+// connection to the pod is kept or closed.
+func (a *turn) exchange(pod *podConn) error {
+	defer a.x.sentTo.active.Add(-1)
 	resp, err := a.finalHead()
 	if err == nil {
 		err = pod.headRead(a.x.route.options.whole)
@@ -239,8 +250,8 @@ func (a *turn) relay(pod *podConn) error {
 // errUpgraded is an answer to what nobody asked for.
 var errUpgraded = errors.New("the pod switched to another protocol unasked")
 
-// finalHead reads the head of the pod's answer; those that come before it, such as 103 Early Hints,
-// are passed on.
+// finalHead reads the head of the pod's answer; those that come before it, such as 103
+// Early Hints, are passed on.
 func (a *turn) finalHead() (*http.Response, error) {
 	for {
 		resp, err := http.ReadResponse(a.from, a.r)
@@ -262,7 +273,7 @@ func (a *turn) finalHead() (*http.Response, error) {
 	}
 }
 
-// pass writes an answer of the pod to the client.
+// pass writes an answer of the pod to the client, except for what is left in a.to.
 func (a *turn) pass(resp *http.Response) error {
 	removeHopByHop(resp.Header)
 	a.x.begun(resp)
@@ -279,7 +290,7 @@ func (a *turn) pass(resp *http.Response) error {
 	}
 	if resp.Body == http.NoBody {
 		a.sayHead(resp.Status, h)
-		return a.to.Flush()
+		return nil
 	}
 	if resp.ContentLength >= 0 {
 		a.sayHead(resp.Status, h)
@@ -298,10 +309,10 @@ func (a *turn) pass(resp *http.Response) error {
 	if err := a.copy(chunks, resp.Body); err != nil {
 		return err
 	}
-	_ = chunks.Close() // what goes wrong, Flush says
+	_ = chunks.Close() // an error stays with the writer
 	_ = resp.Trailer.Write(a.to)
 	_, _ = a.to.WriteString("\r\n")
-	return a.to.Flush()
+	return nil
 }
 
 // copy passes a body on: what has come is not held back while more is waited for.
@@ -315,7 +326,7 @@ func (a *turn) copy(to io.Writer, body io.Reader) error {
 			a.bytes += int64(n)
 		}
 		if err == io.EOF {
-			return a.to.Flush()
+			return nil
 		}
 		if err != nil {
 			return err
@@ -330,6 +341,9 @@ func (a *turn) copy(to io.Writer, body io.Reader) error {
 
 // sayHead writes the head of an answer. An error stays with the writer.
 func (a *turn) sayHead(status string, h http.Header) {
+	if !strings.Contains(status, " ") {
+		status += " " // it has no reason, which may be empty, but not be left out (RFC 9112, 4)
+	}
 	for _, s := range []string{"HTTP/1.1 ", status, "\r\n"} {
 		_, _ = a.to.WriteString(s)
 	}
