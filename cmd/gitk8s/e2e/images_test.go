@@ -33,8 +33,8 @@ func (c *cluster) pushImages() error {
 	return nil
 }
 
-// layerOf is a layer with one executable file.
-func layerOf(name string, content []byte) (v1.Layer, error) {
+// layerOf is a layer with one executable file, and links to it.
+func layerOf(name string, content []byte, links ...string) (v1.Layer, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(content)), Typeflag: tar.TypeReg}); err != nil {
@@ -42,6 +42,11 @@ func layerOf(name string, content []byte) (v1.Layer, error) {
 	}
 	if _, err := w.Write(content); err != nil {
 		return nil, err
+	}
+	for _, link := range links {
+		if err := w.WriteHeader(&tar.Header{Name: link, Linkname: name, Mode: 0o777, Typeflag: tar.TypeSymlink}); err != nil {
+			return nil, err
+		}
 	}
 	if err := w.Close(); err != nil {
 		return nil, err
@@ -51,7 +56,7 @@ func layerOf(name string, content []byte) (v1.Layer, error) {
 
 // image makes an image of the test server with an environment.
 func image(env ...string) (v1.Image, error) {
-	layer, err := layerOf("server", suite.server)
+	layer, err := layerOf("server", suite.server, "tar", "test")
 	if err != nil {
 		return nil, err
 	}

@@ -1,9 +1,13 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -18,6 +22,8 @@ func TestLifecycle(t *testing.T) {
 		"debug":  debugContainers,
 		"attach": attachStdin,
 		"run":    runInteractively,
+		"cp":     copies,
+		"follow": followLogs,
 
 		"eviction":         storageEviction,
 		"restart rules":    restartRules,
@@ -90,6 +96,72 @@ func runInteractively(t *testing.T, k tool, ns string) {
 		}
 		return nil
 	})
+}
+
+// copies takes files and directories into a container and out again, with every kubectl.
+func copies(t *testing.T, k tool, ns string) {
+	k.c.apply(t, ns, `apiVersion: v1
+kind: Pod
+metadata: {name: copied}
+spec:
+  containers:
+  - {name: main, image: "`+testImage+`"}
+  - {name: other, image: "`+testImage+`", args: [sleep, 1h], volumeMounts: [{name: v, mountPath: /v}]}
+  volumes: [{name: v, emptyDir: {}}]
+`)
+	k.c.awaitPod(t, ns, "copied", "ready", ready)
+	for name, k := range kubectls(k.c) {
+		k := k.in(ns)
+		local, back := t.TempDir(), t.TempDir()
+		tree := filepath.Join(local, name)
+		big := strings.Repeat("0123456789abcdef", 1<<16)
+		if err := errors.Join(os.MkdirAll(filepath.Join(tree, "deep"), 0o755), os.WriteFile(filepath.Join(tree, "top"), []byte(name), 0o644),
+			os.WriteFile(filepath.Join(tree, "deep", "big"), []byte(big), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		// One file, to a name and into a directory that is there.
+		k.run(t, "cp", filepath.Join(tree, "top"), "copied:/"+name+"-top")
+		k.run(t, "cp", filepath.Join(tree, "top"), ns+"/copied:/v", "-c", "other")
+		for container, file := range map[string]string{"main": "/" + name + "-top", "other": "/v/top"} {
+			if got := k.run(t, "exec", "copied", "-c", container, "--", "/server", "cat", file); got != name {
+				t.Errorf("%s: %s of %s has %q", name, file, container, got)
+			}
+		}
+		k.run(t, "cp", "copied:/v/top", filepath.Join(back, "one"), "-c", "other")
+		hasFile(t, filepath.Join(back, "one"), name)
+		k.run(t, "cp", tree, "copied:/v", "-c", "other")
+		k.run(t, "cp", "copied:/v/"+name, filepath.Join(back, "tree"), "-c", "other")
+		hasFile(t, filepath.Join(back, "tree", "top"), name)
+		hasFile(t, filepath.Join(back, "tree", "deep", "big"), big)
+	}
+}
+
+// followLogs ends when the container does, with all that it has printed.
+func followLogs(t *testing.T, k tool, ns string) {
+	k.c.apply(t, ns, `apiVersion: v1
+kind: Pod
+metadata: {name: talks}
+spec:
+  restartPolicy: Never
+  containers: [{name: main, image: "`+testImage+`", args: [stdin], stdin: true, stdinOnce: true}]
+`)
+	k.c.awaitPod(t, ns, "talks", "ready", ready)
+	follow, err := k.c.launch(append(k.args[:len(k.args):len(k.args)], "logs", "-f", "talks")...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = follow.cmd.Process.Kill() })
+	if r := k.try("one\ntwo\n", "attach", "-i", "talks"); r.code != 0 {
+		t.Fatal(r)
+	}
+	select {
+	case <-follow.done:
+	case <-time.After(patience):
+		t.Fatal("it follows a container that has ended")
+	}
+	if got := follow.out.String(); got != "one\ntwo\n" || follow.err != nil {
+		t.Errorf("it printed %q, %v", got, follow.err)
+	}
 }
 
 // sharedProcesses lets one container of a pod see and signal those of another.

@@ -109,6 +109,13 @@ func owner(name string) error {
 func main() {
 	args := append(os.Args[1:], "", "")
 	var err error
+	// `kubectl cp` calls these two in a container.
+	switch filepath.Base(os.Args[0]) {
+	case "tar":
+		end(runTar(os.Args[1:]))
+	case "test":
+		end(isDir(args[1]))
+	}
 	switch args[0] {
 	case "":
 		err = serve()
@@ -161,10 +168,25 @@ func main() {
 	default:
 		err = fmt.Errorf("unknown command %q", args[0])
 	}
+	end(err)
+}
+
+// end ends the program.
+func end(err error) {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
 		os.Exit(1)
 	}
+	os.Exit(0)
+}
+
+// isDir is `test -d`.
+func isDir(path string) error {
+	info, err := os.Stat(path)
+	if err == nil && !info.IsDir() {
+		err = fmt.Errorf("%s is not a directory", path)
+	}
+	return err
 }
 
 func serve() error {
