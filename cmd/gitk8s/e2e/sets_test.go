@@ -215,3 +215,78 @@ spec:
 		t.Errorf("the deleted DaemonSet: %v", err)
 	}
 }
+
+// TestOnDelete: what a set has of an old template stays until somebody deletes it. With
+// RollingUpdate, no more than maxUnavailable pods are replaced before those are ready.
+func TestOnDelete(t *testing.T) {
+	t.Parallel()
+	c := suite.shared
+	for _, kind := range []string{"StatefulSet", "DaemonSet"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			onDelete(t, c, c.namespace(t, "ondelete-"+strings.ToLower(kind)), kind)
+		})
+	}
+}
+
+func onDelete(t *testing.T, c *cluster, ns, kind string) {
+	k := kubectls(c)["own"].in(ns)
+	name := strings.ToLower(kind) + "/web"
+	spec, old := "podManagementPolicy: Parallel\n  replicas: 2", "{.status.currentReplicas}"
+	if kind == "DaemonSet" {
+		spec, old = "minReadySeconds: 0", "{.status.numberReady}"
+	}
+	c.apply(t, ns, `apiVersion: apps/v1
+kind: `+kind+`
+metadata: {name: web}
+spec:
+  `+spec+`
+  updateStrategy: {type: OnDelete}
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers: [{name: web, image: "gitk8s.local/test/web:v1", readinessProbe: {httpGet: {path: /readyz, port: 8080}, periodSeconds: 1}}]
+`)
+	// tagged sorts the pods into those that are ready, and not, by the tag of their image.
+	tagged := func(pods []*corev1.Pod) (out string) {
+		var have []string
+		for _, p := range pods {
+			_, tag, _ := strings.Cut(p.Spec.Containers[0].Image, ":")
+			if !ready(p) {
+				tag += "-"
+			}
+			have = append(have, tag)
+		}
+		slices.Sort(have)
+		return strings.Join(have, " ")
+	}
+	are := func(want string) []*corev1.Pod {
+		t.Helper()
+		return c.awaitPods(t, ns, "app=web", "they are "+want, func(pods []*corev1.Pod) bool { return tagged(pods) == want })
+	}
+	first := are("v1 v1")
+	k.run(t, "set", "image", name, "web=gitk8s.local/test/web:v2")
+	generation := k.run(t, "get", name, "-o", "jsonpath={.metadata.generation}")
+	k.run(t, "wait", "--for=jsonpath={.status.observedGeneration}="+generation, name, "--timeout=45s")
+	k.run(t, "wait", "--for=jsonpath="+old+"=2", name, "--timeout=45s")
+	for _, p := range are("v1 v1") {
+		if !slices.ContainsFunc(first, func(f *corev1.Pod) bool { return f.UID == p.UID }) {
+			t.Errorf("%s was replaced", p.Name)
+		}
+	}
+	k.run(t, "delete", "pod", first[0].Name)
+	second := are("v1 v2")
+	if !slices.ContainsFunc(second, func(p *corev1.Pod) bool { return p.UID == first[1].UID }) {
+		t.Errorf("%s was replaced", first[1].Name)
+	}
+	k.run(t, "delete", "pod", first[1].Name)
+	are("v2 v2")
+	// v3 never becomes ready.
+	k.run(t, "patch", name, "-p", `{"spec":{"updateStrategy":{"type":"RollingUpdate","rollingUpdate":{"maxUnavailable":1}}}}`)
+	k.run(t, "set", "image", name, "web=gitk8s.local/test/web:v3")
+	are("v2 v3-")
+	k.run(t, "patch", name, "-p", `{"spec":{"updateStrategy":{"rollingUpdate":{"maxUnavailable":2}}}}`)
+	are("v3- v3-")
+}
