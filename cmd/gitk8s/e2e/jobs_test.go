@@ -59,7 +59,8 @@ func TestJobs(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, *cluster, string){
 		"completions": jobCompletions, "indexed": jobIndexed, "backoff": jobBackoff, "policy": jobPolicy, "disrupted": jobDisrupted,
 		"per-index": jobPerIndex, "success": jobSuccess, "restarts": jobRestarts,
-		"replacement": jobReplacement, "suspend": jobSuspend, "ttl": jobTTL, "cron": cronJob,
+		"replacement": jobReplacement, "suspend": jobSuspend, "ttl": jobTTL, "deadline": jobDeadline,
+		"cron": cronJob, "cron-policies": cronPolicies,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -234,6 +235,65 @@ func jobTTL(t *testing.T, c *cluster, ns string) {
 	await(t, c, jobsGVR, ns, "brief", "it is complete", complete)
 	awaitGone(t, c, jobsGVR, ns, "brief")
 	c.awaitPods(t, ns, "job-name=brief", "all are gone", func(pods []*corev1.Pod) bool { return len(pods) == 0 })
+}
+
+func jobDeadline(t *testing.T, c *cluster, ns string) {
+	k := kubectls(c)["own"].in(ns)
+	c.apply(t, ns, job("late", "activeDeadlineSeconds: 1", "sleep, 1h"))
+	k.run(t, "wait", "--for=condition=failed", "job/late", "--timeout=60s")
+	contains(t, k.run(t, "describe", "job", "late"), "DeadlineExceeded", "Job was active longer than specified deadline")
+	c.awaitPods(t, ns, "job-name=late", "none runs", func(pods []*corev1.Pod) bool { return len(pods) == 0 })
+}
+
+// cronPolicies: whether a run that was missed is made up for, and what becomes of the
+// one before it. That two were missed is written into the status: nobody waits for a
+// minute to pass.
+func cronPolicies(t *testing.T, c *cluster, ns string) {
+	k := kubectls(c)["own"].in(ns)
+	// Two minutes that have passed, however long this test takes.
+	now := time.Now().UTC().Truncate(time.Minute)
+	first, second := now.Add(-3*time.Minute), now.Add(-2*time.Minute)
+	command := map[string]string{"Allow": "env", "Forbid": "sleep, 1h", "Replace": "sleep, 1h", "late": "env"}
+	for name, command := range command {
+		policy, deadline := name, ""
+		if name == "late" {
+			policy, deadline = "Allow", "startingDeadlineSeconds: 20, "
+		}
+		name = strings.ToLower(name)
+		c.apply(t, ns, fmt.Sprintf(`apiVersion: batch/v1
+kind: CronJob
+metadata: {name: %s}
+spec: {schedule: "%d * * * *", timeZone: Etc/UTC, suspend: true, successfulJobsHistoryLimit: 1, concurrencyPolicy: %s, %sjobTemplate: {spec: {template: {spec: %s}}}}
+`, name, first.Minute(), policy, deadline, once(command)))
+		k.run(t, "patch", "cronjob", name, "--subresource=status", "-p", `{"status":{"lastScheduleTime":"`+first.Add(-time.Minute).Format(time.RFC3339)+`"}}`)
+		k.run(t, "patch", "cronjob", name, "-p", `{"spec":{"suspend":false}}`)
+	}
+	ran := func(name string, at time.Time, what string, cond func(*batchv1.Job) bool) {
+		t.Helper()
+		await(t, c, jobsGVR, ns, fmt.Sprintf("%s-%d", name, at.Unix()/60), what, cond)
+	}
+	active := func(j *batchv1.Job) bool { return j.Status.Active == 1 }
+	ran("allow", first, "it is complete", complete)
+	ran("forbid", first, "it runs", active)
+	ran("replace", first, "it runs", active)
+	for name := range command {
+		k.run(t, "patch", "cronjob", strings.ToLower(name), "-p", fmt.Sprintf(`{"spec":{"schedule":"%d * * * *"}}`, second.Minute()))
+	}
+	ran("allow", second, "it is complete", complete)
+	awaitGone(t, c, jobsGVR, ns, fmt.Sprintf("allow-%d", first.Unix()/60)) // one of the history is enough
+	ran("replace", second, "it runs", active)
+	awaitGone(t, c, jobsGVR, ns, fmt.Sprintf("replace-%d", first.Unix()/60))
+	for name, reason := range map[string]string{"forbid": "JobAlreadyActive", "late": "MissSchedule"} {
+		eventually(t, name+" says "+reason, func() error {
+			if out := k.run(t, "describe", "cronjob", name); !strings.Contains(out, reason) {
+				return fmt.Errorf("%s", out)
+			}
+			return nil
+		})
+	}
+	jobs := k.run(t, "get", "jobs")
+	contains(t, jobs, fmt.Sprintf("forbid-%d ", first.Unix()/60))
+	lacks(t, jobs, "late-", fmt.Sprintf("forbid-%d ", second.Unix()/60))
 }
 
 func cronJob(t *testing.T, c *cluster, ns string) {
