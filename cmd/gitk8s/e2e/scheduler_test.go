@@ -15,10 +15,62 @@ import (
 func TestScheduler(t *testing.T) {
 	t.Parallel()
 	c := ownCluster(t)
+	t.Run("cordon", func(t *testing.T) { cordon(t, c, c.namespace(t, "cordon")) })
 	t.Run("apart", func(t *testing.T) { apart(t, c, c.namespace(t, "apart")) })
 	t.Run("gates", func(t *testing.T) { gates(t, c, c.namespace(t, "gates")) })
 	t.Run("extended", func(t *testing.T) { extended(t, c, c.namespace(t, "extended")) })
+	t.Run("overhead", func(t *testing.T) { overhead(t, c, c.namespace(t, "overhead")) })
 	t.Run("priority", func(t *testing.T) { priority(t, c, c.namespace(t, "priority")) })
+}
+
+// cordon takes a node out of use in the four ways that kubectl has, and back into it.
+func cordon(t *testing.T, c *cluster, ns string) {
+	k := kubectls(c)["own"].in(ns)
+	pod := func(name, tolerations string) {
+		c.apply(t, ns, `apiVersion: v1
+kind: Pod
+metadata: {name: `+name+`}
+spec:
+  terminationGracePeriodSeconds: 1
+  tolerations: [`+tolerations+`]
+  containers: [{name: main, image: "`+testImage+`"}]
+  affinity:
+    nodeAffinity:
+      requiredDuringSchedulingIgnoredDuringExecution:
+        nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [worker-2]}]}]
+`)
+	}
+	contains(t, k.run(t, "cordon", "worker-2"), "node/worker-2 cordoned")
+	contains(t, k.run(t, "get", "node", "worker-2"), "Ready,SchedulingDisabled")
+	pod("waits", "")
+	c.unscheduled(t, ns, "waits", "1 node(s) were unschedulable", "1 node(s) didn't match Pod's node affinity/selector")
+	contains(t, k.run(t, "uncordon", "worker-2"), "node/worker-2 uncordoned")
+	c.awaitPod(t, ns, "waits", "it runs", ready)
+
+	const brief = `{key: dedicated, operator: Exists, effect: NoExecute, tolerationSeconds: 3600}`
+	pod("tolerant", brief)
+	c.awaitPod(t, ns, "tolerant", "it runs", ready)
+	t.Cleanup(func() { c.run("kubectl", "taint", "node", "worker-2", "dedicated-") })
+	k.run(t, "taint", "node", "worker-2", "dedicated=gpu:NoExecute")
+	awaitGone(t, c, podsGVR, ns, "waits")
+	contains(t, k.run(t, "get", "events", "--field-selector=reason=TaintManagerEviction"), "pod/waits")
+	k.run(t, "taint", "node", "worker-2", "dedicated=gpu:NoSchedule")
+	k.run(t, "taint", "node", "worker-2", "dedicated:NoExecute-")
+	pod("late", brief)
+	c.unscheduled(t, ns, "late", "1 node(s) had untolerated taint {dedicated: gpu}")
+	contains(t, k.run(t, "describe", "node", "worker-2"), "dedicated=gpu:NoSchedule")
+	k.run(t, "taint", "node", "worker-2", "dedicated-")
+	c.awaitPod(t, ns, "late", "it runs", ready)
+	if p := c.awaitPod(t, ns, "tolerant", "it runs", ready); p.DeletionTimestamp != nil {
+		t.Error("the pod that tolerates the taint had to go")
+	}
+
+	// Bare pods go by a drain that is told to.
+	if r := k.try("", "drain", "worker-2"); !strings.Contains(r.stderr, "cannot delete Pods that declare no controller") {
+		t.Errorf("drained pods that nobody makes anew: %s", r)
+	}
+	contains(t, k.run(t, "drain", "worker-2", "--force"), "pod/late evicted", "pod/tolerant evicted", "node/worker-2 drained")
+	k.run(t, "uncordon", "worker-2")
 }
 
 // extended counts what an administrator says that a node has.
@@ -46,6 +98,29 @@ spec:
 		}
 		return false
 	})
+}
+
+// overhead is counted with what the containers ask for.
+func overhead(t *testing.T, c *cluster, ns string) {
+	node, err := c.k.CoreV1().Nodes().Get(t.Context(), "worker-1", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, overhead := range map[string]string{"bare": "", "wrapped": fmt.Sprintf("overhead: {cpu: %s}", node.Status.Allocatable.Cpu())} {
+		c.apply(t, ns, `apiVersion: v1
+kind: Pod
+metadata: {name: `+name+`}
+spec:
+  terminationGracePeriodSeconds: 1
+  nodeSelector: {kubernetes.io/hostname: worker-1}
+  containers: [{name: main, image: "`+testImage+`", resources: {requests: {cpu: 10m}}}]
+  `+overhead+`
+`)
+	}
+	c.awaitPod(t, ns, "bare", "it is Ready", ready)
+	c.unscheduled(t, ns, "wrapped", "1 Insufficient cpu")
+	contains(t, c.kubectl(t, "get", "pod", "wrapped", "-n", ns), "Pending")
+	c.kubectl(t, "delete", "pods", "--all", "-n", ns)
 }
 
 // apart wants three pods on different nodes, of which there are two.
@@ -164,9 +239,9 @@ kind: Pod
 metadata: {name: %s, finalizers: [%s]}
 spec:
   priorityClassName: %q
-  terminationGracePeriodSeconds: 1
+  terminationGracePeriodSeconds: 5
   nodeSelector: {kubernetes.io/hostname: worker-1}
-  containers: [{name: main, image: %q, resources: {requests: {cpu: %s}}}]
+  containers: [{name: main, image: %q, resources: {requests: {cpu: %s}}, lifecycle: {preStop: {sleep: {seconds: 3}}}}]
 `, name, finalizers, class, testImage, node.Status.Allocatable.Cpu())
 	}
 	r := c.exec("", pod("nobody", "unheard-of", ""), suite.bin, "kubectl", "apply", "-n", ns, "-f", "-")
@@ -179,6 +254,8 @@ spec:
 	c.apply(t, ns, pod("low", "", "example.com/look"))
 	c.awaitPod(t, ns, "low", "it is Ready", ready)
 	c.apply(t, ns, pod("high", "important", ""))
+	// While the victim ends, its place is kept.
+	c.kubectl(t, "wait", "-n", ns, "--for=jsonpath={.status.nominatedNodeName}=worker-1", "pod/high", "--timeout=45s")
 	if p := c.awaitPod(t, ns, "high", "it is Ready", ready); *p.Spec.Priority != 1000 || p.Spec.NodeName != "worker-1" {
 		t.Errorf("it has priority %d and is on %s", *p.Spec.Priority, p.Spec.NodeName)
 	}
