@@ -2,6 +2,7 @@ package apiserver_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -86,8 +87,9 @@ func TestKubectl(t *testing.T) {
 }
 
 func testKubectl(t *testing.T, run kubectl) {
-	file := filepath.Join(t.TempDir(), "all.yaml")
-	if err := os.WriteFile(file, []byte(manifests), 0o600); err != nil {
+	file, review := filepath.Join(t.TempDir(), "all.yaml"), filepath.Join(t.TempDir(), "review.yaml")
+	const asked = `{"apiVersion":"authorization.k8s.io/v1","kind":"SubjectAccessReview","spec":{"user":"nobody","resourceAttributes":{"verb":"get","resource":"pods"}}}`
+	if err := errors.Join(os.WriteFile(file, []byte(manifests), 0o600), os.WriteFile(review, []byte(asked), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	steps := []struct {
@@ -116,6 +118,7 @@ func testKubectl(t *testing.T, run kubectl) {
 		{args: "explain deployment.spec.strategy --recursive", want: []string{"maxSurge"}},
 		{args: "api-resources", want: []string{"applications", "app ", "revisions", "rev ", "deployments", "endpointslices"}},
 		{args: "auth can-i --list", want: []string{"*.*"}},
+		{args: "create -f REVIEW -o jsonpath={.status}", want: []string{`"allowed":false`}},
 		{args: "auth can-i delete pods --as=nobody", want: []string{"no"}, fail: true},
 		{args: "get events,leases,cm,secrets,sa,nodes,rs,controllerrevisions,endpoints,revisions -A", want: []string{"endpoints/kubernetes"}},
 		{args: "get --raw /openapi/v3", want: []string{"apis/gitk8s.dev/v1alpha1"}},
@@ -126,7 +129,7 @@ func testKubectl(t *testing.T, run kubectl) {
 		t.Run(step.args, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), limit)
 			defer cancel()
-			out, err := run(ctx, "", strings.Fields(strings.ReplaceAll(step.args, "FILE", file))...)
+			out, err := run(ctx, "", strings.Fields(strings.NewReplacer("FILE", file, "REVIEW", review).Replace(step.args))...)
 			if (err != nil) != step.fail {
 				t.Fatalf("%v: %s", err, out)
 			}

@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"io"
 	"net/http"
 	"sync"
 	"time"
@@ -62,4 +63,19 @@ func (s *Server) installOpenAPI(config *genericapiserver.Config) {
 	}}
 	serve.Handle("/openapi/v3", v3)
 	serve.HandlePrefix("/openapi/v3/", v3)
+}
+
+// installNoDefinitions says that there are no CustomResourceDefinitions. It is not part of
+// discovery, for none can be made; but kubectl lists them before it creates what it finds no
+// PATCH of in the OpenAPI document, such as a SubjectAccessReview, and gives up if it cannot
+// (k8s.io/cli-runtime/pkg/resource, QueryParamVerifier).
+func (s *Server) installNoDefinitions() {
+	s.generic.Handler.NonGoRestfulMux.HandleFunc("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet {
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"kind":"CustomResourceDefinitionList","apiVersion":"apiextensions.k8s.io/v1","metadata":{},"items":[]}`+"\n")
+	})
 }

@@ -113,6 +113,7 @@ func (s *Server) build() error {
 		return err
 	}
 	s.installOpenAPI(config)
+	s.installNoDefinitions()
 	return s.generic.AddPostStartHook("gitk8s-bootstrap", func(hook genericapiserver.PostStartHookContext) error {
 		if err := s.bootstrap(hook); err != nil {
 			// The library would end the process on the spot. Ready it does not become.
