@@ -117,6 +117,8 @@ func containerStatus(s *podState, c *ctr, now time.Time) v1.ContainerStatus {
 		// Between two runs: the one that ended is the last state.
 		cs.LastTerminationState = terminatedState(s, c.cur)
 		cs.State.Waiting = waitingState(s, c, now)
+	case s.terminal == v1.PodFailed && c.kind == mainCtr && (s.mainStarted || !hasInit(s)):
+		cs.State.Terminated = neverRan()
 	default:
 		cs.State.Waiting = waitingState(s, c, now)
 	}
@@ -143,6 +145,16 @@ func waitingState(s *podState, c *ctr, now time.Time) *v1.ContainerStateWaiting 
 		w.Reason, w.Message = reasonCrashLoop, backoffMessage(c.crash.Delay, c.spec.Name, s.pod)
 	}
 	return &v1.ContainerStateWaiting{Reason: w.Reason, Message: w.Message}
+}
+
+// neverRan is the state of a container that its pod failed before, as Kubernetes has it for
+// all of which it knows no end once the pod is initialized (TerminatePod of the kubelet).
+func neverRan() *v1.ContainerStateTerminated {
+	return &v1.ContainerStateTerminated{
+		ExitCode: 137,
+		Reason:   "ContainerStatusUnknown",
+		Message:  "The container could not be located when the pod was terminated",
+	}
 }
 
 func hasInit(s *podState) bool { return len(s.pod.Spec.InitContainers) > 0 }

@@ -90,6 +90,10 @@ func TestBuildStatus(t *testing.T) {
 			"Failed: a Error(137), Initialized, !PodFailed"},
 		{"succeeded", stateOf("a").exits("a", 0).with(func(s *podState) { s.terminal, s.sandbox = v1.PodSucceeded, sandboxRemoved }), 0,
 			"Succeeded: a Completed(0), Initialized, !PodCompleted"},
+		{"failed before it began", stateOf("a").with(func(s *podState) { s.terminal, s.sandbox = v1.PodFailed, sandboxRemoved }), 0,
+			"Failed: a ContainerStatusUnknown(137), Initialized, !PodFailed"},
+		{"failed before it was initialized", stateOf("init:i", "a").exits("i", 1).with(func(s *podState) { s.terminal, s.sandbox = v1.PodFailed, sandboxRemoved }), 0,
+			"Failed: i Error(1), a PodInitializing, !PodFailed"},
 		{"succeeded but for a sidecar", stateOf("side:s", "a").runs("s").exits("a", 0).with(func(s *podState) { s.terminal = v1.PodSucceeded }), 0,
 			"Running: s running ready, a Completed(0), PodReadyToStartContainers, Initialized, !ContainersNotReady"},
 	}
