@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -240,6 +242,18 @@ func eventually(t testing.TB, what string, ok func() bool) {
 			t.Fatalf("not reached: %s", what)
 		}
 	}
+}
+
+// told waits for an event of a namespace.
+func (n *testNode) told(ns, kind, reason, message string) {
+	n.t.Helper()
+	eventually(n.t, "an event says "+message, func() bool {
+		events, err := n.admin.CoreV1().Events(ns).List(context.Background(), metav1.ListOptions{})
+		n.must(err)
+		return slices.ContainsFunc(events.Items, func(e v1.Event) bool {
+			return e.Type == kind && e.Reason == reason && strings.Contains(e.Message, message)
+		})
+	})
 }
 
 func (n *testNode) deletePod(ns, name string, grace int64) {

@@ -242,6 +242,10 @@ func (w *worker) startDone(c *ctr, res startResult, hookErr error) {
 		}
 		c.startRetry = c.startRetry.failed(now)
 		c.wait = waiting{res.reason, res.err.Error(), now}
+		if res.reason == reasonErrPull {
+			w.event(v1.EventTypeNormal, "BackOff", fmt.Sprintf("Back-off pulling image %q", c.spec.Image), c.spec.Name)
+			w.event(v1.EventTypeWarning, "Failed", "Error: "+reasonPullBackoff, c.spec.Name)
+		}
 	}
 }
 

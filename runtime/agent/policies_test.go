@@ -1,15 +1,12 @@
 package agent
 
 import (
-	"context"
 	"errors"
 	"net/netip"
-	"strings"
 	"sync"
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"gitk8s.dev/gitk8s/controlplane/apiserver/apiservertest"
@@ -74,16 +71,7 @@ func TestPoliciesComeFirst(t *testing.T) {
 	n.ready()
 	ns := n.namespace("policies")
 	n.pod(ns, "web", nil)
-	eventually(t, "the event says why the pod does not start", func() bool {
-		events, err := n.admin.CoreV1().Events(ns).List(context.Background(), metav1.ListOptions{})
-		n.must(err)
-		for _, e := range events.Items {
-			if e.Reason == "FailedCreatePodSandBox" && strings.Contains(e.Message, "no room in the kernel") {
-				return true
-			}
-		}
-		return false
-	})
+	n.told(ns, v1.EventTypeWarning, "FailedCreatePodSandBox", "no room in the kernel")
 	if rt.count() > 0 {
 		t.Error("it runs without its policies")
 	}
