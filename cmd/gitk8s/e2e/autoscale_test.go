@@ -31,7 +31,9 @@ spec:
 `)
 	// kubectl autoscale writes autoscaling/v1; the rest is added in v2.
 	k.run(t, "autoscale", "deployment", "web", "--min=1", "--max=3", "--cpu-percent=50")
-	k.run(t, "patch", "hpa", "web", "-p", `{"spec":{"behavior":{"scaleDown":{"stabilizationWindowSeconds":0}}}}`)
+	k.run(t, "patch", "hpa", "web", "--type=merge", "-p", `{"spec":{"behavior":{"scaleDown":{"stabilizationWindowSeconds":0}},"metrics":[
+		{"type":"Resource","resource":{"name":"cpu","target":{"type":"Utilization","averageUtilization":50}}},
+		{"type":"Resource","resource":{"name":"memory","target":{"type":"AverageValue","averageValue":"4Gi"}}}]}}`)
 	if got := k.run(t, "get", "horizontalpodautoscalers.v1.autoscaling", "web", "-o", "jsonpath={.spec.targetCPUUtilizationPercentage} {.metadata.annotations}"); !strings.HasPrefix(got, "50 ") || !strings.Contains(got, "stabilizationWindowSeconds") {
 		t.Errorf("in autoscaling/v1 it is %q", got)
 	}
@@ -48,7 +50,7 @@ spec:
 		}
 		return n == 3 && len(pods) == 3
 	})
-	contains(t, k.run(t, "get", "hpa"), "REFERENCE", "TARGETS", "MINPODS   MAXPODS   REPLICAS", "web    Deployment/web   cpu: ", "%/50%")
+	contains(t, k.run(t, "get", "hpa"), "REFERENCE", "TARGETS", "MINPODS   MAXPODS   REPLICAS", "web    Deployment/web   cpu: ", "%/50%, memory: ", "/4Gi")
 	contains(t, k.run(t, "describe", "hpa", "web"), "SuccessfulRescale", "New size: 3; reason: cpu resource utilization (percentage of request) above target",
 		"ScalingActive   True    ValidMetricFound")
 

@@ -27,7 +27,7 @@ spec:
 }
 
 // TestStaticPods: a worker on a machine of its own runs the pods of a directory, with
-// and without the API, which has mirrors of them.
+// and without the API, which has mirrors of them. It joins a cluster that has a DaemonSet.
 func TestStaticPods(t *testing.T) {
 	all := machines(t, 2)
 	c, m := all[0].cluster, all[1]
@@ -45,10 +45,22 @@ func TestStaticPods(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	c.apply(t, "default", `apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: everywhere}
+spec:
+  selector: {matchLabels: {app: everywhere}}
+  template:
+    metadata: {labels: {app: everywhere}}
+    spec: {terminationGracePeriodSeconds: 1, containers: [{name: main, image: "`+testImage+`"}]}
+`)
 	const ns, name = "kube-system", "web-one"
 	write("web.yaml", staticWeb("web", "hello"))
 	m.startWorker(t, "one")
 	first := c.awaitPod(t, ns, name, "it is Ready", ready)
+	c.awaitPods(t, "default", "app=everywhere", "the node that has joined has its pod", func(pods []*corev1.Pod) bool {
+		return len(pods) == 1 && ready(pods[0]) && pods[0].Spec.NodeName == "one"
+	})
 	life := func(p *corev1.Pod) string { return containerStatus(p, "web").ContainerID }
 
 	for tool, k := range kubectls(c) {
@@ -134,7 +146,7 @@ func TestStaticPods(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.awaitPods(t, ns, "app=static", "none is left", func(pods []*corev1.Pod) bool { return len(pods) == 0 })
-	if list, err := c.k.CoreV1().Pods("").List(t.Context(), metav1.ListOptions{}); err != nil || len(list.Items) > 0 {
+	if list, err := c.k.CoreV1().Pods(ns).List(t.Context(), metav1.ListOptions{}); err != nil || len(list.Items) > 0 {
 		t.Errorf("pods are left: %v %v", list, err)
 	}
 }

@@ -334,7 +334,7 @@ spec:
 func probeKinds(t *testing.T, c *cluster, ns string) {
 	kinds := map[string]string{
 		"exec": "exec: {command: [/server, exists, /server]}",
-		"http": "httpGet: {path: /readyz, port: web, httpHeaders: [{name: X-Probe, value: a}]}",
+		"http": "httpGet: {path: /header, port: web, httpHeaders: [{name: X-Probe, value: a}]}",
 		"tcp":  "tcpSocket: {port: 8080}",
 		"grpc": "grpc: {port: 9090, service: shop}",
 	}
@@ -598,6 +598,49 @@ func hostPorts(t *testing.T, c *cluster, ns string) {
 	}
 }
 
+// nodeLeaves removes a node on which a DaemonSet has a pod, beside those on real ones. What
+// it returns waits until that pod is gone, which takes its time, and ends the DaemonSet.
+func nodeLeaves(t *testing.T, c *cluster) (gone func()) {
+	t.Helper()
+	ns := c.namespace(t, "leaves")
+	c.apply(t, ns, `apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: everywhere}
+spec:
+  selector: {matchLabels: {app: everywhere}}
+  template:
+    metadata: {labels: {app: everywhere}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      tolerations: [{operator: Exists}]
+      containers: [{name: main, image: "`+testImage+`"}]
+---
+apiVersion: v1
+kind: Node
+metadata: {name: visitor}
+`)
+	t.Cleanup(func() { c.run("kubectl", "delete", "node", "visitor", "--ignore-not-found") })
+	c.kubectl(t, "patch", "node", "visitor", "--subresource=status", "-p", `{"status":{"capacity":{"cpu":"1","memory":"1Gi","pods":"9"},"allocatable":{"cpu":"1","memory":"1Gi","pods":"9"}}}`)
+	on := func(want ...string) func([]*corev1.Pod) bool {
+		return func(pods []*corev1.Pod) bool {
+			var have []string
+			for _, p := range pods {
+				have = append(have, p.Spec.NodeName)
+			}
+			slices.Sort(have)
+			return slices.Equal(have, want)
+		}
+	}
+	c.awaitPods(t, ns, "app=everywhere", "the visitor has one", on("visitor", "worker-1", "worker-2"))
+	c.kubectl(t, "delete", "node", "visitor")
+	return func() {
+		t.Helper()
+		c.awaitPods(t, ns, "app=everywhere", "that of the visitor is gone", on("worker-1", "worker-2"))
+		c.kubectl(t, "delete", "daemonset", "everywhere", "-n", ns)
+		c.awaitPods(t, ns, "app=everywhere", "none is left", on())
+	}
+}
+
 // TestNodeLost stops a worker so that its lease runs out: its pods are replaced
 // elsewhere, and end when it comes back. Then the other one is drained.
 func TestNodeLost(t *testing.T) {
@@ -627,6 +670,7 @@ spec:
 	if lost == nil {
 		t.Fatal("the pods are not spread over the nodes")
 	}
+	left := nodeLeaves(t, c)
 	worker := c.processOf(t, " agent ", "--name worker-2")
 	if err := syscall.Kill(worker, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
@@ -658,5 +702,6 @@ spec:
 	await(t, c, nodesGVR, "", "worker-2", "it is Ready again", nodeIs(corev1.ConditionTrue))
 	awaitGone(t, c, podsGVR, "default", lost.Name)
 	await(t, c, nodesGVR, "", "worker-2", "its taints are gone", func(n *corev1.Node) bool { return len(n.Spec.Taints) == 0 })
+	left()
 	drained(t, c)
 }
