@@ -120,6 +120,39 @@ func TestBadPush(t *testing.T) {
 	r.deploy()
 }
 
+// TestRefused: kubectl is told of the field and of the reason in the words of Kubernetes,
+// and of what is taken and does nothing.
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	c := suite.shared
+	ns := c.namespace(t, "refused")
+	k := kubectls(c)["own"].in(ns)
+	deployment := func(spec, labels string) string {
+		return `{apiVersion: apps/v1, kind: Deployment, metadata: {name: x}, spec: {` + spec + `selector: {matchLabels: {app: a}}, template: {metadata: {labels: {` + labels + `}}, spec: {containers: [{name: c, image: i}]}}}}`
+	}
+	pod := func(spec string) string {
+		return `{apiVersion: v1, kind: Pod, metadata: {name: x}, spec: {` + spec + `}}`
+	}
+	for name, tt := range map[string]struct{ manifest, want string }{
+		"required":     {pod(`containers: []`), "spec.containers: Required value"},
+		"out of range": {pod(`containers: [{name: c, image: i, ports: [{containerPort: 70000}]}]`), "spec.containers[0].ports[0].containerPort: Invalid value: 70000: must be between 1 and 65535, inclusive"},
+		"duplicate":    {pod(`containers: [{name: c, image: i}, {name: c, image: i}]`), `spec.containers[1].name: Duplicate value: "c"`},
+		"unsupported":  {pod(`restartPolicy: Sometimes, containers: [{name: c, image: i}]`), `spec.restartPolicy: Unsupported value: "Sometimes"`},
+		"selector":     {deployment("", "app: b"), "spec.template.metadata.labels: Invalid value: {\"app\":\"b\"}: `selector` does not match template `labels`"},
+		"no progress":  {deployment("strategy: {rollingUpdate: {maxSurge: 0, maxUnavailable: 0}}, ", "app: a"), "spec.strategy.rollingUpdate.maxUnavailable: Invalid value: 0: may not be 0 when `maxSurge` is 0"},
+	} {
+		r := k.try(tt.manifest, "create", "--dry-run=server", "-f", "-")
+		if r.code == 0 || !strings.Contains(r.stderr, tt.want) {
+			t.Errorf("%s: %s", name, r)
+		}
+	}
+	r := k.try(pod(`runtimeClassName: other, containers: [{name: c, image: i}]`), "create", "--dry-run=server", "-f", "-")
+	contains(t, r.String(), "pod/x created", "Warning: spec.runtimeClassName: not acted on yet")
+	k.run(t, "create", "deployment", "x", "--image=i", "--replicas=0")
+	r = k.try("", "patch", "deployment", "x", "--type=merge", "-p", `{"spec":{"selector":{"matchLabels":{"app":"y"}},"template":{"metadata":{"labels":{"app":"y"}}}}}`)
+	contains(t, r.stderr, "spec.selector: Invalid value: ", "field is immutable")
+}
+
 // TestMissingImage deploys an image that is not there (yet): what runs is not
 // touched, the status says what is missing, and it recovers by itself.
 func TestMissingImage(t *testing.T) {

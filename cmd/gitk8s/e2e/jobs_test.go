@@ -268,11 +268,24 @@ spec: {schedule: "%d * * * *", timeZone: Etc/UTC, suspend: true, successfulJobsH
 		k.run(t, "patch", "cronjob", name, "--subresource=status", "-p", `{"status":{"lastScheduleTime":"`+first.Add(-time.Minute).Format(time.RFC3339)+`"}}`)
 		k.run(t, "patch", "cronjob", name, "-p", `{"spec":{"suspend":false}}`)
 	}
+	// The minute and the hour are those of a place half an hour off.
+	india, err := time.LoadLocation("Asia/Kolkata")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.apply(t, ns, fmt.Sprintf(`apiVersion: batch/v1
+kind: CronJob
+metadata: {name: zoned}
+spec: {schedule: "%d %d * * *", timeZone: Asia/Kolkata, suspend: true, jobTemplate: {spec: {template: {spec: %s}}}}
+`, first.In(india).Minute(), first.In(india).Hour(), once("env")))
+	k.run(t, "patch", "cronjob", "zoned", "--subresource=status", "-p", `{"status":{"lastScheduleTime":"`+first.Add(-time.Minute).Format(time.RFC3339)+`"}}`)
+	k.run(t, "patch", "cronjob", "zoned", "-p", `{"spec":{"suspend":false}}`)
 	ran := func(name string, at time.Time, what string, cond func(*batchv1.Job) bool) {
 		t.Helper()
 		await(t, c, jobsGVR, ns, fmt.Sprintf("%s-%d", name, at.Unix()/60), what, cond)
 	}
 	active := func(j *batchv1.Job) bool { return j.Status.Active == 1 }
+	ran("zoned", first, "it is complete", complete)
 	ran("allow", first, "it is complete", complete)
 	ran("forbid", first, "it runs", active)
 	ran("replace", first, "it runs", active)

@@ -118,8 +118,10 @@ func kubectlDay(t *testing.T, c *cluster, k tool, ns string) {
 	k.run(t, "rollout", "resume", "deployment/web")
 	k.run(t, "rollout", "status", "deployment/web", "--timeout=45s")
 	c.answers(t, ns, "web", "v2 from web-")
-	k.run(t, "rollout", "undo", "deployment/web")
+	// v2 is revision 5, and what was undone and restarted before it the fourth.
+	k.run(t, "rollout", "undo", "deployment/web", "--to-revision=4")
 	k.run(t, "rollout", "status", "deployment/web", "--timeout=45s")
+	c.answers(t, ns, "web", "v1 from web-")
 
 	manifest := "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: applied}\ndata: {a: one}\n"
 	for _, flags := range [][]string{{"--server-side"}, {"--server-side", "--dry-run=server"}} {

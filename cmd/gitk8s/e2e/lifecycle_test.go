@@ -24,6 +24,7 @@ func TestLifecycle(t *testing.T) {
 		"run":    runInteractively,
 		"cp":     copies,
 		"follow": followLogs,
+		"SPDY":   bySPDY,
 
 		"eviction":         storageEviction,
 		"restart rules":    restartRules,
@@ -136,7 +137,8 @@ spec:
 	}
 }
 
-// followLogs ends when the container does, with all that it has printed.
+// followLogs ends when the container does, with all that it has printed, though that is
+// more than one file of the node holds.
 func followLogs(t *testing.T, k tool, ns string) {
 	k.c.apply(t, ns, `apiVersion: v1
 kind: Pod
@@ -151,17 +153,43 @@ spec:
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = follow.cmd.Process.Kill() })
-	if r := k.try("one\ntwo\n", "attach", "-i", "talks"); r.code != 0 {
-		t.Fatal(r)
+	said := strings.Repeat(strings.Repeat("0123456789abcdef", 64)+"\n", 12<<10)
+	if r := k.try(said, "attach", "-i", "talks"); r.code != 0 {
+		t.Fatalf("attach: code %d, %s", r.code, r.stderr)
 	}
 	select {
 	case <-follow.done:
 	case <-time.After(patience):
 		t.Fatal("it follows a container that has ended")
 	}
-	if got := follow.out.String(); got != "one\ntwo\n" || follow.err != nil {
-		t.Errorf("it printed %q, %v", got, follow.err)
+	if got := follow.out.String(); got != said || follow.err != nil {
+		t.Errorf("it printed %d bytes of %d, %v", len(got), len(said), follow.err)
 	}
+	rotated, err := filepath.Glob(filepath.Join(k.c.dataDir, "nodes", "*", "logs", "pods", ns+"_talks_*", "main", "0.log.*"))
+	if err != nil || len(rotated) == 0 {
+		t.Errorf("the log was not rotated: %v", err)
+	}
+	if got := k.run(t, "logs", "talks", "--tail=2"); got != said[len(said)-2*1025:] {
+		t.Errorf("the last lines are %q", got)
+	}
+}
+
+// bySPDY streams as kubectl did before it used WebSockets (KEP-4006).
+func bySPDY(t *testing.T, k tool, ns string) {
+	k = tool{k.c, append([]string{"env", "KUBECTL_REMOTE_COMMAND_WEBSOCKETS=false", "KUBECTL_PORT_FORWARD_WEBSOCKETS=false"}, k.args...)}
+	k.c.apply(t, ns, `apiVersion: v1
+kind: Pod
+metadata: {name: old}
+spec: {containers: [{name: main, image: "`+testImage+`"}]}
+`)
+	k.c.awaitPod(t, ns, "old", "ready", ready)
+	if r := k.try("from stdin", "exec", "-i", "old", "--", "/server", "stdin"); r.code != 0 || r.stdout != "from stdin" {
+		t.Errorf("exec -i: %s", r)
+	}
+	if r := k.try("", "exec", "old", "--", "/server", "exit", "7"); r.code != 7 {
+		t.Errorf("exec should pass exit code 7 on: %s", r)
+	}
+	portForward(t, k, "old", "8080", "v1 from old")
 }
 
 // sharedProcesses lets one container of a pod see and signal those of another.

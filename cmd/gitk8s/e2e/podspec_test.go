@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -21,6 +22,7 @@ func TestPodSpec(t *testing.T) {
 	c := suite.shared
 	ns := c.namespace(t, "podspec")
 	for name, f := range map[string]func(*testing.T, tool, string){
+		"cgroups":     cgroupLimits,
 		"deadline":    podDeadline,
 		"files":       podFiles,
 		"group":       groupOfVolume,
@@ -29,6 +31,7 @@ func TestPodSpec(t *testing.T) {
 		"images":      imageReasons,
 		"memory":      oomScores,
 		"probe grace": probeGrace,
+		"probes":      probeFields,
 		"security":    securityContexts,
 		"settings":    settings,
 	} {
@@ -36,6 +39,50 @@ func TestPodSpec(t *testing.T) {
 			t.Parallel()
 			f(t, tool{c, []string{suite.bin, "kubectl"}}.in(ns), ns)
 		})
+	}
+}
+
+// cgroupValue reads what the cgroup of a process says, in version 1 or 2.
+func cgroupValue(t *testing.T, pid int, controller, v1, v2 string) string {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := ""
+	for line := range strings.Lines(string(b)) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		switch controllers := strings.Split(f[1], ","); {
+		case slices.Contains(controllers, controller):
+			file = filepath.Join("/sys/fs/cgroup", controller, f[2], v1)
+		case f[0] == "0" && file == "":
+			file = filepath.Join("/sys/fs/cgroup", f[2], v2)
+		}
+	}
+	b, err = os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// cgroupLimits are what the kernel holds a container to.
+func cgroupLimits(t *testing.T, k tool, ns string) {
+	k.c.apply(t, ns, `apiVersion: v1
+kind: Pod
+metadata: {name: limited}
+spec: {containers: [{name: main, image: "`+testImage+`", resources: {requests: {cpu: 100m}, limits: {cpu: 250m, memory: 64Mi}}}]}
+`)
+	k.c.awaitPod(t, ns, "limited", "it is Ready", ready)
+	pid := child(t, k.c.processOf(t, "gitk8s-shim", ns+"/limited"))
+	if got := cgroupValue(t, pid, "memory", "memory.limit_in_bytes", "memory.max"); got != "67108864" {
+		t.Errorf("its memory is %s", got)
+	}
+	if got := cgroupValue(t, pid, "cpu", "cpu.cfs_quota_us", "cpu.max"); got != "25000" && got != "25000 100000" {
+		t.Errorf("its quota is %s", got)
+	}
+	if got := cgroupValue(t, pid, "cpu", "cpu.shares", "cpu.weight"); got != "102" && got != "4" {
+		t.Errorf("its share is %s", got)
 	}
 }
 
@@ -334,6 +381,39 @@ spec:
 	k.c.inPod(t, ns, "probe-grace", "write", "/dead", "")
 	k.c.awaitPod(t, ns, "probe-grace", "it starts again", func(p *corev1.Pod) bool { return containerStatus(p, "main").RestartCount == 1 && ready(p) })
 	k.run(t, "delete", "pod", "probe-grace", "--grace-period=1")
+}
+
+// probeFields: when a probe begins, how often it has to succeed, how long it may take, by
+// what scheme and of which host it asks.
+func probeFields(t *testing.T, k tool, ns string) {
+	var manifests []string
+	for name, probe := range map[string]string{
+		"slow":  "exec: {command: [/server, sleep, 1h]}, timeoutSeconds: 1",
+		"https": "httpGet: {path: /readyz, port: 8080, scheme: HTTPS}",
+		"host":  "httpGet: {path: /readyz, port: 8080, host: 127.0.0.127}",
+		"later": "httpGet: {path: /readyz, port: 8080}, initialDelaySeconds: 2, successThreshold: 3",
+	} {
+		manifests = append(manifests, fmt.Sprintf(`apiVersion: v1
+kind: Pod
+metadata: {name: probe-%s}
+spec: {containers: [{name: main, image: %q, readinessProbe: {%s, periodSeconds: 1}}]}
+`, name, testImage, probe))
+	}
+	k.c.apply(t, ns, strings.Join(manifests, "---\n"))
+	p := k.c.awaitPod(t, ns, "probe-later", "it is Ready", ready)
+	if took := readyTime(p).Sub(containerStatus(p, "main").State.Running.StartedAt.Time); took < 4*time.Second {
+		t.Errorf("it was Ready after %s", took)
+	}
+	for name, why := range map[string]string{
+		"slow": "timed out after 1s", "https": "server gave HTTP response to HTTPS client", "host": "127.0.0.127:8080",
+	} {
+		eventually(t, "an event of "+name+" says "+why, func() error {
+			if out := k.run(t, "describe", "pod", "probe-"+name); !strings.Contains(out, "Readiness probe failed") || !strings.Contains(out, why) {
+				return errors.New(out)
+			}
+			return nil
+		})
+	}
 }
 
 // securityContexts are what the kernel says of the processes.

@@ -17,6 +17,7 @@ func TestScheduler(t *testing.T) {
 	c := ownCluster(t)
 	t.Run("cordon", func(t *testing.T) { cordon(t, c, c.namespace(t, "cordon")) })
 	t.Run("apart", func(t *testing.T) { apart(t, c, c.namespace(t, "apart")) })
+	t.Run("together", func(t *testing.T) { together(t, c, c.namespace(t, "together")) })
 	t.Run("gates", func(t *testing.T) { gates(t, c, c.namespace(t, "gates")) })
 	t.Run("extended", func(t *testing.T) { extended(t, c, c.namespace(t, "extended")) })
 	t.Run("overhead", func(t *testing.T) { overhead(t, c, c.namespace(t, "overhead")) })
@@ -185,6 +186,32 @@ spec:
 		placed, waiting := split(pods)
 		return len(placed) == 2 && len(waiting) == 0
 	})
+}
+
+// together puts a pod beside another, which it waits for.
+func together(t *testing.T, c *cluster, ns string) {
+	c.apply(t, ns, `apiVersion: v1
+kind: Pod
+metadata: {name: follows}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: main, image: "`+testImage+`"}]
+  affinity:
+    podAffinity:
+      requiredDuringSchedulingIgnoredDuringExecution: [{topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: {app: leads}}}]
+`)
+	c.unscheduled(t, ns, "follows", "2 node(s) didn't match pod affinity rules")
+	c.apply(t, ns, `apiVersion: v1
+kind: Pod
+metadata: {name: leads, labels: {app: leads}}
+spec:
+  terminationGracePeriodSeconds: 1
+  nodeSelector: {kubernetes.io/hostname: worker-2}
+  containers: [{name: main, image: "`+testImage+`"}]
+`)
+	if p := c.awaitPod(t, ns, "follows", "it is Ready", ready); p.Spec.NodeName != "worker-2" {
+		t.Errorf("it is on %s", p.Spec.NodeName)
+	}
 }
 
 // gates hold a pod back until the last one is taken away.

@@ -46,6 +46,7 @@ func TestVolumes(t *testing.T) {
 	t.Run("set", func(t *testing.T) { t.Parallel(); volumesOfSet(t, c) })
 	t.Run("retain", func(t *testing.T) { t.Parallel(); volumeRetained(t, c) })
 	t.Run("static", func(t *testing.T) { t.Parallel(); volumeStatic(t, c) })
+	t.Run("local", func(t *testing.T) { t.Parallel(); volumeLocal(t, c) })
 	t.Run("ephemeral", func(t *testing.T) { t.Parallel(); volumeEphemeral(t, c) })
 }
 
@@ -233,6 +234,48 @@ spec: {`+oneContainer+`, volumes: [{name: data, persistentVolumeClaim: {claimNam
 	k.run(t, "delete", "pvc", "shared")
 	await(t, c, volumesGVR, "", name, "it is Released", func(pv *corev1.PersistentVolume) bool { return pv.Status.Phase == corev1.VolumeReleased })
 	hasFile(t, filepath.Join(dir, "sub", "f"), "from the host")
+}
+
+// volumeLocal: a directory of one node that an administrator made into a volume. The
+// pod goes to that node, and the volume stays while a claim has it.
+func volumeLocal(t *testing.T, c *cluster) {
+	ns := c.namespace(t, "volumes-local")
+	k := kubectls(c)["own"].in(ns)
+	dir := t.TempDir()
+	const name = "volumes-local"
+	t.Cleanup(func() { c.run("kubectl", "delete", "pv", name, "--ignore-not-found", "--wait=false") })
+	c.apply(t, ns, `apiVersion: v1
+kind: PersistentVolume
+metadata: {name: `+name+`}
+spec:
+  capacity: {storage: 5Gi}
+  accessModes: [ReadWriteOnce]
+  storageClassName: by-hand
+  local: {path: "`+dir+`"}
+  nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [worker-2]}]}]}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: data}
+spec: {accessModes: [ReadWriteOnce], storageClassName: by-hand, resources: {requests: {storage: 1Gi}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: p}
+spec: {terminationGracePeriodSeconds: 1, `+oneContainer+`, volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]}
+`)
+	if p := c.awaitPod(t, ns, "p", "it is ready", ready); p.Spec.NodeName != "worker-2" {
+		t.Errorf("it is on %s", p.Spec.NodeName)
+	}
+	k.run(t, "exec", "p", "--", "/server", "write", "/data/f", "kept")
+	hasFile(t, filepath.Join(dir, "f"), "kept")
+	contains(t, k.run(t, "get", "pvc", "data"), "data   Bound    "+name+"   5Gi        RWO            by-hand")
+	k.run(t, "delete", "pv", name, "--wait=false")
+	contains(t, k.run(t, "get", "pv", name), "Terminating")
+	k.run(t, "exec", "p", "--", "/server", "cat", "/data/f")
+	k.run(t, "delete", "pod/p", "pvc/data")
+	awaitGone(t, c, volumesGVR, "", name)
+	hasFile(t, filepath.Join(dir, "f"), "kept")
 }
 
 // volumeEphemeral: a claim that belongs to its pod.
