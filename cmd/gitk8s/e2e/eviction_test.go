@@ -8,6 +8,8 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 )
 
+var budgetsGVR = policyv1.SchemeGroupVersion.WithResource("poddisruptionbudgets")
+
 // TestEviction evicts pods as a drain does: while the budget over them has no place
 // left it is refused and says why, and with one pod more it goes through once.
 func TestEviction(t *testing.T) {
@@ -29,7 +31,6 @@ kind: PodDisruptionBudget
 metadata: {name: web}
 spec: {minAvailable: 2, selector: {matchLabels: {app: web}}}
 `)
-	budgets := policyv1.SchemeGroupVersion.WithResource("poddisruptionbudgets")
 	allowed := func(n, healthy int32) func(*policyv1.PodDisruptionBudget) bool {
 		return func(b *policyv1.PodDisruptionBudget) bool {
 			return b.Status.ObservedGeneration == b.Generation && b.Status.DisruptionsAllowed == n && b.Status.CurrentHealthy == healthy
@@ -39,7 +40,7 @@ spec: {minAvailable: 2, selector: {matchLabels: {app: web}}}
 		return c.exec("", fmt.Sprintf(`{"apiVersion":"policy/v1","kind":"Eviction","metadata":{"name":%q,"namespace":%q}}`, name, ns),
 			suite.bin, "kubectl", "create", "--raw", "/api/v1/namespaces/"+ns+"/pods/"+name+"/eviction"+dryRun, "-f", "-")
 	}
-	await(t, c, budgets, ns, "web", "both are healthy and needed", allowed(0, 2))
+	await(t, c, budgetsGVR, ns, "web", "both are healthy and needed", allowed(0, 2))
 	pods := c.awaitPods(t, ns, "app=web", "two", func(pods []*corev1.Pod) bool { return len(pods) == 2 })
 	r := evict(pods[0].Name, "")
 	if r.code == 0 {
@@ -48,7 +49,7 @@ spec: {minAvailable: 2, selector: {matchLabels: {app: web}}}
 	contains(t, r.stderr, "Cannot evict pod as it would violate the pod's disruption budget.")
 
 	c.kubectl(t, "scale", "deployment/web", "-n", ns, "--replicas=3")
-	await(t, c, budgets, ns, "web", "one may go", allowed(1, 3))
+	await(t, c, budgetsGVR, ns, "web", "one may go", allowed(1, 3))
 	contains(t, c.kubectl(t, "get", "pdb", "-n", ns), "MIN AVAILABLE", "ALLOWED DISRUPTIONS", "N/A")
 	if r := evict(pods[0].Name, "?dryRun=All"); r.code != 0 {
 		t.Fatal(r)
@@ -68,7 +69,7 @@ spec: {minAvailable: 2, selector: {matchLabels: {app: web}}}
 		}
 		return n == 3
 	})
-	await(t, c, budgets, ns, "web", "one may go again", allowed(1, 3))
+	await(t, c, budgetsGVR, ns, "web", "one may go again", allowed(1, 3))
 }
 
 // drained moves the two pods app=web of namespace default from worker-1 to worker-2
@@ -76,8 +77,7 @@ spec: {minAvailable: 2, selector: {matchLabels: {app: web}}}
 func drained(t *testing.T, c *cluster) {
 	t.Helper()
 	c.kubectl(t, "create", "pdb", "web", "--selector=app=web", "--min-available=2")
-	budgets := policyv1.SchemeGroupVersion.WithResource("poddisruptionbudgets")
-	await(t, c, budgets, "default", "web", "it is counted", func(b *policyv1.PodDisruptionBudget) bool {
+	await(t, c, budgetsGVR, "default", "web", "it is counted", func(b *policyv1.PodDisruptionBudget) bool {
 		return b.Status.ObservedGeneration == b.Generation && b.Status.CurrentHealthy == 2
 	})
 	r := c.run("kubectl", "drain", "worker-1", "--timeout=2s")

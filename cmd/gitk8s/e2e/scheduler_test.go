@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -21,6 +22,7 @@ func TestScheduler(t *testing.T) {
 	t.Run("gates", func(t *testing.T) { gates(t, c, c.namespace(t, "gates")) })
 	t.Run("extended", func(t *testing.T) { extended(t, c, c.namespace(t, "extended")) })
 	t.Run("overhead", func(t *testing.T) { overhead(t, c, c.namespace(t, "overhead")) })
+	t.Run("budget", func(t *testing.T) { budget(t, c, c.namespace(t, "budget")) })
 	t.Run("priority", func(t *testing.T) { priority(t, c, c.namespace(t, "priority")) })
 }
 
@@ -244,6 +246,45 @@ spec:
 		t.Fatal(r)
 	}
 	c.awaitPod(t, ns, "gated", "it runs without gates", ready)
+}
+
+// budget keeps the pod that nobody may disrupt where another can go as well.
+func budget(t *testing.T, c *cluster, ns string) {
+	node, err := c.k.CoreV1().Nodes().Get(t.Context(), "worker-1", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.run("kubectl", "delete", "priorityclass", "urgent", "--ignore-not-found") })
+	c.apply(t, ns, `apiVersion: scheduling.k8s.io/v1
+kind: PriorityClass
+metadata: {name: urgent}
+value: 1000
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: kept}
+spec: {minAvailable: 1, selector: {matchLabels: {app: kept}}}
+`)
+	pod := func(name, spec string) {
+		c.apply(t, ns, fmt.Sprintf(`apiVersion: v1
+kind: Pod
+metadata: {name: %s, labels: {app: %[1]s}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: main, image: %q, resources: {requests: {cpu: %s}}}]
+  %s
+`, name, testImage, node.Status.Allocatable.Cpu(), spec))
+		c.awaitPod(t, ns, name, "it is Ready", ready)
+	}
+	pod("kept", "nodeSelector: {kubernetes.io/hostname: worker-1}")
+	pod("free", "nodeSelector: {kubernetes.io/hostname: worker-2}")
+	await(t, c, budgetsGVR, ns, "kept", "its pod is counted", func(b *policyv1.PodDisruptionBudget) bool { return b.Status.CurrentHealthy == 1 })
+	pod("high", "priorityClassName: urgent")
+	awaitGone(t, c, podsGVR, ns, "free")
+	if p := c.awaitPod(t, ns, "kept", "it is as it was", ready); p.DeletionTimestamp != nil {
+		t.Error("it had to go")
+	}
+	c.kubectl(t, "delete", "pods", "--all", "-n", ns)
 }
 
 // priority lets an important pod take the place of another.

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -232,9 +233,9 @@ func TestOnDelete(t *testing.T) {
 func onDelete(t *testing.T, c *cluster, ns, kind string) {
 	k := kubectls(c)["own"].in(ns)
 	name := strings.ToLower(kind) + "/web"
-	spec, old := "podManagementPolicy: Parallel\n  replicas: 2", "{.status.currentReplicas}"
-	if kind == "DaemonSet" {
-		spec, old = "minReadySeconds: 0", "{.status.numberReady}"
+	spec, old := "revisionHistoryLimit: 0", "{.status.numberReady}"
+	if kind == "StatefulSet" {
+		spec, old = spec+"\n  podManagementPolicy: Parallel\n  replicas: 2", "{.status.currentReplicas}"
 	}
 	c.apply(t, ns, `apiVersion: apps/v1
 kind: `+kind+`
@@ -289,4 +290,10 @@ spec:
 	are("v2 v3-")
 	k.run(t, "patch", name, "-p", `{"spec":{"updateStrategy":{"rollingUpdate":{"maxUnavailable":2}}}}`)
 	are("v3- v3-")
+	eventually(t, "no more of the history is kept than was asked for", func() error {
+		if out := k.run(t, "rollout", "history", name); strings.Contains(out, "\n1 ") || !strings.Contains(out, "\n3 ") {
+			return errors.New(out)
+		}
+		return nil
+	})
 }
