@@ -101,6 +101,7 @@ within --shutdown-grace-period, the critical ones last, and then the worker does
 	f.Int("image-gc-low-threshold", 80, "percent of disk usage at which that ends")
 	f.Duration("minimum-image-ttl-duration", 2*time.Minute, "how long an image stays that nothing uses")
 	f.String("eviction-hard", agent.DefaultEvictionHard, "below which memory and disk left the node evicts pods and takes no more, in kubelet's syntax; empty is never")
+	f.String("system-reserved", "", "what of the node's cpu, memory and ephemeral-storage is kept from pods, in kubelet's syntax, such as cpu=200m,memory=1Gi")
 	f.String("pod-manifest-path", "", "directory with a file for each static pod, which the worker runs without the API")
 	f.Duration("shutdown-grace-period", 0, "time that pods have to end when SIGPWR says that the machine goes down; 0 leaves them running")
 	f.Duration("shutdown-grace-period-critical-pods", 0, "part of it that is kept for critical pods, which end last")
@@ -280,6 +281,10 @@ func (e *env) newWorker(name, dir string, ips []netip.Addr, ranges network.Range
 	if err != nil {
 		return nil, usageError("--eviction-hard: %w", err)
 	}
+	reserved, err := agent.ParseReserved(e.v.GetString("system-reserved"))
+	if err != nil {
+		return nil, usageError("--system-reserved: %w", err)
+	}
 	access, err := e.accessLog()
 	if err != nil {
 		return nil, err
@@ -297,7 +302,7 @@ func (e *env) newWorker(name, dir string, ips []netip.Addr, ranges network.Range
 			MinimumAge: e.v.GetDuration("minimum-image-ttl-duration"),
 		},
 		Logger:       slog.Default(),
-		EvictionHard: eviction, MoreMetrics: w.ingress.WriteMetrics, NetworkState: w.networkState,
+		EvictionHard: eviction, SystemReserved: reserved, MoreMetrics: w.ingress.WriteMetrics, NetworkState: w.networkState,
 		StaticPods: agent.StaticPodPolicy{Dir: e.v.GetString("pod-manifest-path"), Complete: apiserver.CompleteStaticPod},
 		Shutdown: agent.ShutdownPolicy{
 			GracePeriod: e.v.GetDuration("shutdown-grace-period"), CriticalPods: e.v.GetDuration("shutdown-grace-period-critical-pods"),

@@ -47,6 +47,52 @@ func detectCapacity(given v1.ResourceList, dataDir string, maxPods int64) (v1.Re
 	return out, nil
 }
 
+// ParseReserved reads what is kept from pods as kubelet's --system-reserved has it, such
+// as "cpu=200m,memory=1Gi"; nothing of an empty text.
+func ParseReserved(text string) (v1.ResourceList, error) {
+	out := v1.ResourceList{}
+	for item := range strings.SplitSeq(text, ",") {
+		if text == "" {
+			break
+		}
+		name, value, ok := strings.Cut(strings.TrimSpace(item), "=")
+		if !ok {
+			return nil, fmt.Errorf("%q is not a resource and a quantity with = between them", item)
+		}
+		switch v1.ResourceName(name) {
+		case v1.ResourceCPU, v1.ResourceMemory, v1.ResourceEphemeralStorage:
+		default:
+			return nil, fmt.Errorf("cannot reserve %q resource", name)
+		}
+		q, err := resource.ParseQuantity(value)
+		if err != nil {
+			return nil, fmt.Errorf("failed to parse quantity %q for %q resource: %w", value, name, err)
+		}
+		if q.Sign() < 0 {
+			return nil, fmt.Errorf("resource quantity for %q cannot be negative: %v", name, value)
+		}
+		out[v1.ResourceName(name)] = q
+	}
+	return out, nil
+}
+
+// reserved is what pods cannot have of a node: what is kept for its system, and what hard
+// eviction keeps free ("Reserve Compute Resources for System Daemons", Node Allocatable).
+func reserved(capacity, system v1.ResourceList, thresholds []EvictionThreshold) v1.ResourceList {
+	out := v1.ResourceList{}
+	maps.Copy(out, system)
+	for i := range thresholds {
+		t := &thresholds[i]
+		if t.Signal != "memory.available" && t.Signal != "nodefs.available" {
+			continue
+		}
+		all, sum := capacity[t.resource()], out[t.resource()].DeepCopy()
+		sum.Add(*t.limit(all.Value()))
+		out[t.resource()] = sum
+	}
+	return out
+}
+
 // allocatable is capacity less what is reserved, never below zero.
 func allocatable(capacity, reserved v1.ResourceList) v1.ResourceList {
 	out := capacity.DeepCopy()

@@ -78,7 +78,8 @@ type Config struct {
 
 	// Capacity, optional, is what the node has. What is not in it is detected.
 	Capacity v1.ResourceList
-	// SystemReserved, optional, is kept from pods: allocatable is capacity less it.
+	// SystemReserved, optional, is kept from pods: allocatable is capacity less it and
+	// less what EvictionHard keeps free; see ParseReserved.
 	SystemReserved v1.ResourceList
 	// MaxPods, optional, 110 by default.
 	MaxPods int64

@@ -56,7 +56,7 @@ type nodeState struct {
 
 func newNodeState(a *Agent, capacity v1.ResourceList) *nodeState {
 	return &nodeState{
-		a: a, capacity: capacity, allocatable: allocatable(capacity, a.cfg.SystemReserved),
+		a: a, capacity: capacity, allocatable: allocatable(capacity, reserved(capacity, a.cfg.SystemReserved, a.cfg.EvictionHard)),
 		info: nodeInfo(), registered: make(chan struct{}), networkUp: make(chan struct{}), changed: make(chan struct{}, 1),
 	}
 }

@@ -215,4 +215,34 @@ func TestAllocatable(t *testing.T) {
 	if got.Cpu().MilliValue() != 1500 || got.Memory().Value() != 0 {
 		t.Errorf("%v", got)
 	}
+	capacity := list2("2", "1Gi")
+	capacity[v1.ResourceEphemeralStorage] = resource.MustParse("1000")
+	system, err := ParseReserved("cpu=500m, memory=256Mi")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got = allocatable(capacity, reserved(capacity, system, thresholds(t, "memory.available<256Mi,nodefs.available<10%,imagefs.available<15%,nodefs.inodesFree<5%")))
+	if got.Cpu().MilliValue() != 1500 || got.Memory().Value() != 512<<20 || got.StorageEphemeral().Value() != 900 {
+		t.Errorf("%v", got)
+	}
+	if m := system[v1.ResourceMemory]; m.Value() != 256<<20 {
+		t.Errorf("the configuration was changed: %v", system)
+	}
+}
+
+func TestParseReserved(t *testing.T) {
+	if got, err := ParseReserved(""); err != nil || len(got) > 0 {
+		t.Errorf("%v %v", got, err)
+	}
+	for text, want := range map[string]string{
+		"memory":            "not a resource and a quantity",
+		"gpu=1":             `cannot reserve "gpu" resource`,
+		"cpu=much":          `failed to parse quantity "much" for "cpu" resource`,
+		"memory=-1Gi":       `resource quantity for "memory" cannot be negative`,
+		"cpu=1,,memory=1Gi": "not a resource and a quantity",
+	} {
+		if _, err := ParseReserved(text); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
+	}
 }

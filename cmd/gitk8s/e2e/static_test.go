@@ -27,7 +27,8 @@ spec:
 }
 
 // TestStaticPods: a worker on a machine of its own runs the pods of a directory, with
-// and without the API, which has mirrors of them. It joins a cluster that has a DaemonSet.
+// and without the API, which has mirrors of them. It joins a cluster that has a DaemonSet, and
+// keeps a part of its machine to itself.
 func TestStaticPods(t *testing.T) {
 	all := machines(t, 2)
 	c, m := all[0].cluster, all[1]
@@ -38,7 +39,9 @@ func TestStaticPods(t *testing.T) {
 		t.Fatal(err)
 	}
 	manifests := t.TempDir()
-	m.enroll(t, c, "one", map[string]string{"pod-manifest-path": manifests})
+	m.enroll(t, c, "one", map[string]string{
+		"pod-manifest-path": manifests, "system-reserved": "cpu=100m,memory=1Gi", "eviction-hard": "memory.available<1Mi",
+	})
 	write := func(file, text string) {
 		t.Helper()
 		if err := os.WriteFile(filepath.Join(manifests, file), []byte(text), 0o600); err != nil {
@@ -61,6 +64,13 @@ spec:
 	c.awaitPods(t, "default", "app=everywhere", "the node that has joined has its pod", func(pods []*corev1.Pod) bool {
 		return len(pods) == 1 && ready(pods[0]) && pods[0].Spec.NodeName == "one"
 	})
+	node := await(t, c, nodesGVR, "", "one", "it is Ready", nodeReady)
+	for resource, want := range map[corev1.ResourceName]int64{corev1.ResourceCPU: 100, corev1.ResourceMemory: (1<<30 + 1<<20) * 1000} {
+		all, free := node.Status.Capacity[resource], node.Status.Allocatable[resource]
+		if kept := all.MilliValue() - free.MilliValue(); kept != want {
+			t.Errorf("of %s %s are %s allocatable", &all, resource, &free)
+		}
+	}
 	life := func(p *corev1.Pod) string { return containerStatus(p, "web").ContainerID }
 
 	for tool, k := range kubectls(c) {
