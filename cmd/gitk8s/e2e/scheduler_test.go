@@ -16,6 +16,8 @@ import (
 func TestScheduler(t *testing.T) {
 	t.Parallel()
 	c := ownCluster(t)
+	bulky := c.namespace(t, "image")
+	digest := pulled(t, c, bulky)
 	t.Run("cordon", func(t *testing.T) { cordon(t, c, c.namespace(t, "cordon")) })
 	t.Run("apart", func(t *testing.T) { apart(t, c, c.namespace(t, "apart")) })
 	t.Run("together", func(t *testing.T) { together(t, c, c.namespace(t, "together")) })
@@ -24,6 +26,7 @@ func TestScheduler(t *testing.T) {
 	t.Run("overhead", func(t *testing.T) { overhead(t, c, c.namespace(t, "overhead")) })
 	t.Run("budget", func(t *testing.T) { budget(t, c, c.namespace(t, "budget")) })
 	t.Run("priority", func(t *testing.T) { priority(t, c, c.namespace(t, "priority")) })
+	t.Run("image", func(t *testing.T) { imageThere(t, c, bulky, digest) })
 }
 
 // cordon takes a node out of use in the four ways that kubectl has, and back into it.
@@ -246,6 +249,50 @@ spec:
 		t.Fatal(r)
 	}
 	c.awaitPod(t, ns, "gated", "it runs without gates", ready)
+}
+
+// bulkyPod runs a pod of a large image.
+func bulkyPod(t *testing.T, c *cluster, ns, name, spec string) *corev1.Pod {
+	t.Helper()
+	c.apply(t, ns, `apiVersion: v1
+kind: Pod
+metadata: {name: `+name+`}
+spec: {`+spec+`terminationGracePeriodSeconds: 0, containers: [{name: main, image: "gitk8s.local/test/bulky:v1"}]}
+`)
+	return c.awaitPod(t, ns, name, "it is Ready", ready)
+}
+
+// pulled leaves a large image on worker-2, which tells of it after a while.
+func pulled(t *testing.T, c *cluster, ns string) (digest string) {
+	t.Helper()
+	digest, err := c.pushLarge("test/bulky:v1", 90<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bulkyPod(t, c, ns, "first", "nodeName: worker-2, ")
+	c.kubectl(t, "delete", "pod", "first", "-n", ns)
+	return digest
+}
+
+// imageThere prefers the node that has a large image already.
+func imageThere(t *testing.T, c *cluster, ns, digest string) {
+	await(t, c, nodesGVR, "", "worker-2", "it tells of the image", func(n *corev1.Node) bool { return has(n, digest) })
+	if p := bulkyPod(t, c, ns, "second", ""); p.Spec.NodeName != "worker-2" {
+		t.Errorf("it is on %s", p.Spec.NodeName)
+	}
+	var x struct {
+		Nodes []struct {
+			Node  string
+			Score int64
+		}
+	}
+	if err := json.Unmarshal([]byte(c.ok(t, "explain", "pod/second", "-n", ns, "-o", "json")), &x); err != nil {
+		t.Fatal(err)
+	}
+	if len(x.Nodes) != 2 || x.Nodes[0].Node != "worker-2" || x.Nodes[0].Score <= x.Nodes[1].Score {
+		t.Errorf("explained: %+v", x)
+	}
+	c.kubectl(t, "delete", "pod", "second", "-n", ns)
 }
 
 // budget keeps the pod that nobody may disrupt where another can go as well.
