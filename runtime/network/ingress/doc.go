@@ -3,10 +3,14 @@
 // that Gateways ask for, and sends each request to a pod.
 //
 // Compile turns the API's objects into a Table, which says for a host and a path
-// which service is meant; a Pool has the addresses of a service's pods and picks one
-// for each request; Server is the HTTP server in front of both. Follow keeps them
-// equal to what the API says, and Publish tells the API where Ingresses are reached
-// and what is wrong with them.
+// which service is meant; a Proxy answers requests by it, and has for each service a pool
+// of its pods' addresses, which picks one for each request. A Follower keeps them equal to
+// what the API says, and a Publisher tells the API where Ingresses are reached and what is
+// wrong with them.
+//
+// A plain request in HTTP/1.1 is answered by the goroutine that reads it (clientConn, turn,
+// podConn); every other by net/http (Proxy.serveAt, transport), which the connection is
+// handed over to (server).
 //
 // Requests go to the pods directly, not by way of the service's address: so a request
 // whose pod has just gone is sent to another one.
