@@ -295,17 +295,23 @@ func imageThere(t *testing.T, c *cluster, ns, digest string) {
 	c.kubectl(t, "delete", "pod", "second", "-n", ns)
 }
 
-// budget keeps the pod that nobody may disrupt where another can go as well.
+// budget keeps the pod that nobody may disrupt where another can go, though that matters
+// more.
 func budget(t *testing.T, c *cluster, ns string) {
 	node, err := c.k.CoreV1().Nodes().Get(t.Context(), "worker-1", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.run("kubectl", "delete", "priorityclass", "urgent", "--ignore-not-found") })
+	t.Cleanup(func() { c.run("kubectl", "delete", "priorityclass", "urgent", "middling", "--ignore-not-found") })
 	c.apply(t, ns, `apiVersion: scheduling.k8s.io/v1
 kind: PriorityClass
 metadata: {name: urgent}
 value: 1000
+---
+apiVersion: scheduling.k8s.io/v1
+kind: PriorityClass
+metadata: {name: middling}
+value: 10
 ---
 apiVersion: policy/v1
 kind: PodDisruptionBudget
@@ -324,7 +330,7 @@ spec:
 		c.awaitPod(t, ns, name, "it is Ready", ready)
 	}
 	pod("kept", "nodeSelector: {kubernetes.io/hostname: worker-1}")
-	pod("free", "nodeSelector: {kubernetes.io/hostname: worker-2}")
+	pod("free", "nodeSelector: {kubernetes.io/hostname: worker-2}\n  priorityClassName: middling")
 	await(t, c, budgetsGVR, ns, "kept", "its pod is counted", func(b *policyv1.PodDisruptionBudget) bool { return b.Status.CurrentHealthy == 1 })
 	pod("high", "priorityClassName: urgent")
 	awaitGone(t, c, podsGVR, ns, "free")
