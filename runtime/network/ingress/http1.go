@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -24,9 +23,7 @@ type clientConn struct {
 	in     *bufio.Reader
 	served bool // a request
 
-	// While a pod is slow, watch waits for the client to go away.
-	watching chan struct{} // closed when watch has ended; nil if it is not under way
-	gone     atomic.Bool
+	watched watched
 
 	mu   sync.Mutex // of what drain looks at
 	idle bool       // waits for the next request
@@ -140,27 +137,5 @@ func (c *clientConn) serve() (more bool) {
 			return false
 		}
 		c.served = true
-	}
-}
-
-// watch ends what goes on with a pod when the client goes away.
-func (c *clientConn) watch(pod net.Conn) {
-	_ = c.SetReadDeadline(time.Time{})
-	watching := make(chan struct{})
-	c.watching = watching
-	go func() {
-		defer close(watching)
-		if _, err := c.in.Peek(1); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-			c.gone.Store(true)
-			_ = pod.Close()
-		}
-	}()
-}
-
-func (c *clientConn) unwatch() {
-	if c.watching != nil {
-		_ = c.SetReadDeadline(past)
-		<-c.watching
-		c.watching = nil
 	}
 }

@@ -288,6 +288,27 @@ func TestServerEnds(t *testing.T) {
 	<-ended
 }
 
+// TestTimeoutIsForTheBeginning: an answer that has begun in time may take longer, and the
+// connection to the pod outlives the time that a request had.
+func TestTimeoutIsForTheBeginning(t *testing.T) {
+	const limit = 100 * time.Millisecond
+	b := newBed(t)
+	b.pod(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, r.RemoteAddr)
+		if r.URL.Path == "/slow" {
+			http.NewResponseController(w).Flush()
+			time.Sleep(3 * limit) // the pod is slow: that is what is tested
+			io.WriteString(w, r.RemoteAddr)
+		}
+	}))
+	b.serve(annotated(webRule, "timeout", limit.String()))
+	_, first := b.ask("GET", "/", nil, nil)
+	time.Sleep(2 * limit) // nobody asks: that is what is tested
+	if _, again := b.ask("GET", "/slow", nil, nil); again != first+first {
+		t.Errorf("first %s, then %s", first, again)
+	}
+}
+
 // TestBodyLater: a body that comes after its head, as some clients send it, is waited for.
 func TestBodyLater(t *testing.T) {
 	b := newBed(t)

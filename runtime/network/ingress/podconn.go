@@ -1,11 +1,9 @@
 package ingress
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"net"
-	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -23,13 +21,7 @@ type podConn struct {
 	left int64
 	// deadline is when the pod must have answered; zero for never.
 	deadline time.Time
-	// slow is called once, when the pod takes longer than usual.
-	slow func()
 }
-
-// usually is how long a pod takes to answer: a client that goes away is noticed only
-// after that.
-const usually = 20 * time.Millisecond
 
 // maxAnswerHead is the most that the head of a pod's answer may have, in bytes.
 const maxAnswerHead = 256 << 10
@@ -37,30 +29,20 @@ const maxAnswerHead = 256 << 10
 var errAnswerHead = errors.New("the head of the pod's answer is too large")
 
 // begin prepares for a request, which ends at deadline.
-func (p *podConn) begin(deadline time.Time, slow func()) error {
-	p.left, p.deadline, p.slow = maxAnswerHead, deadline, slow
-	first := time.Now().Add(usually)
-	if !deadline.IsZero() && deadline.Before(first) {
-		first = deadline
-	}
-	if err := p.SetWriteDeadline(cmp.Or(deadline, time.Now().Add(clientStall))); err != nil {
-		return err
-	}
-	return p.SetReadDeadline(first)
+func (p *podConn) begin(deadline time.Time) error {
+	p.left, p.deadline = maxAnswerHead, deadline
+	return p.SetDeadline(deadline)
 }
 
-// headRead prepares for the body, which may be as large as the pod likes, and take as long
+// headRead prepares for a body, which may be as large as the pod likes, and take as long
 // unless the deadline is for the whole answer.
 func (p *podConn) headRead(whole bool) error {
 	p.left = 1<<63 - 1
-	if whole {
+	if whole || p.deadline.IsZero() {
 		return nil
 	}
 	p.deadline = time.Time{}
-	if p.slow == nil {
-		return p.SetReadDeadline(time.Time{})
-	}
-	return nil // until the pod is slow
+	return p.SetDeadline(p.deadline)
 }
 
 // Read implements io.Reader.
@@ -68,16 +50,7 @@ func (p *podConn) Read(b []byte) (int, error) {
 	if p.left <= 0 {
 		return 0, errAnswerHead
 	}
-	b = b[:min(int64(len(b)), p.left)]
-	n, err := p.Conn.Read(b)
-	if n == 0 && p.slow != nil && errors.Is(err, os.ErrDeadlineExceeded) && (p.deadline.IsZero() || time.Now().Before(p.deadline)) {
-		p.slow()
-		p.slow = nil
-		if err := p.SetReadDeadline(p.deadline); err != nil {
-			return 0, err
-		}
-		n, err = p.Conn.Read(b)
-	}
+	n, err := p.Conn.Read(b[:min(int64(len(b)), p.left)])
 	p.left -= int64(n)
 	return n, err
 }
@@ -96,6 +69,12 @@ func (p *podConn) usable() bool {
 		return true
 	})
 	return err == nil && waiting
+}
+
+// outlived says that the deadline may pass while the connection waits for the next request,
+// which makes it unusable. Where it does not, it stays: the next request sets it anyhow.
+func (p *podConn) outlived() bool {
+	return !p.deadline.IsZero() && p.deadline.Sub(p.idle) <= idleTimeout
 }
 
 // idleConns are the connections to a pod that wait for the next request. Its methods may
@@ -129,11 +108,11 @@ func (i *idleConns) take() *podConn {
 
 // put keeps a connection for the next request.
 func (i *idleConns) put(c *podConn) {
-	if c.raw == nil || c.SetDeadline(time.Time{}) != nil {
+	c.used, c.idle = true, time.Now()
+	if c.raw == nil || c.outlived() && c.SetDeadline(time.Time{}) != nil {
 		_ = c.Close()
 		return
 	}
-	c.used, c.idle, c.slow = true, time.Now(), nil
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.closed || len(i.conns) >= idlePerPod {

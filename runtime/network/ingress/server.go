@@ -84,6 +84,7 @@ type server struct {
 	rest   *http.Server
 	handed *handed
 
+	watcher  watcher
 	draining atomic.Bool
 	running  sync.WaitGroup
 	mu       sync.Mutex

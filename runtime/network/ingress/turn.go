@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httputil"
 	"os"
@@ -108,27 +109,28 @@ func (a *turn) run(body []byte, size int) {
 	}
 	a.write(body)
 	_, _ = a.in.Discard(size)
+	a.srv.watcher.add(a.clientConn)
 	pod, err := a.send()
 	if err == nil {
 		err = a.relay(pod)
 	}
-	a.unwatch()
+	gone := a.unwatch()
 	switch {
 	case err == nil:
 	case a.status != 0:
 		a.x.err, a.close = err, true // the client sees that it is broken off
 	default:
-		a.fail(err)
+		a.fail(err, gone)
 	}
 }
 
 // fail says to the client what went wrong.
-func (a *turn) fail(err error) {
+func (a *turn) fail(err error, gone bool) {
 	if !a.deadline.IsZero() && !time.Now().Before(a.deadline) {
 		a.x.expired.Store(true)
 	}
 	a.x.err = err
-	code, text := a.x.failure(err, a.gone.Load())
+	code, text := a.x.failure(err, gone)
 	if code == statusClientClosed {
 		a.status, a.close = code, true
 		return
@@ -190,7 +192,7 @@ func (a *turn) send() (*podConn, error) {
 		}
 		e.active.Add(-1)
 		_ = pod.Close()
-		if fresh || !pod.used || !replayable(a.r) || errors.Is(err, os.ErrDeadlineExceeded) || a.gone.Load() {
+		if fresh || !pod.used || !replayable(a.r) || errors.Is(err, os.ErrDeadlineExceeded) {
 			return nil, err
 		}
 		fresh = true // the pod has closed the connection, which was just not known yet
@@ -208,7 +210,10 @@ func replayable(r *http.Request) bool {
 
 // begin sends the request to a pod and waits for the first byte of the answer.
 func (a *turn) begin(pod *podConn) error {
-	if err := pod.begin(a.deadline, func() { a.watch(pod.Conn) }); err != nil {
+	if !a.sentTo(pod.Conn) {
+		return net.ErrClosed
+	}
+	if err := pod.begin(a.deadline); err != nil {
 		return err
 	}
 	if _, err := pod.Write(a.request.Bytes()); err != nil {
@@ -233,7 +238,7 @@ func (a *turn) relay(pod *podConn) error {
 func (a *turn) exchange(pod *podConn) error {
 	defer a.x.sentTo.active.Add(-1)
 	resp, err := a.finalHead()
-	if err == nil {
+	if err == nil && (resp.ContentLength < 0 || resp.ContentLength > int64(a.from.Buffered())) {
 		err = pod.headRead(a.x.route.options.whole)
 	}
 	if err == nil {
