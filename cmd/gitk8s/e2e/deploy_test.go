@@ -276,3 +276,32 @@ func (c *cluster) revisions(t *testing.T, ns, app string) []v1alpha1.Revision {
 	}
 	return revs
 }
+
+// TestSetsDeployed: what commits deploy has their names in the histories of sets, too.
+func TestSetsDeployed(t *testing.T) {
+	t.Parallel()
+	c := suite.shared
+	ns := c.namespace(t, "sets-deployed")
+	r := newRepo(t, c)
+	sets := func(tag string) map[string]string {
+		var out []string
+		for _, kind := range []string{"StatefulSet", "DaemonSet"} {
+			out = append(out, fmt.Sprintf(`apiVersion: apps/v1
+kind: %s
+metadata: {name: web}
+spec:
+  selector: {matchLabels: {of: %[1]s}}
+  template: {metadata: {labels: {of: %[1]s}}, spec: {terminationGracePeriodSeconds: 1, containers: [{name: web, image: "gitk8s.local/test/web:%s"}]}}
+`, kind, tag))
+		}
+		return map[string]string{"sets.yaml": strings.Join(out, "---\n")}
+	}
+	first := r.commit("both begin", sets("v1"))
+	r.add(ns, "sets")
+	r.deploy()
+	second := r.commit("both go on", sets("v2"))
+	r.deploy()
+	for _, kind := range []string{"statefulset", "daemonset"} {
+		contains(t, c.kubectl(t, "rollout", "history", kind+"/web", "-n", ns), "1         "+first[:10]+" both begin", "2         "+second[:10]+" both go on")
+	}
+}

@@ -280,11 +280,25 @@ spec: {schedule: "%d %d * * *", timeZone: Asia/Kolkata, suspend: true, jobTempla
 `, first.In(india).Minute(), first.In(india).Hour(), once("env")))
 	k.run(t, "patch", "cronjob", "zoned", "--subresource=status", "-p", `{"status":{"lastScheduleTime":"`+first.Add(-time.Minute).Format(time.RFC3339)+`"}}`)
 	k.run(t, "patch", "cronjob", "zoned", "-p", `{"spec":{"suspend":false}}`)
+	c.apply(t, ns, fmt.Sprintf(`apiVersion: batch/v1
+kind: CronJob
+metadata: {name: fails}
+spec: {schedule: "%d * * * *", timeZone: Etc/UTC, suspend: true, failedJobsHistoryLimit: 0, jobTemplate: {spec: {backoffLimit: 0, template: {spec: %s}}}}
+`, first.Minute(), once(`exit, "1"`)))
+	k.run(t, "patch", "cronjob", "fails", "--subresource=status", "-p", `{"status":{"lastScheduleTime":"`+first.Add(-time.Minute).Format(time.RFC3339)+`"}}`)
+	k.run(t, "patch", "cronjob", "fails", "-p", `{"spec":{"suspend":false}}`)
 	ran := func(name string, at time.Time, what string, cond func(*batchv1.Job) bool) {
 		t.Helper()
 		await(t, c, jobsGVR, ns, fmt.Sprintf("%s-%d", name, at.Unix()/60), what, cond)
 	}
 	active := func(j *batchv1.Job) bool { return j.Status.Active == 1 }
+	eventually(t, "the failed run is forgotten", func() error {
+		if out := k.run(t, "describe", "cronjob", "fails"); !strings.Contains(out, "SawCompletedJob") || !strings.Contains(out, "SuccessfulDelete") {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	awaitGone(t, c, jobsGVR, ns, fmt.Sprintf("fails-%d", first.Unix()/60))
 	ran("zoned", first, "it is complete", complete)
 	ran("allow", first, "it is complete", complete)
 	ran("forbid", first, "it runs", active)

@@ -180,7 +180,10 @@ func bySPDY(t *testing.T, k tool, ns string) {
 	k.c.apply(t, ns, `apiVersion: v1
 kind: Pod
 metadata: {name: old}
-spec: {containers: [{name: main, image: "`+testImage+`"}]}
+spec:
+  containers:
+  - {name: main, image: "`+testImage+`"}
+  - {name: echoes, image: "`+testImage+`", args: [stdin], stdin: true, stdinOnce: true}
 `)
 	k.c.awaitPod(t, ns, "old", "ready", ready)
 	if r := k.try("from stdin", "exec", "-i", "old", "--", "/server", "stdin"); r.code != 0 || r.stdout != "from stdin" {
@@ -188,6 +191,9 @@ spec: {containers: [{name: main, image: "`+testImage+`"}]}
 	}
 	if r := k.try("", "exec", "old", "--", "/server", "exit", "7"); r.code != 7 {
 		t.Errorf("exec should pass exit code 7 on: %s", r)
+	}
+	if r := k.try("said", "attach", "-i", "old", "-c", "echoes"); r.code != 0 || r.stdout != "said" {
+		t.Errorf("attach -i: %s", r)
 	}
 	portForward(t, k, "old", "8080", "v1 from old")
 }

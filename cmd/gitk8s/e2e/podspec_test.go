@@ -207,9 +207,20 @@ spec:
     env: [{name: PORT, value: "9001"}]
     lifecycle:
       postStart: {exec: {command: [/server, exit, "7"]}}
+  - name: refused
+    image: %[1]q
+    env: [{name: PORT, value: "9002"}]
+    lifecycle:
+      postStart: {httpGet: {host: %[3]q, port: 8080, path: /header}}
+  - name: taken
+    image: %[1]q
+    env: [{name: PORT, value: "9003"}]
+    lifecycle:
+      postStart: {httpGet: {host: %[3]q, port: 8080, path: /header, httpHeaders: [{name: X-Probe, value: a}]}}
 `, testImage, int(wait.Seconds()), asked.Status.PodIP))
-	p := k.c.awaitPod(t, ns, "hooks", "the others run and one fails", func(p *corev1.Pod) bool {
-		return containerStatus(p, "asks").Ready && containerStatus(p, "waits").Ready && containerStatus(p, "fails").RestartCount > 0
+	p := k.c.awaitPod(t, ns, "hooks", "the others run and two fail", func(p *corev1.Pod) bool {
+		return containerStatus(p, "asks").Ready && containerStatus(p, "waits").Ready && containerStatus(p, "taken").Ready &&
+			containerStatus(p, "fails").RestartCount > 0 && containerStatus(p, "refused").RestartCount > 0
 	})
 	if took := containerStatus(p, "waits").State.Running.StartedAt.Sub(containerStatus(p, "asks").State.Running.StartedAt.Time); took < wait {
 		t.Errorf("postStart should hold the next container up for %s, not for %s", wait, took)

@@ -193,14 +193,22 @@ spec:
 	c.kubectl(t, "label", "node", "worker-2", label+"=yes")
 	on("v1", "worker-1", "worker-2")
 
+	affinity := func(to string) {
+		k.run(t, "patch", "daemonset", "agent", "--type=merge", "-p", `{"spec":{"template":{"spec":{"affinity":`+to+`}}}}`)
+	}
+	affinity(`{"nodeAffinity":{"requiredDuringSchedulingIgnoredDuringExecution":{"nodeSelectorTerms":[{"matchExpressions":[{"key":"kubernetes.io/hostname","operator":"NotIn","values":["worker-1"]}]}]}}}`)
+	on("v1", "worker-2")
+	affinity("null")
+	on("v1", "worker-1", "worker-2")
+
 	k.run(t, "set", "image", "daemonset/agent", "agent=gitk8s.local/test/web:v2")
 	k.run(t, "rollout", "status", "daemonset/agent", "--timeout=45s")
 	on("v2", "worker-1", "worker-2")
-	contains(t, k.run(t, "rollout", "history", "daemonset/agent"), "1 ", "2 ")
+	contains(t, k.run(t, "rollout", "history", "daemonset/agent"), "2 ", "3 ", "4 ") // the first is that of the third again
 	k.run(t, "rollout", "undo", "daemonset/agent")
 	k.run(t, "rollout", "status", "daemonset/agent", "--timeout=45s")
 	on("v1", "worker-1", "worker-2")
-	contains(t, k.run(t, "rollout", "history", "daemonset/agent"), "3 ")
+	contains(t, k.run(t, "rollout", "history", "daemonset/agent"), "5 ")
 
 	k.run(t, "patch", "daemonset", "agent", "-p", `{"spec":{"updateStrategy":{"rollingUpdate":{"maxUnavailable":0,"maxSurge":"50%"}}}}`)
 	k.run(t, "rollout", "restart", "daemonset/agent")

@@ -250,6 +250,34 @@ func TestClientGoesAway(t *testing.T) {
 	}
 }
 
+// TestPodIsNotTheNexts: once a pod has answered, its connection is another request's, and is not
+// closed when the client of the first goes away.
+func TestPodIsNotTheNexts(t *testing.T) {
+	client, conn := net.Pipe()
+	pod, other := net.Pipe()
+	defer other.Close()
+	c := &clientConn{Conn: conn, srv: &server{}, in: bufio.NewReader(conn)}
+	for _, working := range []bool{false, true} {
+		c.setPod(pod)
+		if !c.watch() {
+			t.Fatal("it is not watched")
+		}
+		if !working {
+			c.setPod(nil)
+		}
+		watching := c.watched.watching
+		client.Close()
+		<-watching
+		if !c.unwatch() {
+			t.Error("the client has not gone away")
+		}
+		_ = pod.SetReadDeadline(past)
+		if _, err := pod.Read(nil); errors.Is(err, io.ErrClosedPipe) != working {
+			t.Errorf("the pod works for the client: %v, and its connection says %v", working, err)
+		}
+	}
+}
+
 // TestServerEnds: a request that is under way is answered to its end, and then the connection is
 // closed, as are those that wait for a request.
 func TestServerEnds(t *testing.T) {
@@ -387,7 +415,7 @@ func FuzzPlainHead(f *testing.F) {
 		target := r.URL.RequestURI()
 		r.RemoteAddr = "192.0.2.1:1"
 		a := &turn{workspace: workspaces.New().(*workspace), x: &exchange{route: &route{}}, r: r}
-		a.write(body)
+		a.writeRequest(body)
 		in := bufio.NewReader(&a.request)
 		out, err := http.ReadRequest(in)
 		if err != nil {

@@ -96,7 +96,7 @@ func (a *turn) Write(b []byte) (int, error) {
 // run answers. The body it is given is in c.in, from which it takes the request, of size
 // bytes.
 func (a *turn) run(body []byte, size int) {
-	w := &local{header: http.Header{}}
+	w := &local{}
 	if a.srv.proxy.answerHere(w, a.r, a.x) {
 		_, _ = a.in.Discard(size)
 		a.sayLocal(w)
@@ -107,7 +107,7 @@ func (a *turn) run(body []byte, size int) {
 	if o.timeout > 0 && (o.whole || !isGRPC(a.r)) {
 		a.deadline = time.Now().Add(o.timeout)
 	}
-	a.write(body)
+	a.writeRequest(body)
 	_, _ = a.in.Discard(size)
 	a.srv.watcher.add(a.clientConn)
 	pod, err := a.send()
@@ -135,13 +135,13 @@ func (a *turn) fail(err error, gone bool) {
 		a.status, a.close = code, true
 		return
 	}
-	w := &local{header: http.Header{}}
+	w := &local{}
 	http.Error(w, text, code)
 	a.sayLocal(w)
 }
 
-// write writes the request that the pod gets.
-func (a *turn) write(body []byte) {
+// writeRequest writes the request that the pod gets.
+func (a *turn) writeRequest(body []byte) {
 	out, u := *a.r, *a.r.URL
 	out.URL = &u
 	removeHopByHop(out.Header)
@@ -210,7 +210,7 @@ func replayable(r *http.Request) bool {
 
 // begin sends the request to a pod and waits for the first byte of the answer.
 func (a *turn) begin(pod *podConn) error {
-	if !a.sentTo(pod.Conn) {
+	if !a.setPod(pod.Conn) {
 		return net.ErrClosed
 	}
 	if err := pod.begin(a.deadline); err != nil {
@@ -248,6 +248,7 @@ func (a *turn) exchange(pod *podConn) error {
 		_ = pod.Close()
 		return err
 	}
+	a.setPod(nil)
 	a.x.sentTo.idle.put(pod)
 	return nil
 }
@@ -364,7 +365,12 @@ type local struct {
 }
 
 // Header implements http.ResponseWriter.
-func (l *local) Header() http.Header { return l.header }
+func (l *local) Header() http.Header {
+	if l.header == nil {
+		l.header = http.Header{}
+	}
+	return l.header
+}
 
 // WriteHeader implements http.ResponseWriter.
 func (l *local) WriteHeader(code int) {
@@ -384,12 +390,13 @@ func (a *turn) sayLocal(l *local) {
 	l.WriteHeader(http.StatusOK)
 	a.status = l.code
 	a.close = a.close || a.srv.draining.Load()
-	l.header.Set("Date", time.Now().UTC().Format(http.TimeFormat))
-	l.header.Set("Content-Length", strconv.Itoa(l.body.Len()))
+	h := l.Header()
+	h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
+	h.Set("Content-Length", strconv.Itoa(l.body.Len()))
 	if a.close {
-		l.header.Set("Connection", "close")
+		h.Set("Connection", "close")
 	}
-	a.sayHead(strconv.Itoa(l.code)+" "+http.StatusText(l.code), l.header)
+	a.sayHead(strconv.Itoa(l.code)+" "+http.StatusText(l.code), h)
 	if a.r.Method != http.MethodHead {
 		n, _ := a.to.Write(l.body.Bytes())
 		a.bytes += int64(n)

@@ -60,13 +60,14 @@ func (w *watcher) look() {
 // watched is a client that may go away while its request is answered.
 type watched struct {
 	mu       sync.Mutex
-	pod      net.Conn      // which the request has been sent to; nil while it has not
+	pod      net.Conn      // that works for the client; nil while none does
 	watching chan struct{} // closed when nobody reads from the client any more; nil if nobody does
 	gone     bool          // the client
 }
 
-// sentTo says which pod works for the client, and whether the client is still there.
-func (c *clientConn) sentTo(pod net.Conn) (here bool) {
+// setPod says which pod works for the client, nil for none, and whether the client is still
+// there.
+func (c *clientConn) setPod(pod net.Conn) (here bool) {
 	w := &c.watched
 	w.mu.Lock()
 	defer w.mu.Unlock()
