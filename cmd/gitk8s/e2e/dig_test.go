@@ -20,15 +20,11 @@ import (
 
 // digManifest has a StatefulSet with its service and others of every kind; three pods
 // that the test deletes; and services whose endpoints the test writes.
-const digManifest = `apiVersion: v1
+const digManifest = databases + `---
+apiVersion: v1
 kind: Service
 metadata: {name: web}
 spec: {selector: {app: db}, ports: [{name: http, port: 80, targetPort: 8080}, {name: ask, port: 53, protocol: UDP}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: dbs}
-spec: {clusterIP: None, selector: {app: db}, ports: [{name: http, port: 8080}]}
 ---
 apiVersion: v1
 kind: Service
@@ -54,20 +50,6 @@ apiVersion: v1
 kind: Service
 metadata: {name: fleeting}
 spec: {clusterIP: None, selector: {app: fleeting}, ports: [{name: http, port: 8080}]}
----
-apiVersion: apps/v1
-kind: StatefulSet
-metadata: {name: db}
-spec:
-  replicas: 2
-  serviceName: dbs
-  podManagementPolicy: Parallel
-  selector: {matchLabels: {app: db}}
-  template:
-    metadata: {labels: {app: db}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      containers: [{name: db, image: "gitk8s.local/test/web:v1", readinessProbe: {httpGet: {path: /readyz, port: 8080}, periodSeconds: 1}}]
 `
 
 // endpointsOf writes the addresses of a service that has no selector.

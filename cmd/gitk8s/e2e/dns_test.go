@@ -8,32 +8,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// TestNames: services and pods by their names, from pods, as the DNS specification
-// of Kubernetes says.
-func TestNames(t *testing.T) {
-	t.Parallel()
-	c := suite.shared
-	ns := c.namespace(t, "names")
-	k := kubectls(c)["own"].in(ns)
-	c.apply(t, ns, `apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec: {selector: {app: db}, ports: [{name: http, port: 80, targetPort: 8080}]}
----
-apiVersion: v1
+// databases are two pods, db-0 and db-1, with their service.
+const databases = `apiVersion: v1
 kind: Service
 metadata: {name: dbs}
 spec: {clusterIP: None, selector: {app: db}, ports: [{name: http, port: 8080}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: alias}
-spec: {type: ExternalName, externalName: web.`+ns+`.svc.cluster.local}
----
-apiVersion: v1
-kind: Service
-metadata: {name: empty}
-spec: {clusterIP: None, selector: {app: nobody}, ports: [{port: 80}]}
 ---
 apiVersion: apps/v1
 kind: StatefulSet
@@ -48,6 +27,30 @@ spec:
     spec:
       terminationGracePeriodSeconds: 0
       containers: [{name: db, image: "gitk8s.local/test/web:v1", ports: [{containerPort: 8080}], readinessProbe: {httpGet: {path: /readyz, port: 8080}, periodSeconds: 1}}]
+`
+
+// TestNames: services and pods by their names, from pods, as the DNS specification
+// of Kubernetes says.
+func TestNames(t *testing.T) {
+	t.Parallel()
+	c := suite.shared
+	ns := c.namespace(t, "names")
+	k := kubectls(c)["own"].in(ns)
+	c.apply(t, ns, databases+`---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: db}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: alias}
+spec: {type: ExternalName, externalName: web.`+ns+`.svc.cluster.local}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: empty}
+spec: {clusterIP: None, selector: {app: nobody}, ports: [{port: 80}]}
 ---
 apiVersion: v1
 kind: Pod

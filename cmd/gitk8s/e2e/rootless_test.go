@@ -58,9 +58,16 @@ func forbidden() string {
 	return ""
 }
 
-// userCluster is a cluster of an ordinary user, with a directory of their own; it is not
-// started.
+// userCluster is a cluster of an ordinary user who has no processes besides it, with a
+// directory of their own; it is not started.
 func userCluster(t *testing.T, user int) *cluster {
+	t.Helper()
+	t.Cleanup(func() { noProcesses(t, user, 1) }) // once it has ended
+	return clusterOf(t, user)
+}
+
+// clusterOf is a cluster of an ordinary user who may have other processes.
+func clusterOf(t *testing.T, user int) *cluster {
 	t.Helper()
 	home := userHome(t, user)
 	c := newCluster("rootless")
@@ -73,7 +80,6 @@ func userCluster(t *testing.T, user int) *cluster {
 		if err := c.destroy(); err != nil {
 			t.Error(err)
 		}
-		noProcesses(t, user, 1)
 	})
 	return c
 }

@@ -57,18 +57,7 @@ func TestSystemd(t *testing.T) {
 	})
 	scopes := filepath.Join("/sys/fs/cgroup/user.slice", "user-"+who.Uid+".slice", "user@"+who.Uid+".service", "app.slice", "run-*.scope")
 
-	home := userHome(t, uid)
-	c := newCluster("rootless")
-	c.user, c.bin, c.dataDir = uid, filepath.Join(home, "gitk8s"), filepath.Join(home, "data")
-	t.Chdir(home)
-	t.Cleanup(func() {
-		if t.Failed() {
-			c.dump(testWriter{t})
-		}
-		if err := c.destroy(); err != nil {
-			t.Error(err)
-		}
-	})
+	c := clusterOf(t, uid)
 	scope := []string{"systemd-run", "--user", "--scope", "--property=Delegate=yes"}
 	contains(t, c.run("check").String(), "this machine can run workers", "is not delegated to you; `"+strings.Join(scope, " ")+"` before the command gives it one")
 	check := c.exec("", "", asUser(uid, append(slices.Clone(scope), c.bin, "check"))...)

@@ -15,39 +15,23 @@ import (
 	"time"
 )
 
-// cannedPod adds a pod that answers each request with the bytes that answer returns for it, and
-// closes the connection after those that say so, and after those that have no end.
+// cannedPod adds a pod that answers each request with the bytes that answer returns for
+// it, and closes the connection after the last.
 func (b *bed) cannedPod(answer func(r *http.Request) (text string, last bool)) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	b.t.Cleanup(func() { l.Close() })
-	b.pods[b.pod(nil)+":8080"] = l.Addr().String()
-	go func() {
-		for {
-			c, err := l.Accept()
+	b.pods[b.pod(nil)+":8080"] = listen(b.t, func(c net.Conn) {
+		for in := bufio.NewReader(c); ; {
+			r, err := http.ReadRequest(in)
 			if err != nil {
 				return
 			}
-			go func() {
-				defer c.Close()
-				in := bufio.NewReader(c)
-				for {
-					r, err := http.ReadRequest(in)
-					if err != nil {
-						return
-					}
-					io.Copy(io.Discard, r.Body)
-					r.RemoteAddr = c.RemoteAddr().String()
-					text, last := answer(r)
-					if _, err := io.WriteString(c, text); err != nil || last {
-						return
-					}
-				}
-			}()
+			io.Copy(io.Discard, r.Body)
+			r.RemoteAddr = c.RemoteAddr().String()
+			text, last := answer(r)
+			if _, err := io.WriteString(c, text); err != nil || last {
+				return
+			}
 		}
-	}()
+	})
 }
 
 // TestAnswersPassedOn: whatever form a pod's answer has, the client gets the same answer.

@@ -112,6 +112,28 @@ func (b *bed) closeConns() {
 	}
 }
 
+// listen serves each connection to an address of loopback, and closes it after that.
+func listen(t testing.TB, serve func(net.Conn)) (addr string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				serve(c)
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
 // serve takes Ingresses.
 func (b *bed) serve(manifests ...string) {
 	b.proxy.Update(compile(b.t, b.certs, manifests...), func(_, name string) *corev1.Service {
