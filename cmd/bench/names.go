@@ -21,6 +21,8 @@ import (
 )
 
 const (
+	// questionsFor is how long questions are asked in one run.
+	questionsFor = 3 * time.Second
 	// namedServices are there when names are asked for, manyServices in the end.
 	namedServices = 1000
 	manyServices  = 10_000
@@ -154,7 +156,7 @@ func (b *bench) nameServers(ctx context.Context, c *cluster, services []*corev1.
 			}
 		}
 		for i, s := range servers {
-			rate := float64(len(took[i])) / (float64(b.runs) * requestsFor.Seconds())
+			rate := float64(len(took[i])) / (float64(b.runs) * questionsFor.Seconds())
 			b.add(row{
 				what:   fmt.Sprintf("DNS: names of %d services by UDP, %d at a time, answered %s", len(services), clients, s.what),
 				figure: fmt.Sprintf("%.0f/s, p50 %s, p99 %s", rate, show(took[i].at(0.5)), show(took[i].at(0.99))),
@@ -195,7 +197,7 @@ func ask(ctx context.Context, in *inside, address string, queries [][]byte, clie
 		wg.Go(func() {
 			defer conn.Close()
 			buf := make([]byte, 4096)
-			for i, began := n*37, time.Now(); time.Since(began) < requestsFor && errs[n] == nil; i++ {
+			for i, began := n*37, time.Now(); time.Since(began) < questionsFor && errs[n] == nil; i++ {
 				at := time.Now()
 				errs[n] = lookUp(conn, queries[i%len(queries)], buf)
 				took[n] = append(took[n], time.Since(at))

@@ -28,9 +28,9 @@ import (
 )
 
 const (
-	// requestsFor is how long requests are made for one figure, in so many turns.
-	requestsFor  = 6 * time.Second
+	// requestTurns, of the length of requestTurn each, are made for one figure.
 	requestTurns = 20
+	requestTurn  = 300 * time.Millisecond
 	// busyServices are in the API while a change of one is measured.
 	busyServices = 1000
 	endpointsOf  = 3
@@ -171,7 +171,7 @@ func (b *bench) requests(ctx context.Context, c *cluster, podIP string) error {
 	for range requestTurns {
 		for _, keep := range []bool{false, true} {
 			for i, to := range ways {
-				more, err := c.onWorker(func() (sample, error) { return request(ctx, to, keep, requestsFor/requestTurns) })
+				more, err := c.onWorker(func() (sample, error) { return request(ctx, to, keep, requestTurn) })
 				if err != nil {
 					return fmt.Errorf("%s: %w", to.what, err)
 				}
@@ -185,7 +185,7 @@ func (b *bench) requests(ctx context.Context, c *cluster, podIP string) error {
 			kind := map[bool]string{false: "a connection each", true: "one connection"}[keep]
 			b.add(row{
 				what:   fmt.Sprintf("HTTP requests one after the other, from a node to a pod on another, %s: by %s", kind, to.what),
-				figure: fmt.Sprintf("%.0f/s, p50 %s, p99 %s", float64(len(all))/requestsFor.Seconds(), show(all.at(0.5)), show(all.at(0.99))),
+				figure: fmt.Sprintf("%.0f/s, p50 %s, p99 %s", float64(len(all))/(requestTurns*requestTurn).Seconds(), show(all.at(0.5)), show(all.at(0.99))),
 			})
 		}
 	}

@@ -56,26 +56,26 @@ func plainHead(b []byte) head {
 		if colon <= 0 || !all(line[:colon], isToken) || !all(line[colon+1:], isFieldValue) {
 			return h
 		}
-		value := strings.Trim(string(line[colon+1:]), " \t")
+		value := bytes.Trim(line[colon+1:], " \t")
 		switch name := line[:colon]; {
-		case fieldIs(name, "host"):
+		case equalFold(name, "host"):
 			hosts++
-			if value == "" || !all([]byte(value), isHost) {
+			if len(value) == 0 || !all(value, isHost) {
 				return h
 			}
-		case fieldIs(name, "content-length"):
+		case equalFold(name, "content-length"):
 			lengths++
 			if h.length, ok = plainLength(value); !ok {
 				return h
 			}
-		case fieldIs(name, "connection"):
+		case equalFold(name, "connection"):
 			switch {
-			case strings.EqualFold(value, "close"):
+			case equalFold(value, "close"):
 				h.close = true
-			case !strings.EqualFold(value, "keep-alive"):
+			case !equalFold(value, "keep-alive"):
 				return h
 			}
-		case fieldIs(name, "transfer-encoding"), fieldIs(name, "upgrade"), fieldIs(name, "expect"), fieldIs(name, "te"), fieldIs(name, "trailer"), fieldIs(name, "http2-settings"):
+		case equalFold(name, "transfer-encoding"), equalFold(name, "upgrade"), equalFold(name, "expect"), equalFold(name, "te"), equalFold(name, "trailer"), equalFold(name, "http2-settings"):
 			return h
 		}
 	}
@@ -101,17 +101,17 @@ func plainRequestLine(line []byte) bool {
 }
 
 // plainLength reads a length of few digits: anything longer does not fit a buffer.
-func plainLength(s string) (int, bool) {
-	if len(s) == 0 || len(s) > 9 || !all([]byte(s), func(c byte) bool { return '0' <= c && c <= '9' }) {
+func plainLength(b []byte) (int, bool) {
+	if len(b) == 0 || len(b) > 9 || !all(b, func(c byte) bool { return '0' <= c && c <= '9' }) {
 		return 0, false
 	}
-	n, err := strconv.Atoi(s)
+	n, err := strconv.Atoi(string(b))
 	return n, err == nil
 }
 
-// fieldIs compares a field's name; want is in lower case.
-func fieldIs(name []byte, want string) bool {
-	return len(name) == len(want) && strings.EqualFold(string(name), want)
+// equalFold compares without regard to case.
+func equalFold(b []byte, s string) bool {
+	return len(b) == len(s) && strings.EqualFold(string(b), s)
 }
 
 func all(b []byte, is func(byte) bool) bool {

@@ -53,8 +53,8 @@ func (c *clientConn) wakeIdle() {
 	}
 }
 
-// rest begins to wait for the next request, unless the server ends.
-func (c *clientConn) rest() bool {
+// becomeIdle begins to wait for the next request, unless the server ends.
+func (c *clientConn) becomeIdle() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.srv.draining.Load() {
@@ -76,7 +76,7 @@ func (c *clientConn) awake() {
 
 // next waits for a request to be in c.in, whole if it is plain.
 func (c *clientConn) next() (head, bool) {
-	if !c.rest() {
+	if !c.becomeIdle() {
 		return head{}, false
 	}
 	for n, first := 1, true; ; first = false {

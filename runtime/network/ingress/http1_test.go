@@ -164,6 +164,24 @@ func TestConnectionsKept(t *testing.T) {
 	}
 }
 
+// TestUnusedPool: a request that has found its route before the route was removed is still
+// sent to a pod, and no connection is kept.
+func TestUnusedPool(t *testing.T) {
+	b := newBed(t)
+	b.pod(say("ok"))
+	b.serve(webRule)
+	b.ask("GET", "/", nil, nil)
+	r := b.proxy.table.Load().find("shop.example.com", "/")
+	e, err := (&tries{x: &exchange{route: r}}).next()
+	if err != nil || len(e.idle.conns) != 1 {
+		t.Fatal(e, err)
+	}
+	b.serve()
+	if e, err := (&tries{x: &exchange{route: r}}).next(); err != nil || len(e.idle.conns) > 0 {
+		t.Error(e, err)
+	}
+}
+
 // TestHandedOver: a connection is answered on after the first request that is not plain, with
 // TLS and without, and each request is told apart.
 func TestHandedOver(t *testing.T) {

@@ -65,6 +65,16 @@ func (p *pool) set(addrs []netip.AddrPort, proto protocol) {
 	p.endpoints, p.protocol = next, proto
 }
 
+// close keeps no connections any more. Requests that are under way still find their
+// endpoints.
+func (p *pool) close() {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	for _, e := range p.endpoints {
+		e.idle.close()
+	}
+}
+
 // spoken is the protocol that the service's port has.
 func (p *pool) spoken() protocol {
 	p.mu.RLock()

@@ -90,14 +90,15 @@ func (p *Proxy) Update(t *Table, service func(namespace, name string) *corev1.Se
 		}
 		r.pool = pools[b]
 	}
-	for b, old := range p.pools {
-		if pools[b] == nil {
-			old.set(nil, plain)
-		}
-	}
+	before := p.pools
 	p.pools = pools
 	p.metrics.keep(t.routes)
 	p.table.Store(t)
+	for b, unused := range before {
+		if pools[b] == nil {
+			unused.close()
+		}
+	}
 }
 
 // exchange is one request on its way.

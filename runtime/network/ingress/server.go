@@ -59,16 +59,16 @@ func (p *Proxy) servePort(ctx context.Context, port int32, withTLS bool, l net.L
 		}
 	}
 	s.handed = &handed{conns: make(chan net.Conn), closed: make(chan struct{}), addr: l.Addr()}
-	s.rest = s.newRest()
-	rest := make(chan error, 1)
-	go func() { rest <- s.rest.Serve(s.handed) }()
+	s.fallback = s.newFallback()
+	fallback := make(chan error, 1)
+	go func() { fallback <- s.fallback.Serve(s.handed) }()
 	closed := context.AfterFunc(ctx, func() { _ = l.Close() })
 	err := s.accept(ctx, l)
 	if closed() {
 		_ = l.Close()
 	}
 	s.drain()
-	if e := <-rest; !errors.Is(e, http.ErrServerClosed) {
+	if e := <-fallback; !errors.Is(e, http.ErrServerClosed) {
 		err = errors.Join(err, e)
 	}
 	return err
@@ -78,11 +78,11 @@ func (p *Proxy) servePort(ctx context.Context, port int32, withTLS bool, l net.L
 // plain requests in HTTP/1.1; with the first request of another kind it goes over, for
 // good, to net/http, which knows everything else: HTTP/2, large bodies, WebSocket.
 type server struct {
-	proxy  *Proxy
-	port   int32
-	tls    *tls.Config // nil for none
-	rest   *http.Server
-	handed *handed
+	proxy    *Proxy
+	port     int32
+	tls      *tls.Config // nil for none
+	fallback *http.Server
+	handed   *handed
 
 	watcher  watcher
 	draining atomic.Bool
@@ -95,8 +95,8 @@ type server struct {
 // has been handed over.
 type tlsKey struct{}
 
-// newRest makes the server of what is handed over.
-func (s *server) newRest() *http.Server {
+// newFallback makes the server of what is handed over.
+func (s *server) newFallback() *http.Server {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
@@ -206,8 +206,8 @@ func (s *server) drain() {
 	s.mu.Unlock()
 	var both sync.WaitGroup
 	both.Go(func() {
-		if s.rest.Shutdown(ctx) != nil {
-			_ = s.rest.Close()
+		if s.fallback.Shutdown(ctx) != nil {
+			_ = s.fallback.Close()
 		}
 	})
 	late := context.AfterFunc(ctx, func() {

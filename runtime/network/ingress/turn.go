@@ -69,6 +69,11 @@ func (c *clientConn) answer(h *head, began time.Time) (again, answered bool) {
 	if p.access != nil {
 		p.logAccess(r, a.status, a.bytes, x, began)
 	}
+	// The last of it comes last: who has the whole answer may count on that it is counted, and
+	// that the pod has one request less.
+	if a.to.Flush() != nil {
+		return false, true
+	}
 	return !a.close, true
 }
 
@@ -93,8 +98,8 @@ func (a *turn) Write(b []byte) (int, error) {
 	return a.Conn.Write(b)
 }
 
-// run answers. The body it is given is in c.in, from which it takes the request, of size
-// bytes.
+// run answers, except for what is left in a.to. The body it is given is in a.in, from which
+// it takes the request, of size bytes.
 func (a *turn) run(body []byte, size int) {
 	w := &local{}
 	if a.srv.proxy.answerHere(w, a.r, a.x) {
@@ -112,7 +117,7 @@ func (a *turn) run(body []byte, size int) {
 	a.srv.watcher.add(a.clientConn)
 	pod, err := a.send()
 	if err == nil {
-		err = a.relay(pod)
+		err = a.exchange(pod)
 	}
 	gone := a.unwatch()
 	switch {
@@ -222,15 +227,6 @@ func (a *turn) begin(pod *podConn) error {
 	a.from.Reset(pod)
 	_, err := a.from.Peek(1)
 	return err
-}
-
-// relay passes the pod's answer on. The pod is done before the client has the last of it: who
-// has an answer may count on that the pod has one request less.
-func (a *turn) relay(pod *podConn) error {
-	if err := a.exchange(pod); err != nil {
-		return err
-	}
-	return a.to.Flush()
 }
 
 // exchange reads the pod's answer, and writes it, except for what is left in a.to. The
@@ -400,9 +396,6 @@ func (a *turn) sayLocal(l *local) {
 	if a.r.Method != http.MethodHead {
 		n, _ := a.to.Write(l.body.Bytes())
 		a.bytes += int64(n)
-	}
-	if a.to.Flush() != nil {
-		a.close = true
 	}
 }
 
