@@ -206,6 +206,8 @@ type worker struct {
 
 	ingress             *ingress.Proxy
 	httpPort, httpsPort int
+
+	expiry expiry
 }
 
 func (e *env) newWorker(name, dir string, ips []netip.Addr, ranges network.Ranges) (w *worker, err error) {
@@ -233,6 +235,9 @@ func (e *env) newWorker(name, dir string, ips []netip.Addr, ranges network.Range
 	}
 	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, workerCert), filepath.Join(dir, workerKey))
 	if err != nil {
+		return nil, err
+	}
+	if w.expiry, err = workerExpiry(name, e.v.GetBool("attached"), rc, cert); err != nil {
 		return nil, err
 	}
 	caPEM, err := os.ReadFile(filepath.Join(dir, workerCA))
@@ -372,13 +377,14 @@ func (w *worker) run(ctx context.Context) error {
 		defer cancel()
 		errs <- w.agent.Run(ctx)
 	})
+	events := recorder(ctx, w.client, "gitk8s-agent", w.name)
 	_, inUserSpace := w.proxy.(*userspace.Proxy)
 	wg.Go(func() {
 		defer cancel()
 		errs <- follow.Node(ctx, follow.Config{
 			Informers: f, Pods: pods, Node: w.name, IPs: w.ips, Ranges: w.ranges, Proxy: w.proxy, UserSpace: inUserSpace, Zone: w.zone,
 			Mesh: w.mesh, Links: w.links, Drain: &w.drain,
-			Checks: healthcheck.New(""), Events: recorder(ctx, w.client, "gitk8s-agent", w.name),
+			Checks: healthcheck.New(""), Events: events,
 		})
 	})
 	wg.Go(func() {
@@ -390,6 +396,7 @@ func (w *worker) run(ctx context.Context) error {
 		errs <- w.policies.Run(ctx)
 	})
 	wg.Go(func() { serveNames(ctx, w.names, w.ranges) })
+	wg.Go(func() { w.tellOfExpiry(ctx, events) })
 	wg.Wait()
 	err := errors.Join(<-errs, <-errs, <-errs, <-errs)
 	if errors.Is(err, context.Canceled) {

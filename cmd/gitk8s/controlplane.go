@@ -217,6 +217,14 @@ func (c *controlPlane) serve(ctx context.Context, listeners []net.Listener) erro
 	if err != nil {
 		return err
 	}
+	ends, err := firstEnd(serving, toWorkers)
+	if err != nil {
+		return err
+	}
+	c.run("expiry of certificates", func() error {
+		expiry{ends: ends, whose: "the API server's certificates", remedy: "start gitk8s anew, which renews them"}.watch(ctx, func(string) {})
+		return nil
+	})
 	ac := apiserver.Config{
 		Etcd: c.store.Client(), CA: c.ca, ServingCert: serving, WorkerClientCert: toWorkers, Listeners: listeners,
 		AdvertiseAddress: c.cfg.advertised(), AdvertisePort: port, Replicated: c.replicated(),

@@ -1,6 +1,10 @@
 package e2e
 
 import (
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"maps"
 	"net/netip"
@@ -8,7 +12,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/yaml"
 )
 
@@ -31,6 +37,37 @@ func (m *machine) enroll(t *testing.T, server *cluster, node string, settings ma
 	all := map[string]string{"eviction-hard": ""}
 	maps.Copy(all, settings)
 	m.configure(t, node, all)
+}
+
+// age gives a worker that is enrolled a client certificate that ends after a time.
+func (m *machine) age(t *testing.T, server *cluster, node string, left time.Duration) {
+	t.Helper()
+	authority := filepath.Join(server.dataDir, "pki", "ca")
+	ca, err := tls.LoadX509KeyPair(authority+".crt", authority+".key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(m.nodeDir(node), "kubeconfig")
+	config, err := clientcmd.LoadFromFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, user := range config.AuthInfos {
+		block, _ := pem.Decode(user.ClientCertificateData)
+		old, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		old.NotAfter = time.Now().Add(left)
+		der, err := x509.CreateCertificate(rand.Reader, old, ca.Leaf, old.PublicKey, ca.PrivateKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		user.ClientCertificateData = pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: der})
+	}
+	if err := clientcmd.WriteToFile(*config, file); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // configure changes settings in the configuration of a worker that is enrolled.

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -59,6 +60,7 @@ spec:
 `)
 	const ns, name = "kube-system", "web-one"
 	write("web.yaml", staticWeb("web", "hello"))
+	m.age(t, c, "one", 20*24*time.Hour)
 	m.startWorker(t, "one")
 	first := c.awaitPod(t, ns, name, "it is Ready", ready)
 	c.awaitPods(t, "default", "app=everywhere", "the node that has joined has its pod", func(pods []*corev1.Pod) bool {
@@ -71,6 +73,8 @@ spec:
 			t.Errorf("of %s %s are %s allocatable", &all, resource, &free)
 		}
 	}
+	c.eventOf(t, "default", "one", "CertificatesExpire", "the certificates of worker one end at "+time.Now().Add(20*24*time.Hour).UTC().Format("2006-01-02"))
+	contains(t, c.kubectl(t, "describe", "node", "one"), "CertificatesExpire", "gitk8s server enroll")
 	life := func(p *corev1.Pod) string { return containerStatus(p, "web").ContainerID }
 
 	for tool, k := range kubectls(c) {
