@@ -15,7 +15,7 @@ import (
 func TestCNI(t *testing.T) {
 	const plugins = "/usr/lib/cni"
 	if _, err := os.Stat(filepath.Join(plugins, "bridge")); err != nil {
-		t.Skipf("%v: install containernetworking-plugins (`make test-deps`)", err)
+		missing(t, "containernetworking-plugins")
 	}
 	s := newSites(t, 1)
 	server, _ := s.machine("server", 0, 5)

@@ -73,7 +73,7 @@ func TestDig(t *testing.T) {
 	t.Parallel()
 	program, err := exec.LookPath("dig")
 	if err != nil {
-		t.Skip("there is no dig; `make test-deps` installs it")
+		missing(t, "dig")
 	}
 	c := suite.shared
 	ns := c.namespace(t, "dig")

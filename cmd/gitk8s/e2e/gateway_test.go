@@ -190,7 +190,7 @@ func gatewayStatus(t *testing.T, c *cluster, ns string) {
 func gatewayCurl(t *testing.T, c *cluster, host, cert string) {
 	curl, err := exec.LookPath("curl")
 	if err != nil {
-		t.Skip("there is no curl")
+		missing(t, "curl")
 	}
 	plain, secure := strings.TrimPrefix(c.info.IngressHTTP, "http://"), strings.TrimPrefix(c.info.IngressHTTPS, "https://")
 	ip, port, _ := strings.Cut(secure, ":")

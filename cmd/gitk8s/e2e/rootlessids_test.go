@@ -30,7 +30,7 @@ func account(t *testing.T) {
 	t.Helper()
 	for _, tool := range []string{"newuidmap", "useradd"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("%s is missing; `make test` installs it", tool)
+			missing(t, tool)
 		}
 	}
 	sh(t, "useradd", "--no-create-home", "--user-group", "--uid", strconv.Itoa(idsUser),
