@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -29,11 +30,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
-	"sigs.k8s.io/yaml"
-
-	"crypto/tls"
-	"crypto/x509"
 	gatewayclient "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned"
+	"sigs.k8s.io/yaml"
 
 	"gitk8s.dev/gitk8s/controlplane/apiserver"
 	"gitk8s.dev/gitk8s/registry"
@@ -207,7 +205,7 @@ type worker struct {
 	ingress             *ingress.Proxy
 	httpPort, httpsPort int
 
-	expiry expiry
+	certificates *workerCertificates
 }
 
 func (e *env) newWorker(name, dir string, ips []netip.Addr, ranges network.Ranges) (w *worker, err error) {
@@ -225,19 +223,15 @@ func (e *env) newWorker(name, dir string, ips []netip.Addr, ranges network.Range
 	rc.QPS, rc.Burst = -1, -1
 	rc.ContentType = "application/vnd.kubernetes.protobuf"
 	rc.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
+	if w.certificates, err = openWorkerCertificates(dir, rc); err != nil {
+		return nil, err
+	}
 	if w.client, err = kubernetes.NewForConfig(rc); err != nil {
 		return nil, err
 	}
 	asJSON := rest.CopyConfig(rc) // the Gateway API has no protobuf form
 	asJSON.ContentType, asJSON.AcceptContentTypes = "", ""
 	if w.gateways, err = gatewayclient.NewForConfig(asJSON); err != nil {
-		return nil, err
-	}
-	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, workerCert), filepath.Join(dir, workerKey))
-	if err != nil {
-		return nil, err
-	}
-	if w.expiry, err = workerExpiry(name, e.v.GetBool("attached"), rc, cert); err != nil {
 		return nil, err
 	}
 	caPEM, err := os.ReadFile(filepath.Join(dir, workerCA))
@@ -299,7 +293,7 @@ func (e *env) newWorker(name, dir string, ips []netip.Addr, ranges network.Range
 		NodeName: name, NodeIPs: ips, Client: w.client, Runtime: w.driver, Images: w.images,
 		Network: w.pods, PodCIDRAssigned: w.pods.Assign, Policies: w.policies, Drained: w.drain.Wait, DataDir: dir,
 		ClusterDNS: []string{ranges.DNS()[0].String()}, ClusterDomain: clusterDomain,
-		CgroupParent: cgroupParent(dir), Listener: l, ServingCert: cert, ClientCA: pool, DockerConfig: e.v.GetString("docker-config"),
+		CgroupParent: cgroupParent(dir), Listener: l, ServingCert: w.certificates.serving.Load, ClientCA: pool, DockerConfig: e.v.GetString("docker-config"),
 		NodeAnnotations: map[string]string{follow.AnnotationWireGuardKey: w.publicKey},
 		ImageStore:      w.images,
 		ImageGC: agent.ImageGCPolicy{
@@ -396,7 +390,7 @@ func (w *worker) run(ctx context.Context) error {
 		errs <- w.policies.Run(ctx)
 	})
 	wg.Go(func() { serveNames(ctx, w.names, w.ranges) })
-	wg.Go(func() { w.tellOfExpiry(ctx, events) })
+	wg.Go(func() { w.keepCertificates(ctx, events) })
 	wg.Wait()
 	err := errors.Join(<-errs, <-errs, <-errs, <-errs)
 	if errors.Is(err, context.Canceled) {

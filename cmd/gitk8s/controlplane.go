@@ -222,7 +222,7 @@ func (c *controlPlane) serve(ctx context.Context, listeners []net.Listener) erro
 		return err
 	}
 	c.run("expiry of certificates", func() error {
-		expiry{ends: ends, whose: "the API server's certificates", remedy: "start gitk8s anew, which renews them"}.watch(ctx, func(string) {})
+		expiry{ends: func() time.Time { return ends }, whose: "the API server's certificates", remedy: "start gitk8s anew, which renews them"}.watch(ctx, func(string) {})
 		return nil
 	})
 	ac := apiserver.Config{

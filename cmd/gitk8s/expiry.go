@@ -2,31 +2,28 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"time"
-
-	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/record"
 
 	"gitk8s.dev/gitk8s/controlplane/pki"
 )
 
 const (
-	// expiresSoon is how long before the end of a certificate that is said: long enough for
-	// somebody to come by, and shorter than what a new start leaves to it.
+	// expiresSoon is how long before the end of a certificate that is said: renewing it has
+	// failed for two months then.
 	expiresSoon = 30 * 24 * time.Hour
-	// expiryAgain is when it is said again. It is also how often the clock is looked at,
-	// which may be set meanwhile.
-	expiryAgain = 24 * time.Hour
+	// expiryLook is how often the clock is looked at, which may be set meanwhile, and how
+	// long after a failure a certificate is renewed again.
+	expiryLook = time.Hour
+	// expirySaid is how often it is said.
+	expirySaid = 24 * time.Hour
 )
 
 // expiry is whose certificates end, and what to do about that.
 type expiry struct {
-	ends   time.Time
+	ends   func() time.Time
+	renew  func(context.Context) error // nil where only a new start does it
 	whose  string
 	remedy string
 }
@@ -48,63 +45,38 @@ func firstEnd(pairs ...pki.Pair) (time.Time, error) {
 
 // due says what there is to be said at a time, nothing while the end is far.
 func (e expiry) due(now time.Time) string {
-	switch left := e.ends.Sub(now); {
+	ends := e.ends()
+	at := ends.UTC().Format(time.RFC3339)
+	switch left := ends.Sub(now); {
 	case left > expiresSoon:
 		return ""
 	case left > 0:
-		return fmt.Sprintf("%s end at %s: %s", e.whose, e.ends.UTC().Format(time.RFC3339), e.remedy)
+		return fmt.Sprintf("%s end at %s: %s", e.whose, at, e.remedy)
 	}
-	return fmt.Sprintf("%s ended at %s: %s", e.whose, e.ends.UTC().Format(time.RFC3339), e.remedy)
+	return fmt.Sprintf("%s ended at %s: %s", e.whose, at, e.remedy)
 }
 
-// watch says it, day by day, until ctx ends: nothing else would tell before the
-// connections fail.
+// watch renews the certificates in time, and says it, day by day, where that does not
+// succeed: nothing else would tell before the connections fail. It ends with ctx.
 func (e expiry) watch(ctx context.Context, say func(message string)) {
-	again := time.NewTicker(expiryAgain)
-	defer again.Stop()
+	look := time.NewTicker(expiryLook)
+	defer look.Stop()
+	var said time.Time
 	for {
-		if message := e.due(time.Now()); message != "" {
+		if e.renew != nil && e.ends().Sub(time.Now()) < pki.RenewBefore {
+			if err := e.renew(ctx); err != nil && ctx.Err() == nil {
+				slog.Warn("certificates are not renewed, will retry", "error", err)
+			}
+		}
+		if message := e.due(time.Now()); message != "" && time.Since(said) >= expirySaid {
+			said = time.Now()
 			slog.Warn("certificates expire", "message", message)
 			say(message)
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-again.C:
+		case <-look.C:
 		}
 	}
-}
-
-// workerExpiry is the expiry of a worker's certificates: that with which it calls the API,
-// and its server's.
-func workerExpiry(name string, attached bool, calling *rest.Config, serving tls.Certificate) (expiry, error) {
-	e := expiry{
-		ends:   serving.Leaf.NotAfter,
-		whose:  "the certificates of worker " + name,
-		remedy: "enroll it again with `gitk8s server enroll`, copy the folder to the worker and start its agent anew",
-	}
-	if attached {
-		e.remedy = "start `gitk8s up` anew, which renews them"
-	}
-	calling = rest.CopyConfig(calling)
-	if err := rest.LoadTLSFiles(calling); err != nil {
-		return e, err
-	}
-	if len(calling.CertData) == 0 {
-		return e, nil
-	}
-	ends, err := firstEnd(pki.Pair{CertPEM: calling.CertData, KeyPEM: calling.KeyData})
-	if err == nil && ends.Before(e.ends) {
-		e.ends = ends
-	}
-	return e, err
-}
-
-// tellOfExpiry has the worker's Node say when its certificates are about to end.
-func (w *worker) tellOfExpiry(ctx context.Context, events record.EventRecorder) {
-	// The kubelet takes the node's name for its UID, which `kubectl describe` relies on.
-	node := &corev1.ObjectReference{Kind: "Node", APIVersion: "v1", Name: w.name, UID: types.UID(w.name)}
-	w.expiry.watch(ctx, func(message string) {
-		events.Event(node, corev1.EventTypeWarning, "CertificatesExpire", message)
-	})
 }

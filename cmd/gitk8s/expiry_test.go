@@ -2,21 +2,23 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
-	"strings"
+	"encoding/pem"
+	"errors"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"k8s.io/client-go/rest"
 
 	"gitk8s.dev/gitk8s/controlplane/pki"
 )
 
 func TestExpiryDue(t *testing.T) {
 	ends := time.Date(2027, 3, 1, 12, 0, 0, 0, time.UTC)
-	e := expiry{ends: ends, whose: "its certificates", remedy: "do something"}
+	e := expiry{ends: func() time.Time { return ends }, whose: "its certificates", remedy: "do something"}
 	for _, c := range []struct {
 		before time.Duration
 		want   string
@@ -34,59 +36,74 @@ func TestExpiryDue(t *testing.T) {
 	}
 }
 
-// TestExpiryWatch: from thirty days before the end it is said each day, and before that
-// not at all.
+// TestExpiryWatch: certificates are renewed before their end, and where that fails it is said
+// each day of the last thirty.
 func TestExpiryWatch(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		began, days := time.Now(), 0
-		var first time.Duration
-		e := expiry{ends: began.Add(40 * 24 * time.Hour)}
-		go e.watch(ctx, func(string) {
-			if days++; days == 1 {
-				first = time.Since(began)
+	for _, works := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			began := time.Now()
+			after := func() time.Duration { return time.Since(began) / (24 * time.Hour) }
+			var tried, said []time.Duration // days
+			ends := began.Add(100 * 24 * time.Hour)
+			e := expiry{
+				ends: func() time.Time { return ends },
+				renew: func(context.Context) error {
+					tried = append(tried, after())
+					if !works {
+						return errors.New("no")
+					}
+					ends = ends.Add(pki.CertLifetime)
+					return nil
+				},
 			}
+			go e.watch(ctx, func(string) { said = append(said, after()) })
+			time.Sleep(75*24*time.Hour + time.Minute)
+			synctest.Wait()
+			if works && (len(tried) != 1 || tried[0] != 10 || len(said) > 0) {
+				t.Errorf("tried after %d days, said after %d", tried, said)
+			}
+			if !works && (len(tried) < 65*24-1 || tried[0] != 10 || !slices.Equal(said, []time.Duration{70, 71, 72, 73, 74, 75})) {
+				t.Errorf("tried %d times, first after %d days, said after %d", len(tried), tried[0], said)
+			}
+			cancel()
 		})
-		time.Sleep(15*24*time.Hour + time.Minute)
-		synctest.Wait()
-		if first != 10*24*time.Hour || days != 6 {
-			t.Errorf("first after %s, %d times in 15 days", first, days)
-		}
-		cancel()
-	})
+	}
 }
 
-// TestWorkerExpiry: the certificate that ends first counts.
-func TestWorkerExpiry(t *testing.T) {
+// TestFirstEnd: the certificate that ends first counts.
+func TestFirstEnd(t *testing.T) {
 	ca, err := pki.OpenCA(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	pair, err := ca.Issue(pki.NodeClient("one"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	end, err := firstEnd(pair)
-	if err != nil {
-		t.Fatal(err)
-	}
-	caller := &rest.Config{TLSClientConfig: rest.TLSClientConfig{CertData: pair.CertPEM, KeyData: pair.KeyPEM}}
-	for _, c := range []struct {
-		calling *rest.Config
-		serving time.Time
-		want    time.Time
-	}{
-		{caller, end.Add(time.Hour), end},
-		{caller, end.Add(-time.Hour), end.Add(-time.Hour)},
-		{&rest.Config{}, end.Add(time.Hour), end.Add(time.Hour)}, // it calls with something else
-	} {
-		e, err := workerExpiry("one", false, c.calling, tls.Certificate{Leaf: &x509.Certificate{NotAfter: c.serving}})
-		if err != nil || !e.ends.Equal(c.want) || !strings.Contains(e.due(e.ends), "server enroll") {
-			t.Errorf("%+v %v, want %s", e, err, c.want)
+	var pairs []pki.Pair
+	var ends []time.Time
+	for _, long := range []time.Duration{2 * time.Hour, time.Hour, 3 * time.Hour} {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
 		}
+		cert, err := ca.Sign(&x509.CertificateRequest{PublicKey: key.Public()}, false, long)
+		if err != nil {
+			t.Fatal(err)
+		}
+		der, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		leaf, err := pki.ParseCertificate(cert)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pairs = append(pairs, pki.Pair{CertPEM: cert, KeyPEM: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})})
+		ends = append(ends, leaf.NotAfter)
 	}
-	if _, err := workerExpiry("one", false, &rest.Config{TLSClientConfig: rest.TLSClientConfig{CertFile: "absent", KeyFile: "absent"}}, tls.Certificate{Leaf: &x509.Certificate{}}); err == nil {
-		t.Error("an absent file was taken")
+	if got, err := firstEnd(pairs...); err != nil || !got.Equal(ends[1]) {
+		t.Errorf("%s %v, want %s", got, err, ends[1])
+	}
+	if _, err := firstEnd(pki.Pair{}); err == nil {
+		t.Error("nothing was taken for a certificate")
 	}
 }

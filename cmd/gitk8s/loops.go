@@ -10,6 +10,7 @@ import (
 	"k8s.io/client-go/metadata"
 	metrics "k8s.io/metrics/pkg/client/clientset/versioned/typed/metrics/v1beta1"
 
+	"gitk8s.dev/gitk8s/controlplane/controllers/certificates"
 	"gitk8s.dev/gitk8s/controlplane/controllers/cronjob"
 	"gitk8s.dev/gitk8s/controlplane/controllers/daemonset"
 	"gitk8s.dev/gitk8s/controlplane/controllers/deployment"
@@ -60,6 +61,7 @@ func (c *controlPlane) startLoops(ctx context.Context, p *parts) error {
 		"daemonset controller":      daemonset.New(k, f, rec),
 		"job controller":            job.New(k, f, rec),
 		"cronjob controller":        cronjob.New(k, f, rec),
+		"certificates controller":   certificates.New(k, c.ca, f),
 		"ttl controller":            ttlafterfinished.New(k, f),
 		"disruption controller":     disruption.New(k, f, rec),
 		"replication controller":    replicaset.NewForReplicationControllers(k, f, rec),

@@ -20,7 +20,7 @@ import (
 // here, with its defaults, validation and columns in their packages and, for a
 // new group, a line in servedGroups.
 func resources() []*resource {
-	return slices.Concat(coreResources(), claimResources(), volumeResources(), appsResources(), setResources(), batchResources(), disruptionResources(), priorityResources(), autoscalingResources(), networkingResources(), gatewayResources(), ownResources())
+	return slices.Concat(coreResources(), claimResources(), volumeResources(), appsResources(), setResources(), batchResources(), disruptionResources(), priorityResources(), certificateResources(), autoscalingResources(), networkingResources(), gatewayResources(), ownResources())
 }
 
 func object[T any, P interface {

@@ -31,12 +31,17 @@ import (
 )
 
 const (
-	caLifetime   = 10 * 365 * 24 * time.Hour
-	certLifetime = 365 * 24 * time.Hour
-	renewBefore  = 90 * 24 * time.Hour
+	caLifetime = 10 * 365 * 24 * time.Hour
+	// CertLifetime is how long a certificate lasts.
+	CertLifetime = 365 * 24 * time.Hour
+	// RenewBefore is how long before its end a certificate is renewed.
+	RenewBefore = 90 * 24 * time.Hour
 	// backdate tolerates clocks of other machines that run behind.
 	backdate = 5 * time.Minute
 )
+
+// blockCertificate is the type of a certificate in PEM.
+const blockCertificate = "CERTIFICATE"
 
 // Identities of the components, see docs/contracts.md.
 const (
@@ -239,7 +244,7 @@ func (ca *CA) Ensure(r Request) (Pair, error) {
 
 // Issue makes a certificate without keeping it.
 func (ca *CA) Issue(r Request) (Pair, error) {
-	template := ca.template(certLifetime)
+	template := ca.template(CertLifetime)
 	template.Subject = pkix.Name{CommonName: r.CommonName, Organization: r.Organization}
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	if r.Server {
@@ -258,6 +263,34 @@ func (ca *CA) Issue(r Request) (Pair, error) {
 		return Pair{}, fmt.Errorf("pki: sign the certificate for %s: %w", r.Name, err)
 	}
 	return encodePair(der, key)
+}
+
+// Sign makes a certificate, in PEM, for whoever has the key of a request: a server's, with
+// its names and addresses, or a client's, which has none. What else the request asks for is
+// left out. Whether its subject may have one is for the caller to know.
+func (ca *CA) Sign(r *x509.CertificateRequest, server bool, lifetime time.Duration) ([]byte, error) {
+	template := ca.template(lifetime)
+	template.Subject = pkix.Name{CommonName: r.Subject.CommonName, Organization: r.Subject.Organization}
+	template.KeyUsage = x509.KeyUsageDigitalSignature
+	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	if server {
+		template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+		template.DNSNames, template.IPAddresses = r.DNSNames, r.IPAddresses
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, r.PublicKey, ca.key)
+	if err != nil {
+		return nil, fmt.Errorf("pki: sign the certificate for %s: %w", r.Subject.CommonName, err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: blockCertificate, Bytes: der}), nil
+}
+
+// ParseCertificate reads the first certificate of a file in PEM.
+func ParseCertificate(b []byte) (*x509.Certificate, error) {
+	block, _ := pem.Decode(b)
+	if block == nil || block.Type != blockCertificate {
+		return nil, errors.New("pki: there is no certificate in PEM")
+	}
+	return x509.ParseCertificate(block.Bytes)
 }
 
 func (ca *CA) create() (Pair, error) {
@@ -304,7 +337,7 @@ func (ca *CA) usable(pair Pair, r Request) bool {
 	if err != nil || cert.CheckSignatureFrom(ca.cert) != nil {
 		return false
 	}
-	if cert.NotAfter.Sub(ca.now()) < renewBefore && cert.NotAfter.Before(ca.cert.NotAfter) {
+	if cert.NotAfter.Sub(ca.now()) < RenewBefore && cert.NotAfter.Before(ca.cert.NotAfter) {
 		return false
 	}
 	dns, ips := splitHosts(r.Hosts)
@@ -333,7 +366,7 @@ func encodePair(der []byte, key *ecdsa.PrivateKey) (Pair, error) {
 		return Pair{}, fmt.Errorf("pki: encode a key: %w", err)
 	}
 	return Pair{
-		CertPEM: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		CertPEM: pem.EncodeToMemory(&pem.Block{Type: blockCertificate, Bytes: der}),
 		KeyPEM:  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
 	}, nil
 }

@@ -47,7 +47,7 @@ func TestEnsure(t *testing.T) {
 	if !bytes.Equal(first.CertPEM, second.CertPEM) {
 		t.Error("a good certificate was made anew")
 	}
-	now = now.Add(certLifetime - renewBefore + time.Hour)
+	now = now.Add(CertLifetime - RenewBefore + time.Hour)
 	third, err := again.Ensure(Admin())
 	if err != nil {
 		t.Fatal(err)

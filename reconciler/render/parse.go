@@ -214,6 +214,7 @@ var clusterWide = map[schema.GroupKind]bool{
 	{Group: "networking.k8s.io", Kind: "IngressClass"}:                                true,
 	{Group: "gateway.networking.k8s.io", Kind: "GatewayClass"}:                        true,
 	{Group: "scheduling.k8s.io", Kind: "PriorityClass"}:                               true,
+	{Group: "certificates.k8s.io", Kind: "CertificateSigningRequest"}:                 true,
 	{Group: "apiextensions.k8s.io", Kind: "CustomResourceDefinition"}:                 true,
 	{Group: "admissionregistration.k8s.io", Kind: "ValidatingWebhookConfiguration"}:   true,
 	{Group: "admissionregistration.k8s.io", Kind: "MutatingWebhookConfiguration"}:     true,

@@ -71,8 +71,9 @@ type Config struct {
 
 	// Listener of the HTTPS server, on the first of NodeIPs. The agent closes it.
 	Listener net.Listener
-	// ServingCert is the server's certificate for NodeName and NodeIPs.
-	ServingCert tls.Certificate
+	// ServingCert returns the server's certificate for NodeName and NodeIPs, which may be
+	// another one for each connection.
+	ServingCert func() *tls.Certificate
 	// ClientCA verifies clients; only the common name system:apiserver is let in.
 	ClientCA *x509.CertPool
 
@@ -142,7 +143,7 @@ func (c *Config) complete() error {
 	need(c.Network != nil, "Network")
 	need(c.DataDir != "", "DataDir")
 	need(c.Listener != nil, "Listener")
-	need(len(c.ServingCert.Certificate) > 0, "ServingCert")
+	need(c.ServingCert != nil, "ServingCert")
 	need(c.ClientCA != nil, "ClientCA")
 	if err := c.ImageGC.complete(); err != nil {
 		errs = append(errs, err)

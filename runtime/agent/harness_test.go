@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net"
@@ -69,8 +70,9 @@ func newTestNode(t testing.TB, plane *apiservertest.ControlPlane, name string, r
 	}
 	serving, err := plane.CA.Issue(pki.NodeServer(name, "127.0.0.1", innerNodeIP))
 	n.must(err)
-	n.cfg.ServingCert, err = serving.TLS()
+	cert, err := serving.TLS()
 	n.must(err)
+	n.cfg.ServingCert = func() *tls.Certificate { return &cert }
 	return n
 }
 

@@ -50,10 +50,10 @@ func (a *Agent) serve(ctx context.Context) error {
 		ErrorLog:          log.New(quietLog{a.log}, "", 0),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		TLSConfig: &tls.Config{
-			MinVersion:   tls.VersionTLS12,
-			Certificates: []tls.Certificate{a.cfg.ServingCert},
-			ClientAuth:   tls.RequireAndVerifyClientCert,
-			ClientCAs:    a.cfg.ClientCA,
+			MinVersion:     tls.VersionTLS12,
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return a.cfg.ServingCert(), nil },
+			ClientAuth:     tls.RequireAndVerifyClientCert,
+			ClientCAs:      a.cfg.ClientCA,
 			// SPDY upgrades need HTTP/1.1.
 			NextProtos: []string{"http/1.1"},
 		},

@@ -16,6 +16,8 @@ import (
 
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/yaml"
+
+	"gitk8s.dev/gitk8s/controlplane/pki"
 )
 
 // nodeDir is the folder of a worker on this machine.
@@ -39,35 +41,58 @@ func (m *machine) enroll(t *testing.T, server *cluster, node string, settings ma
 	m.configure(t, node, all)
 }
 
-// age gives a worker that is enrolled a client certificate that ends after a time.
-func (m *machine) age(t *testing.T, server *cluster, node string, left time.Duration) {
+// age gives a worker that is enrolled certificates that end at a time.
+func (m *machine) age(t *testing.T, server *cluster, node string, end time.Time) {
 	t.Helper()
 	authority := filepath.Join(server.dataDir, "pki", "ca")
 	ca, err := tls.LoadX509KeyPair(authority+".crt", authority+".key")
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(m.nodeDir(node), "kubeconfig")
-	config, err := clientcmd.LoadFromFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, user := range config.AuthInfos {
-		block, _ := pem.Decode(user.ClientCertificateData)
-		old, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			t.Fatal(err)
-		}
-		old.NotAfter = time.Now().Add(left)
+	aged := func(old *x509.Certificate) []byte {
+		old.NotAfter = end
 		der, err := x509.CreateCertificate(rand.Reader, old, ca.Leaf, old.PublicKey, ca.PrivateKey)
 		if err != nil {
 			t.Fatal(err)
 		}
-		user.ClientCertificateData = pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: der})
+		return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	}
-	if err := clientcmd.WriteToFile(*config, file); err != nil {
+	calling, serving := m.certificates(t, node)
+	config, err := clientcmd.LoadFromFile(filepath.Join(m.nodeDir(node), "kubeconfig"))
+	if err != nil {
 		t.Fatal(err)
 	}
+	for _, user := range config.AuthInfos {
+		user.ClientCertificateData = aged(calling)
+	}
+	if err := errors.Join(
+		clientcmd.WriteToFile(*config, filepath.Join(m.nodeDir(node), "kubeconfig")),
+		os.WriteFile(filepath.Join(m.nodeDir(node), "server.crt"), aged(serving), 0o600),
+	); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// certificates are those in the files of a worker: that with which it calls, and its server's.
+func (m *machine) certificates(t *testing.T, node string) (calling, serving *x509.Certificate) {
+	t.Helper()
+	config, err := clientcmd.LoadFromFile(filepath.Join(m.nodeDir(node), "kubeconfig"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, user := range config.AuthInfos {
+		if calling, err = pki.ParseCertificate(user.ClientCertificateData); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b, err := os.ReadFile(filepath.Join(m.nodeDir(node), "server.crt"))
+	if err == nil {
+		serving, err = pki.ParseCertificate(b)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return calling, serving
 }
 
 // configure changes settings in the configuration of a worker that is enrolled.

@@ -60,7 +60,8 @@ spec:
 `)
 	const ns, name = "kube-system", "web-one"
 	write("web.yaml", staticWeb("web", "hello"))
-	m.age(t, c, "one", 20*24*time.Hour)
+	ended := time.Now().Add(15 * time.Second)
+	m.age(t, c, "one", ended)
 	m.startWorker(t, "one")
 	first := c.awaitPod(t, ns, name, "it is Ready", ready)
 	c.awaitPods(t, "default", "app=everywhere", "the node that has joined has its pod", func(pods []*corev1.Pod) bool {
@@ -73,8 +74,6 @@ spec:
 			t.Errorf("of %s %s are %s allocatable", &all, resource, &free)
 		}
 	}
-	c.eventOf(t, "default", "one", "CertificatesExpire", "the certificates of worker one end at "+time.Now().Add(20*24*time.Hour).UTC().Format("2006-01-02"))
-	contains(t, c.kubectl(t, "describe", "node", "one"), "CertificatesExpire", "gitk8s server enroll")
 	life := func(p *corev1.Pod) string { return containerStatus(p, "web").ContainerID }
 
 	for tool, k := range kubectls(c) {
@@ -119,6 +118,7 @@ spec:
 		})
 		contains(t, m.worker.out.String(), "bad.yaml")
 	})
+	t.Run("its certificates are renewed", func(t *testing.T) { renewedCertificates(t, m, c, ended) })
 	t.Run("without the API", func(t *testing.T) {
 		before := life(c.awaitPod(t, ns, name, "it is Ready", ready))
 		if err := c.interrupt(); err != nil {

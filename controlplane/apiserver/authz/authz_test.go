@@ -161,6 +161,12 @@ func TestAuthorize(t *testing.T) {
 		{node, request{verb: "update", group: "coordination.k8s.io", resource: "leases", namespace: "kube-node-lease", name: "two"}, false},
 		{node, request{verb: "update", group: "coordination.k8s.io", resource: "leases", namespace: "kube-system", name: "one"}, false},
 		{node, request{verb: "create", resource: "events", namespace: "ns"}, true},
+		{node, request{verb: "create", group: "certificates.k8s.io", resource: "certificatesigningrequests"}, true},
+		{node, request{verb: "watch", group: "certificates.k8s.io", resource: "certificatesigningrequests"}, true},
+		{node, request{verb: "update", group: "certificates.k8s.io", resource: "certificatesigningrequests", name: "x"}, false},
+		{node, request{verb: "update", group: "certificates.k8s.io", resource: "certificatesigningrequests", sub: "approval", name: "x"}, false},
+		{node, request{verb: "update", group: "certificates.k8s.io", resource: "certificatesigningrequests", sub: "status", name: "x"}, false},
+		{nobody, request{verb: "create", group: "certificates.k8s.io", resource: "certificatesigningrequests"}, false},
 		{impostor, request{verb: "get", resource: "pods", namespace: "ns", name: "a"}, false},
 	}
 	for _, tt := range tests {

@@ -82,6 +82,8 @@ var nodes = []rbacv1.PolicyRule{
 	{Verbs: read, APIGroups: []string{"networking.k8s.io"}, Resources: []string{"ingresses", "ingressclasses"}},
 	{Verbs: read, APIGroups: []string{"gateway.networking.k8s.io"}, Resources: []string{"gatewayclasses", "gateways", "httproutes", "grpcroutes", "referencegrants"}},
 	{Verbs: []string{"list", "watch"}, APIGroups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies"}},
+	// To renew its certificates: a request and its certificate are no secrets.
+	{Verbs: append(slices.Clone(read), "create"), APIGroups: []string{"certificates.k8s.io"}, Resources: []string{"certificatesigningrequests"}},
 	{Verbs: []string{"list", "watch"}, APIGroups: core, Resources: []string{"namespaces"}},
 	{Verbs: []string{"create", "update", "patch"}, APIGroups: []string{"", "events.k8s.io"}, Resources: []string{"events"}},
 }
