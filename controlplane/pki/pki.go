@@ -266,10 +266,11 @@ func (ca *CA) Issue(r Request) (Pair, error) {
 }
 
 // Sign makes a certificate, in PEM, for whoever has the key of a request: a server's, with
-// its names and addresses, or a client's, which has none. What else the request asks for is
-// left out. Whether its subject may have one is for the caller to know.
+// its names and addresses, or a client's, which has none, for so long, and for CertLifetime
+// at most. What else the request asks for is left out. Whether its subject may have one is for
+// the caller to know.
 func (ca *CA) Sign(r *x509.CertificateRequest, server bool, lifetime time.Duration) ([]byte, error) {
-	template := ca.template(lifetime)
+	template := ca.template(min(lifetime, CertLifetime))
 	template.Subject = pkix.Name{CommonName: r.Subject.CommonName, Organization: r.Subject.Organization}
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}

@@ -8,7 +8,9 @@ import (
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -40,17 +42,17 @@ func TestCertificates(t *testing.T) {
 	request := base64.StdEncoding.EncodeToString(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
 	for tool, k := range kubectls(c) {
 		t.Run(tool, func(t *testing.T) {
-			mine, other := "jane-"+tool, "john-"+tool
-			t.Cleanup(func() { k.run(t, "delete", "csr", mine, other) })
-			for _, name := range []string{mine, other} {
+			mine, other, server := "jane-"+tool, "john-"+tool, "server-"+tool
+			t.Cleanup(func() { k.run(t, "delete", "csr", mine, other, server) })
+			for name, usage := range map[string]string{mine: "client auth", other: "client auth", server: "server auth"} {
 				c.apply(t, "", `apiVersion: certificates.k8s.io/v1
 kind: CertificateSigningRequest
 metadata: {name: `+name+`}
-spec: {request: `+request+`, signerName: kubernetes.io/kube-apiserver-client, expirationSeconds: 86400, usages: [client auth]}
+spec: {request: `+request+`, signerName: kubernetes.io/kube-apiserver-client, expirationSeconds: 86400, usages: [`+usage+`]}
 `)
 			}
 			contains(t, k.run(t, "get", "csr", mine), "NAME", "SIGNERNAME", "REQUESTOR", "REQUESTEDDURATION", "kubernetes.io/kube-apiserver-client", "kubernetes-admin", "24h", "Pending")
-			contains(t, k.run(t, "certificate", "approve", mine), "approved")
+			contains(t, k.run(t, "certificate", "approve", mine, server), "approved")
 			contains(t, k.run(t, "certificate", "deny", other), "denied")
 			var cert []byte
 			eventually(t, "it is signed", func() error {
@@ -65,7 +67,16 @@ spec: {request: `+request+`, signerName: kubernetes.io/kube-apiserver-client, ex
 			})
 			contains(t, k.run(t, "get", "csr", mine), "Approved,Issued")
 			contains(t, k.run(t, "describe", "csr", mine), "Common Name:", "jane", "Organization:", "developers", "Approved,Issued")
-			contains(t, k.run(t, "get", "csr", other), "Denied")
+			if _, state, _ := strings.Cut(k.run(t, "get", "csr", other), "24h"); strings.TrimSpace(state) != "Denied" {
+				t.Errorf("what was denied is %s", state)
+			}
+			eventually(t, "what the signer does not permit has failed", func() error {
+				if text := k.run(t, "get", "csr", server); !strings.Contains(text, "Approved,Failed") {
+					return errors.New(text)
+				}
+				return nil
+			})
+			contains(t, k.run(t, "get", "csr", server, "-o", "yaml"), "SignerValidationFailure", `the usage "server auth" is not permitted`)
 
 			jane := kubernetes.NewForConfigOrDie(&rest.Config{Host: c.rest.Host, TLSClientConfig: rest.TLSClientConfig{
 				CAData: c.rest.CAData, CertData: cert, KeyData: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}),

@@ -33,9 +33,9 @@ var keyUsages = []certificatesv1.KeyUsage{
 	certificatesv1.UsageMicrosoftSGC, certificatesv1.UsageNetscapeSGC,
 }
 
-// ParseCertificateRequest reads spec.request of a CertificateSigningRequest, which is
+// parseCertificateRequest reads spec.request of a CertificateSigningRequest, which is
 // in PEM, and makes sure that its sender has the key.
-func ParseCertificateRequest(b []byte) (*x509.CertificateRequest, error) {
+func parseCertificateRequest(b []byte) (*x509.CertificateRequest, error) {
 	if len(b) > maxCertificateRequest {
 		return nil, fmt.Errorf("must be no longer than %d bytes", maxCertificateRequest)
 	}
@@ -61,7 +61,7 @@ func CertificateSigningRequest(c, old *certificatesv1.CertificateSigningRequest)
 	if old != nil {
 		return apivalidation.ValidateImmutableField(c.Spec, old.Spec, spec)
 	}
-	request, err := ParseCertificateRequest(c.Spec.Request)
+	request, err := parseCertificateRequest(c.Spec.Request)
 	if err != nil {
 		errs = append(errs, field.Invalid(spec.Child("request"), c.Spec.Request, err.Error()))
 	}

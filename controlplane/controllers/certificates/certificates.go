@@ -10,7 +10,9 @@ package certificates
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
+	"math"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -22,15 +24,22 @@ import (
 	certificateslisters "k8s.io/client-go/listers/certificates/v1"
 	"k8s.io/client-go/tools/cache"
 
-	"gitk8s.dev/gitk8s/controlplane/apiserver/validation"
 	"gitk8s.dev/gitk8s/controlplane/controller"
-	"gitk8s.dev/gitk8s/controlplane/pki"
 )
+
+// Authority is the cluster's certificate authority.
+type Authority interface {
+	// Pool is the authority as a pool of roots.
+	Pool() *x509.CertPool
+	// Sign makes a certificate, in PEM, a server's or a client's, that lasts so long, or less
+	// if that is more than the authority gives.
+	Sign(r *x509.CertificateRequest, server bool, lifetime time.Duration) ([]byte, error)
+}
 
 // Controller is the certificates controller.
 type Controller struct {
 	client   kubernetes.Interface
-	ca       *pki.CA
+	ca       Authority
 	requests certificateslisters.CertificateSigningRequestLister
 	synced   cache.InformerSynced
 	loop     *controller.Loop
@@ -39,7 +48,7 @@ type Controller struct {
 
 // New returns a controller that signs with ca and watches through f; f is started by the
 // caller.
-func New(client kubernetes.Interface, ca *pki.CA, f informers.SharedInformerFactory) *Controller {
+func New(client kubernetes.Interface, ca Authority, f informers.SharedInformerFactory) *Controller {
 	requests := f.Certificates().V1().CertificateSigningRequests()
 	c := &Controller{client: client, ca: ca, requests: requests.Lister(), synced: requests.Informer().HasSynced, now: time.Now}
 	c.loop = controller.NewLoop("certificates", 1, c.sync)
@@ -90,7 +99,7 @@ func (c *Controller) remove(ctx context.Context, r *certificatesv1.CertificateSi
 // approve approves a request with which a worker renews a certificate. All others are
 // somebody's to decide.
 func (c *Controller) approve(ctx context.Context, r *certificatesv1.CertificateSigningRequest) error {
-	request, err := validation.ParseCertificateRequest(r.Spec.Request)
+	request, err := requestIn(r)
 	if err != nil || permitted(r.Spec.SignerName, request, r.Spec.Usages) != nil || !renewal(r, request, c.ca.Pool(), c.now()) {
 		return nil
 	}
@@ -105,7 +114,7 @@ func (c *Controller) approve(ctx context.Context, r *certificatesv1.CertificateS
 
 // sign signs a request that has been approved, or says why it cannot be.
 func (c *Controller) sign(ctx context.Context, r *certificatesv1.CertificateSigningRequest) error {
-	request, err := validation.ParseCertificateRequest(r.Spec.Request)
+	request, err := requestIn(r)
 	if err == nil {
 		err = permitted(r.Spec.SignerName, request, r.Spec.Usages)
 	}
@@ -114,9 +123,9 @@ func (c *Controller) sign(ctx context.Context, r *certificatesv1.CertificateSign
 			Type: certificatesv1.CertificateFailed, Status: corev1.ConditionTrue, Reason: "SignerValidationFailure", Message: err.Error(),
 		})
 	} else {
-		lifetime := pki.CertLifetime
+		lifetime := time.Duration(math.MaxInt64)
 		if s := r.Spec.ExpirationSeconds; s != nil {
-			lifetime = min(lifetime, time.Duration(*s)*time.Second)
+			lifetime = time.Duration(*s) * time.Second
 		}
 		if r.Status.Certificate, err = c.ca.Sign(request, r.Spec.SignerName == certificatesv1.KubeletServingSignerName, lifetime); err != nil {
 			return err

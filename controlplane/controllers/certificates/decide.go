@@ -2,6 +2,7 @@ package certificates
 
 import (
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -11,8 +12,6 @@ import (
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	"k8s.io/apiserver/pkg/authentication/user"
-
-	"gitk8s.dev/gitk8s/controlplane/pki"
 )
 
 // AnnotationRenews holds the serving certificate, in PEM, that a worker asks to renew.
@@ -23,6 +22,9 @@ const (
 	keepDone    = time.Hour
 	keepPending = 24 * time.Hour
 )
+
+// nodePrefix followed by a node's name is its worker's common name.
+const nodePrefix = "system:node:"
 
 // signs says whether a signer is one of this controller's.
 func signs(signer string) bool {
@@ -60,8 +62,8 @@ func permitted(signer string, r *x509.CertificateRequest, usages []certificatesv
 		}
 		return nil
 	}
-	if !slices.Equal(r.Subject.Organization, []string{pki.GroupNodes}) || !strings.HasPrefix(r.Subject.CommonName, pki.UserNodePrefix) {
-		return fmt.Errorf("the subject is not organization %s and common name %sNAME", pki.GroupNodes, pki.UserNodePrefix)
+	if !slices.Equal(r.Subject.Organization, []string{user.NodesGroup}) || !strings.HasPrefix(r.Subject.CommonName, nodePrefix) {
+		return fmt.Errorf("the subject is not organization %s and common name %sNAME", user.NodesGroup, nodePrefix)
 	}
 	if signer == certificatesv1.KubeletServingSignerName && len(r.DNSNames)+len(r.IPAddresses) == 0 {
 		return errors.New("a server's certificate has at least one host name or address")
@@ -74,7 +76,7 @@ func permitted(signer string, r *x509.CertificateRequest, usages []certificatesv
 // certificate has that it wants to renew. These were given to it by whoever enrolled it; what
 // its Node says of its addresses is its own word, and is not believed.
 func renewal(c *certificatesv1.CertificateSigningRequest, r *x509.CertificateRequest, roots *x509.CertPool, now time.Time) bool {
-	if !strings.HasPrefix(c.Spec.Username, pki.UserNodePrefix) || !slices.Contains(c.Spec.Groups, pki.GroupNodes) || r.Subject.CommonName != c.Spec.Username {
+	if !strings.HasPrefix(c.Spec.Username, nodePrefix) || !slices.Contains(c.Spec.Groups, user.NodesGroup) || r.Subject.CommonName != c.Spec.Username {
 		return false
 	}
 	switch c.Spec.SignerName {
@@ -84,13 +86,34 @@ func renewal(c *certificatesv1.CertificateSigningRequest, r *x509.CertificateReq
 	default:
 		return false
 	}
-	has, err := pki.ParseCertificate([]byte(c.Annotations[AnnotationRenews]))
+	has, err := certificateIn(c.Annotations[AnnotationRenews])
 	if err != nil {
 		return false
 	}
 	_, err = has.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
 	return err == nil && has.Subject.CommonName == r.Subject.CommonName &&
 		within(r.DNSNames, has.DNSNames, func(a, b string) bool { return a == b }) && within(r.IPAddresses, has.IPAddresses, net.IP.Equal)
+}
+
+// requestIn reads a request, which the API server has looked at when it was made.
+func requestIn(c *certificatesv1.CertificateSigningRequest) (*x509.CertificateRequest, error) {
+	block, _ := pem.Decode(c.Spec.Request)
+	if block == nil {
+		return nil, errors.New("the request is not in PEM")
+	}
+	r, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	return r, r.CheckSignature()
+}
+
+func certificateIn(text string) (*x509.Certificate, error) {
+	block, _ := pem.Decode([]byte(text))
+	if block == nil {
+		return nil, errors.New("there is no certificate in PEM")
+	}
+	return x509.ParseCertificate(block.Bytes)
 }
 
 // within says whether all of a list are in another one.
