@@ -43,11 +43,12 @@ func run(m *testing.M) (code int, err error) {
 	c := newCluster("shared")
 	suite.shared = c
 	defer func() {
-		if e := c.destroy(); e != nil {
-			err = e
-		}
 		if code != 0 || err != nil {
+			c.dump(os.Stderr) // first: what the workers have to say is removed with them
+		}
+		if e := c.destroy(); e != nil {
 			c.dump(os.Stderr)
+			err = e
 		}
 	}()
 	if err := c.start(); err != nil {
