@@ -19,7 +19,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/watch"
@@ -149,8 +148,7 @@ func renewed(ctx context.Context, client kubernetes.Interface, old *tls.Certific
 	if err != nil {
 		return nil, err
 	}
-	requests := client.CertificatesV1().CertificateSigningRequests()
-	made, err := requests.Create(ctx, &certificatesv1.CertificateSigningRequest{
+	made, err := client.CertificatesV1().CertificateSigningRequests().Create(ctx, &certificatesv1.CertificateSigningRequest{
 		ObjectMeta: metav1.ObjectMeta{GenerateName: "csr-", Annotations: map[string]string{certificates.AnnotationRenews: string(inPEM(old))}},
 		Spec: certificatesv1.CertificateSigningRequestSpec{
 			Request: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), SignerName: signer,
@@ -160,17 +158,7 @@ func renewed(ctx context.Context, client kubernetes.Interface, old *tls.Certific
 	if err != nil {
 		return nil, fmt.Errorf("ask for a certificate: %w", err)
 	}
-	selected := fields.OneTermEqualSelector("metadata.name", made.Name).String()
-	lw := &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			o.FieldSelector = selected
-			return requests.List(ctx, o)
-		},
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			o.FieldSelector = selected
-			return requests.Watch(ctx, o)
-		},
-	}
+	lw := cache.NewListWatchFromClient(client.CertificatesV1().RESTClient(), "certificatesigningrequests", metav1.NamespaceAll, fields.OneTermEqualSelector("metadata.name", made.Name))
 	var signed []byte
 	_, err = watchtools.UntilWithSync(ctx, lw, &certificatesv1.CertificateSigningRequest{}, nil, func(ev watch.Event) (bool, error) {
 		r, ok := ev.Object.(*certificatesv1.CertificateSigningRequest)

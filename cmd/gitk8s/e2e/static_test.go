@@ -60,7 +60,7 @@ spec:
 `)
 	const ns, name = "kube-system", "web-one"
 	write("web.yaml", staticWeb("web", "hello"))
-	ended := time.Now().Add(15 * time.Second)
+	ended := time.Now().Add(40 * time.Second) // long enough to start on a busy machine
 	m.age(t, c, "one", ended)
 	m.startWorker(t, "one")
 	first := c.awaitPod(t, ns, name, "it is Ready", ready)

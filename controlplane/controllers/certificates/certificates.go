@@ -43,14 +43,13 @@ type Controller struct {
 	requests certificateslisters.CertificateSigningRequestLister
 	synced   cache.InformerSynced
 	loop     *controller.Loop
-	now      func() time.Time
 }
 
 // New returns a controller that signs with ca and watches through f; f is started by the
 // caller.
 func New(client kubernetes.Interface, ca Authority, f informers.SharedInformerFactory) *Controller {
 	requests := f.Certificates().V1().CertificateSigningRequests()
-	c := &Controller{client: client, ca: ca, requests: requests.Lister(), synced: requests.Informer().HasSynced, now: time.Now}
+	c := &Controller{client: client, ca: ca, requests: requests.Lister(), synced: requests.Informer().HasSynced}
 	c.loop = controller.NewLoop("certificates", 1, c.sync)
 	requests.Informer().AddEventHandler(controller.Handler(func(_, r *certificatesv1.CertificateSigningRequest) {
 		if r != nil {
@@ -72,11 +71,11 @@ func (c *Controller) sync(ctx context.Context, key string) error {
 		return err
 	}
 	s := stateOf(r)
-	if left := s.removal().Sub(c.now()); left <= 0 {
+	left := time.Until(s.removal())
+	if left <= 0 {
 		return c.remove(ctx, r)
-	} else {
-		c.loop.AddAfter(key, left)
 	}
+	c.loop.AddAfter(key, left)
 	switch {
 	case s.denied || s.failed || s.issued || !signs(r.Spec.SignerName):
 		return nil
@@ -100,7 +99,7 @@ func (c *Controller) remove(ctx context.Context, r *certificatesv1.CertificateSi
 // somebody's to decide.
 func (c *Controller) approve(ctx context.Context, r *certificatesv1.CertificateSigningRequest) error {
 	request, err := requestIn(r)
-	if err != nil || permitted(r.Spec.SignerName, request, r.Spec.Usages) != nil || !renewal(r, request, c.ca.Pool(), c.now()) {
+	if err != nil || permitted(r.Spec.SignerName, request, r.Spec.Usages) != nil || !renewal(r, request, c.ca.Pool(), time.Now()) {
 		return nil
 	}
 	r.Status.Conditions = append(r.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
