@@ -19,6 +19,10 @@ type Snapshot struct {
 	Job *batchv1.Job
 	// Pods that the Job owns.
 	Pods []*corev1.Pod
+	// Behind says that Pods does not show yet what the last decisions have created and
+	// deleted. Then what has ended is counted, nothing else is done, and the Job is not
+	// at its end: a pod that is not shown would run on after it.
+	Behind bool
 	// Failures are those that the last decision knew of; none if there was none.
 	Failures Failures
 }
@@ -56,6 +60,7 @@ type decision struct {
 
 	// pods, the oldest first; active and stopping are those that may still run.
 	pods, active, stopping []*corev1.Pod
+	behind                 bool
 	// uncounted are the pods that the status names, whose finalizer may be gone.
 	uncounted map[types.UID]bool
 	// newSucceeded and newFailed have ended and are in the status nowhere.
@@ -74,7 +79,7 @@ type decision struct {
 // Decide takes the next step of a Job. It changes nothing of the snapshot. The rules
 // are those of the page "Jobs" and of KEP-2307 (tracking with finalizers).
 func Decide(s Snapshot, now time.Time) Decision {
-	d := &decision{job: s.Job, spec: &s.Job.Spec, now: now, uncounted: map[types.UID]bool{}, kept: map[int]*corev1.Pod{}}
+	d := &decision{job: s.Job, spec: &s.Job.Spec, now: now, behind: s.Behind, uncounted: map[types.UID]bool{}, kept: map[int]*corev1.Pod{}}
 	d.out.Status = *s.Job.Status.DeepCopy()
 	d.pods = slices.Clone(s.Pods)
 	slices.SortFunc(d.pods, func(a, b *corev1.Pod) int {
@@ -103,6 +108,10 @@ func Decide(s Snapshot, now time.Time) Decision {
 	}
 	d.record()
 	d.count()
+	if d.behind {
+		d.out.Create, d.out.Remove, d.out.Stop = nil, nil, nil
+		return d.out
+	}
 	d.finish()
 	return d.out
 }
@@ -249,7 +258,7 @@ func (d *decision) restartedTooOften() bool {
 
 // complete ends the Job when as many pods as wanted have succeeded and none runs.
 func (d *decision) complete() {
-	if len(d.active) > 0 {
+	if len(d.active) > 0 || d.behind {
 		return
 	}
 	switch {

@@ -151,6 +151,7 @@ func TestDecide(t *testing.T) {
 	for _, c := range []struct {
 		name, spec, status string
 		pods               []string
+		behind             bool
 		after              time.Duration
 		want, then         string
 	}{
@@ -181,6 +182,9 @@ func TestDecide(t *testing.T) {
 		{name: "finished: finalizers go", spec: "completions: 3", status: "conditions: [{type: Failed, status: 'True'}]", pods: []string{"a run", "b ok free"}, want: "release a", then: "active 0 succeeded 0 failed 0 Failed()"},
 		{name: "deadline to come", spec: "completions: 1, activeDeadlineSeconds: 60", status: started, pods: []string{"a run"}, after: 20 * time.Second, want: "wait 40s", then: "active 1 succeeded 0 failed 0"},
 		{name: "deadline", spec: "completions: 1, activeDeadlineSeconds: 60", status: started, pods: []string{"a run"}, after: time.Minute, want: "stop a", then: "active 1 succeeded 0 failed 0 FailureTarget(DeadlineExceeded)"},
+		{name: "deadline before the pod is seen", spec: "completions: 1, activeDeadlineSeconds: 60", status: started, behind: true, after: time.Minute, then: "active 0 succeeded 0 failed 0 FailureTarget(DeadlineExceeded)"},
+		{name: "no more pods before those created are seen", spec: "completions: 3", status: started, behind: true, pods: []string{"a ok", "b run"}, want: "release a", then: "active 1 succeeded 0 failed 0 uncounted [a][]"},
+		{name: "work queue with a pod that is not seen", status: started + "succeeded: 1", behind: true, then: "active 0 succeeded 1 failed 0"},
 
 		{name: "suspended", spec: "completions: 2, suspend: true", status: started, pods: []string{"a run", "b ok"}, want: "remove a; release b", then: "active 1 succeeded 0 failed 0 uncounted [b][] Suspended(JobSuspended)"},
 		{name: "suspended past its deadline", spec: "completions: 2, suspend: true, activeDeadlineSeconds: 1", status: started, after: time.Hour, then: "active 0 succeeded 0 failed 0 Suspended(JobSuspended)"},
@@ -208,7 +212,7 @@ func TestDecide(t *testing.T) {
 		{name: "success policy", spec: idx + "completions: 4, successPolicy: {rules: [{succeededIndexes: '3'}, {succeededIndexes: '0-2', succeededCount: 2}]}", status: started + "completedIndexes: '0'", pods: []string{"a ok idx=2", "b run idx=1"}, want: "stop b; release a", then: "active 1 succeeded 2 failed 0 done 0,2 SuccessCriteriaMet(SuccessPolicy)"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := Snapshot{Job: newJob(t, c.spec, c.status)}
+			s := Snapshot{Job: newJob(t, c.spec, c.status), Behind: c.behind}
 			for _, text := range c.pods {
 				s.Pods = append(s.Pods, pod(t, text))
 			}

@@ -177,7 +177,7 @@ func (c *Controller) sync(ctx context.Context, key string) error {
 	}
 	known, _ := c.failures.Load(job.UID)
 	failures, _ := known.(Failures)
-	d := Decide(Snapshot{Job: job, Pods: pods, Failures: failures}, time.Now())
+	d := Decide(Snapshot{Job: job, Pods: pods, Behind: !satisfied, Failures: failures}, time.Now())
 	if Finished(job) {
 		c.failures.Delete(job.UID)
 	} else {
@@ -186,10 +186,7 @@ func (c *Controller) sync(ctx context.Context, key string) error {
 	if err := c.updateStatus(ctx, key, job, &d); err != nil {
 		return err
 	}
-	err = c.control.RemoveFinalizers(ctx, finalizer, d.Release)
-	if satisfied {
-		err = errors.Join(err, c.do(ctx, key, job, &d))
-	}
+	err = errors.Join(c.control.RemoveFinalizers(ctx, finalizer, d.Release), c.do(ctx, key, job, &d))
 	if d.Recheck > 0 {
 		c.loop.AddAfter(key, d.Recheck)
 	}

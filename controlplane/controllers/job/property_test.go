@@ -21,6 +21,8 @@ type cluster struct {
 	pods map[types.UID]*corev1.Pod
 	now  time.Time
 	uid  int
+	// unseen are pods that the controller's cache does not show yet.
+	unseen map[types.UID]bool
 	// known is what the last decision gave to the next one.
 	known Failures
 	// released are the tracked pods that ended, by how they count.
@@ -44,6 +46,10 @@ func (c *cluster) list() []*corev1.Pod {
 func (c *cluster) snapshot() Snapshot {
 	s := Snapshot{Job: c.job.DeepCopy(), Failures: c.known}
 	for _, p := range c.list() {
+		if c.unseen[p.UID] {
+			s.Behind = true
+			continue
+		}
 		s.Pods = append(s.Pods, p.DeepCopy())
 	}
 	return s
@@ -158,7 +164,7 @@ func (c *cluster) apply(t *rapid.T, d Decision, steps int) {
 		if want := c.failures(w.Index); c.job.Spec.BackoffLimitPerIndex != nil && !c.removed && !c.resizes && number(p, batchv1.JobIndexFailureCountAnnotation) != want {
 			t.Fatalf("index %d has failed %d times, its new pod says %v", w.Index, want, p.Annotations)
 		}
-		c.pods[p.UID], c.index[p.UID] = p, w.Index
+		c.pods[p.UID], c.index[p.UID], c.unseen[p.UID] = p, w.Index, true
 	}
 	alive := 0
 	for _, p := range c.pods {
@@ -175,6 +181,9 @@ func (c *cluster) check(t *rapid.T, d Decision) {
 	was, is := &c.job.Status, &d.Status
 	if Finished(c.job) && len(d.Create)+len(d.Remove)+len(d.Stop) > 0 {
 		t.Fatal("a finished Job goes on")
+	}
+	if i := slices.IndexFunc(c.list(), func(p *corev1.Pod) bool { return !ended(p) }); !Finished(c.job) && Finished(&batchv1.Job{Status: *is}) && i >= 0 {
+		t.Fatalf("the Job is finished and pod %s runs", c.list()[i].UID)
 	}
 	if is.Failed < was.Failed || is.Succeeded < was.Succeeded && !c.resizes {
 		t.Fatalf("counts go back: %+v after %+v", is, was)
@@ -254,6 +263,7 @@ func (c *cluster) settle(t *rapid.T) {
 	off := false
 	c.job.Spec.Suspend = &off
 	for range 400 {
+		clear(c.unseen)
 		d := Decide(c.snapshot(), c.now)
 		c.apply(t, d, 1<<30)
 		if Finished(c.job) && !slices.ContainsFunc(c.list(), tracked) {
@@ -312,7 +322,7 @@ func draw(t *rapid.T) *batchv1.Job {
 // the Job ends.
 func TestRuns(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		c := &cluster{job: draw(t), pods: map[types.UID]*corev1.Pod{}, now: start, released: map[types.UID]string{}, index: map[types.UID]int{}}
+		c := &cluster{job: draw(t), pods: map[types.UID]*corev1.Pod{}, now: start, released: map[types.UID]string{}, index: map[types.UID]int{}, unseen: map[types.UID]bool{}}
 		mayFail := rapid.Bool().Draw(t, "failures")
 		for range rapid.IntRange(0, 80).Draw(t, "events") {
 			switch rapid.IntRange(0, 12).Draw(t, "what") {
@@ -320,6 +330,9 @@ func TestRuns(t *testing.T) {
 				steps := 1 << 30
 				if rapid.IntRange(0, 3).Draw(t, "killed") == 0 {
 					steps = rapid.IntRange(0, 6).Draw(t, "after")
+				}
+				if rapid.IntRange(0, 3).Draw(t, "late") > 0 {
+					clear(c.unseen)
 				}
 				c.apply(t, Decide(c.snapshot(), c.now), steps)
 			case 4:
