@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -359,4 +360,142 @@ func TestNetworkNamespace(t *testing.T) {
 	if !strings.Contains(log, " lo:") || strings.Contains(log, "eth") {
 		t.Errorf("links: %s", log)
 	}
+}
+
+// TestExecWhileItEnds: a command that is on its way into a container when that is
+// killed does not keep it from ending, and leaves nothing behind. What takes it there
+// is stopped half-way: its last process is in the container's PID namespace, and its
+// first one has not told the shim of it.
+func TestExecWhileItEnds(t *testing.T) {
+	b := newBench(t)
+	sb := b.sandbox()
+	b.start(sb, b.config("main", "sleep"))
+	b.start(sb, b.config("other", "sleep"))
+	shim := b.shimPid(sb)
+	var first int
+	failed := make(chan error, 1)
+	for first == 0 { // it may get there before it is stopped
+		done, newest := make(chan struct{}), newestProcess(t)
+		go func() {
+			_, err := b.Exec(context.Background(), sb, "main", container.ExecConfig{Args: []string{"app", "exit", "0"}})
+			close(done)
+			failed <- err
+		}()
+		first = stopHalfWay(t, shim, newest, done)
+		if first == 0 {
+			if err := <-failed; err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	defer func() { _ = syscall.Kill(first, syscall.SIGCONT) }()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	stopped := make(chan error, 1)
+	go func() { stopped <- b.StopContainer(ctx, sb, "main", 9, 0) }()
+	eventually(t, "the last process is killed", func() bool { return len(children(shim, "runc:[2:INIT]", "Z")) == 1 })
+	if err := syscall.Kill(first, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-stopped; err != nil {
+		t.Fatal(err)
+	}
+	if err := <-failed; err == nil {
+		t.Error("the command says that it ran")
+	}
+	if left := children(shim, "", "Z"); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	if _, code := b.exec(sb, "other", "exit", "3"); code != 3 {
+		t.Errorf("another container's command ended with %d", code)
+	}
+}
+
+// stopHalfWay stops the first process of a command when its last one is in the
+// container, and returns its number; 0 if the command is done instead.
+func stopHalfWay(t *testing.T, shim, newest int, done <-chan struct{}) int {
+	over := func() bool {
+		select {
+		case <-done:
+			return true
+		default:
+			return false
+		}
+	}
+	for !over() {
+		first := newChild(shim, newest)
+		if first == 0 {
+			continue
+		}
+		middle := func(state string) bool { return len(children(shim, "runc:[1:CHILD]", state)) > 0 }
+		// It goes on in small steps until it has made the middle one, and rests then.
+		for syscall.Kill(first, syscall.SIGSTOP) == nil && !middle("") && !over() {
+			_ = syscall.Kill(first, syscall.SIGCONT)
+		}
+		var last []int
+		eventually(t, "the last process, or none", func() bool {
+			last = children(shim, "runc:[2:INIT]", "S")
+			return len(last) > 0 || !middle("")
+		})
+		// The middle one waits for the first to note the last.
+		if len(last) > 0 && middle("S") {
+			return first
+		}
+		_ = syscall.Kill(first, syscall.SIGCONT)
+		<-done
+	}
+	return 0
+}
+
+// newChild is a child of a process that is newer than another process, if there is one;
+// it is faster than looking through all.
+func newChild(parent, than int) int {
+	for pid := than + 1; pid < than+30; pid++ {
+		if _, _, of := readStat(fmt.Sprintf("/proc/%d/stat", pid)); of == parent {
+			return pid
+		}
+	}
+	return 0
+}
+
+// newestProcess is the process number that was given last: proc_loadavg(5).
+func newestProcess(t *testing.T) int {
+	t.Helper()
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Fields(string(b))
+	n, err := strconv.Atoi(fields[len(fields)-1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// children are those of a process with the name and in the state, of which each may be
+// any.
+func children(parent int, name, state string) (pids []int) {
+	files, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, file := range files {
+		is, in, of := readStat(file)
+		if of == parent && (name == "" || is == name) && (state == "" || in == state) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// readStat reads the name, the state and the parent of a process (proc_pid_stat(5));
+// nothing if it has gone.
+func readStat(file string) (name, state string, parent int) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "", "", 0
+	}
+	head, rest, _ := strings.Cut(string(b), ") ")
+	_, name, _ = strings.Cut(head, " (")
+	_, _ = fmt.Sscan(rest, &state, &parent)
+	return name, state, parent
 }

@@ -36,7 +36,7 @@ func (s *shim) exec(ctx context.Context, conn *net.UnixConn, req wire.Request, f
 		_ = process.Signal(unix.SIGKILL)
 	}
 	stopKill := context.AfterFunc(ctx, func() { _ = process.Signal(unix.SIGKILL) })
-	state, err := process.Wait()
+	state, err := s.children.wait(process)
 	stopKill()
 	reply := wire.Reply{Exited: true}
 	if state == nil {
@@ -84,7 +84,7 @@ func (s *shim) startExec(req wire.Request, files []*os.File) (*libcontainer.Proc
 		}
 		process.Stdin, process.Stdout, process.Stderr = files[0], files[1], files[2]
 	}
-	if err := p.container.Start(process); err != nil {
+	if err := s.children.start(process, p.container.Start); err != nil {
 		if p.ended() || strings.Contains(err.Error(), "container not running") {
 			return nil, nil, fmt.Errorf("container %s ended: %w", req.Container, container.ErrNotFound)
 		}
@@ -96,7 +96,7 @@ func (s *shim) startExec(req wire.Request, files []*os.File) (*libcontainer.Proc
 	terminal, err := receiveConsole(console)
 	if err != nil {
 		_ = process.Signal(unix.SIGKILL)
-		_, _ = process.Wait()
+		_, _ = s.children.wait(process)
 		return nil, nil, err
 	}
 	return process, terminal, nil

@@ -144,7 +144,7 @@ func (h *holder) start(s *shim) error {
 		Args: []string{initPath(nil)}, Cwd: "/", UID: user, GID: user,
 		Init: true, ExtraFiles: []*os.File{reportChild},
 	}
-	err = h.container.Run(h.process)
+	err = s.children.start(h.process, h.container.Run)
 	_ = reportChild.Close()
 	if err != nil {
 		_ = h.container.Destroy()
@@ -155,7 +155,7 @@ func (h *holder) start(s *shim) error {
 	ended := make(chan struct{})
 	h.ended = ended
 	go func(c *libcontainer.Container, p *libcontainer.Process) {
-		_, _ = p.Wait()
+		_, _ = s.children.wait(p)
 		_ = c.Destroy()
 		close(ended)
 	}(h.container, h.process)

@@ -56,8 +56,9 @@ type shim struct {
 	changed    chan struct{} // closed and replaced with every change
 	closing    bool
 
-	users  userNamespace
-	holder holder
+	users    userNamespace
+	holder   holder
+	children children
 }
 
 // run is the shim's main. Its standard error is its log file.
@@ -309,7 +310,7 @@ func (s *shim) stop(ctx context.Context, id string, sig unix.Signal, grace time.
 		case <-timer.C:
 		}
 	}
-	p.kill()
+	p.signal(unix.SIGKILL)
 	select {
 	case <-p.done:
 		return nil
@@ -371,7 +372,7 @@ func (s *shim) shutdown() {
 	procs := slices.Clone(s.containers)
 	s.mu.Unlock()
 	for _, p := range procs {
-		p.kill()
+		p.signal(unix.SIGKILL)
 	}
 	for _, p := range procs {
 		<-p.done

@@ -41,21 +41,13 @@ func (p *proc) ended() bool {
 	}
 }
 
-// signal reaches the command through PID 1, which forwards it; SIGKILL ends PID 1
-// and with it the whole PID namespace.
+// signal reaches the command through PID 1, which forwards it; SIGKILL ends PID 1 and
+// with it the whole PID namespace, or, if that is shared, what shim.wait finds left. It
+// does not go through the container, which is locked while a command is taken there.
 func (p *proc) signal(sig unix.Signal) {
 	if p.process != nil {
 		_ = p.process.Signal(sig) // an error says that it has ended
 	}
-}
-
-// kill ends all of the container's processes, also those that the end of the first
-// does not take along since their PID namespace is shared.
-func (p *proc) kill() {
-	if p.container != nil {
-		_ = p.container.Signal(unix.SIGKILL)
-	}
-	p.signal(unix.SIGKILL)
 }
 
 // start makes and starts a container, or finds it started.
@@ -193,8 +185,8 @@ func (s *shim) launch(p *proc, mounts []*os.File) (logs *sync.WaitGroup, err err
 	if r := p.cfg.Resources; r.CPUQuota > 0 && hasCgroups(s.cfg) {
 		// A quota from the beginning would throttle libcontainer's own start.
 		if err := s.applyQuota(p); err != nil {
-			p.kill()
-			_, _ = p.process.Wait()
+			p.signal(unix.SIGKILL)
+			_, _ = s.children.wait(p.process)
 			return nil, failure("CreateContainerError", err)
 		}
 	}
@@ -235,7 +227,7 @@ func (s *shim) runProcess(p *proc) (*sync.WaitGroup, error) {
 		return nil, err
 	}
 	if err = s.users.own(streams.child...); err == nil {
-		err = p.container.Run(p.process)
+		err = s.children.start(p.process, p.container.Run)
 	}
 	_ = reportChild.Close()
 	if err == nil {
@@ -246,7 +238,7 @@ func (s *shim) runProcess(p *proc) (*sync.WaitGroup, error) {
 	if err == nil {
 		err = readReport(report, p.cfg.Args[0])
 		if err != nil {
-			_, _ = p.process.Wait()
+			_, _ = s.children.wait(p.process)
 		}
 	}
 	if err != nil {
@@ -311,7 +303,7 @@ func startFailure(command string, err error) error {
 // wait records the end of the container: first all of its output, then the cause,
 // then the exit, on disk before anybody is told.
 func (s *shim) wait(p *proc, logs *sync.WaitGroup) {
-	state, err := p.process.Wait()
+	state, err := s.children.wait(p.process)
 	finished := time.Now()
 	code := 255
 	if state != nil {
