@@ -9,7 +9,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"path/filepath"
 	"sync/atomic"
@@ -28,7 +27,6 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
 	watchtools "k8s.io/client-go/tools/watch"
-	"k8s.io/client-go/util/connrotation"
 
 	"gitk8s.dev/gitk8s/controlplane/controllers/certificates"
 	"gitk8s.dev/gitk8s/controlplane/pki"
@@ -46,13 +44,13 @@ type workerCertificates struct {
 	dir         string
 	calling     atomic.Pointer[tls.Certificate] // nil where it calls with something else
 	serving     atomic.Pointer[tls.Certificate]
-	connections *connrotation.Dialer
+	connections *connections
 }
 
 // openWorkerCertificates reads a worker's certificates, and has the connections of rc made
 // with the one that is newest.
 func openWorkerCertificates(dir string, rc *rest.Config) (*workerCertificates, error) {
-	c := &workerCertificates{dir: dir, connections: connrotation.NewDialer((&net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}).DialContext)}
+	c := &workerCertificates{dir: dir}
 	serving, err := tls.LoadX509KeyPair(filepath.Join(dir, workerCert), filepath.Join(dir, workerKey))
 	if err != nil {
 		return nil, err
@@ -72,12 +70,39 @@ func openWorkerCertificates(dir string, rc *rest.Config) (*workerCertificates, e
 	}
 	config.Certificates = nil
 	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return c.calling.Load(), nil }
-	rc.Transport = utilnet.SetTransportDefaults(&http.Transport{
-		TLSClientConfig: config, TLSHandshakeTimeout: 10 * time.Second, MaxIdleConnsPerHost: 25, DialContext: c.connections.DialContext,
-	})
-	rc.TLSClientConfig = rest.TLSClientConfig{}
+	c.connections = newConnections(config)
+	rc.Transport, rc.TLSClientConfig = c.connections, rest.TLSClientConfig{}
 	return c, nil
 }
+
+// connections make requests over connections that can be made anew without a request
+// being lost.
+type connections struct {
+	config *tls.Config
+	newest atomic.Pointer[http.Transport]
+}
+
+func newConnections(config *tls.Config) *connections {
+	c := &connections{config: config}
+	c.newest.Store(c.transport())
+	return c
+}
+
+func (c *connections) transport() *http.Transport {
+	return utilnet.SetTransportDefaults(&http.Transport{TLSClientConfig: c.config.Clone(), MaxIdleConnsPerHost: 25})
+}
+
+// renew makes the connections of all further requests anew. What is under way is not cut
+// off: watches, the longest of it, are ended by client-go after ten minutes at most.
+func (c *connections) renew() { c.newest.Swap(c.transport()).CloseIdleConnections() }
+
+// RoundTrip implements http.RoundTripper.
+func (c *connections) RoundTrip(r *http.Request) (*http.Response, error) {
+	return c.newest.Load().RoundTrip(r)
+}
+
+// CloseIdleConnections lets go of connections that may be dead; client-go asks for it.
+func (c *connections) CloseIdleConnections() { c.newest.Load().CloseIdleConnections() }
 
 // ends is when the first of them ends.
 func (c *workerCertificates) ends() time.Time {
@@ -100,7 +125,7 @@ func (c *workerCertificates) renew(ctx context.Context, client kubernetes.Interf
 		}
 		if err == nil {
 			c.calling.Store(next)
-			c.connections.CloseAll()
+			c.connections.renew()
 		}
 		errs = append(errs, err)
 	}
