@@ -388,7 +388,6 @@ func TestExecWhileItEnds(t *testing.T) {
 			}
 		}
 	}
-	defer func() { _ = syscall.Kill(first, syscall.SIGCONT) }()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	stopped := make(chan error, 1)
@@ -427,6 +426,7 @@ func stopHalfWay(t *testing.T, shim, newest int, done <-chan struct{}) int {
 		if first == 0 {
 			continue
 		}
+		t.Cleanup(func() { _ = syscall.Kill(first, syscall.SIGCONT) }) // however the test ends
 		middle := func(state string) bool { return len(children(shim, "runc:[1:CHILD]", state)) > 0 }
 		// It goes on in small steps until it has made the middle one, and rests then.
 		for syscall.Kill(first, syscall.SIGSTOP) == nil && !middle("") && !over() {
