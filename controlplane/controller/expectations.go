@@ -7,10 +7,10 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// expectationTimeout is how long a controller waits to see its own writes in its
+// ExpectationTimeout is how long a controller waits to see its own writes in its
 // cache before it acts on what the cache says; a watch is never that late unless
 // an event was lost.
-const expectationTimeout = 5 * time.Minute
+const ExpectationTimeout = 5 * time.Minute
 
 // Expectations remember the creates and deletes that a controller has asked for
 // and not yet seen in its cache. While any is outstanding for a key, the cache is
@@ -85,7 +85,7 @@ func (e *Expectations) Satisfied(key string) bool {
 	if x == nil {
 		return true
 	}
-	if (x.creates == 0 && len(x.deletes) == 0) || e.now().Sub(x.since) > expectationTimeout {
+	if (x.creates == 0 && len(x.deletes) == 0) || e.now().Sub(x.since) > ExpectationTimeout {
 		delete(e.keys, key)
 		return true
 	}

@@ -1,11 +1,11 @@
 package shim
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 
 	"github.com/opencontainers/runc/libcontainer"
@@ -15,9 +15,9 @@ import (
 // children are the shim's child processes, and who waits for which. libcontainer takes
 // a process into a container by way of two others, and tells of them only when it has
 // arrived. When it fails on the way, as it does in a container that is just ending,
-// nobody waits for the three. That is more than a zombie: PID 1 of a PID namespace does
-// not end before every process in it has been waited for (zap_pid_ns_processes in the
-// kernel), and so the container would never end.
+// nobody waits for the process itself and the second of the two. That is more than a
+// zombie: PID 1 of a PID namespace does not end before every process in it has been waited
+// for (zap_pid_ns_processes in the kernel), and so the container would never end.
 type children struct {
 	mu sync.Mutex
 	// starting are the starts under way, whose processes nobody knows yet.
@@ -41,7 +41,7 @@ func (c *children) start(p *libcontainer.Process, start func(*libcontainer.Proce
 	if err != nil {
 		c.failed = true
 	} else if pid, err := p.Pid(); err == nil {
-		c.await(pid, 1)
+		c.count(pid, 1)
 	}
 	strays := c.strays()
 	c.mu.Unlock()
@@ -70,11 +70,11 @@ func (c *children) wait(p *libcontainer.Process) (*os.ProcessState, error) {
 func (c *children) done(pid int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.await(pid, -1)
+	c.count(pid, -1)
 }
 
-// await is called with mu held.
-func (c *children) await(pid, by int) {
+// count adds to who waits for a process. It is called with mu held.
+func (c *children) count(pid, by int) {
 	if c.waited == nil {
 		c.waited = map[int]int{}
 	}
@@ -92,7 +92,7 @@ func (c *children) strays() (pids []int) {
 	c.failed = false
 	for _, pid := range childrenOf(os.Getpid()) {
 		if c.waited[pid] == 0 {
-			c.await(pid, 1)
+			c.count(pid, 1)
 			pids = append(pids, pid)
 		}
 	}
@@ -115,11 +115,11 @@ func childrenOf(parent int) (pids []int) {
 		if err != nil {
 			continue // ended meanwhile
 		}
-		// pid (name) state ppid …, and the name may hold anything: proc(5).
-		rest := string(stat[strings.LastIndexByte(string(stat), ')')+1:])
+		// pid (name) state ppid …, and the name may hold anything: proc_pid_stat(5).
+		rest := stat[bytes.LastIndexByte(stat, ')')+1:]
 		var state string
 		var ppid int
-		if _, err := fmt.Sscan(rest, &state, &ppid); err == nil && ppid == parent {
+		if _, err := fmt.Fscan(bytes.NewReader(rest), &state, &ppid); err == nil && ppid == parent {
 			pids = append(pids, pid)
 		}
 	}
