@@ -7,6 +7,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 )
 
 // podConn is a connection to a pod, in HTTP/1.1, that one request after the other is sent
@@ -64,8 +65,9 @@ func (p *podConn) usable() bool {
 	var one [1]byte
 	waiting := false
 	err := p.raw.Read(func(fd uintptr) bool {
-		_, _, err := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		waiting = errors.Is(err, syscall.EAGAIN)
+		// Unannounced, as in quick.go.
+		_, _, errno := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&one)), 1, syscall.MSG_PEEK|syscall.MSG_DONTWAIT, 0, 0)
+		waiting = errno == syscall.EAGAIN
 		return true
 	})
 	return err == nil && waiting
@@ -173,7 +175,7 @@ func (t *transport) connect(e *endpoint, fresh bool, deadline time.Time) (*podCo
 	if err != nil {
 		return nil, err
 	}
-	p := &podConn{Conn: c}
+	p := &podConn{Conn: quick(c)}
 	if s, ok := c.(syscall.Conn); ok {
 		if p.raw, err = s.SyscallConn(); err != nil {
 			return nil, errors.Join(err, c.Close())

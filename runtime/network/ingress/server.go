@@ -147,7 +147,7 @@ func (s *server) accept(ctx context.Context, l net.Listener) error {
 			continue
 		}
 		failing = nil
-		c := &clientConn{Conn: conn, srv: s, remote: conn.RemoteAddr().String()}
+		c := &clientConn{Conn: quick(conn), srv: s, remote: conn.RemoteAddr().String()}
 		s.mu.Lock()
 		s.open[c] = struct{}{}
 		s.mu.Unlock()
