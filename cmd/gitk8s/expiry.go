@@ -13,9 +13,11 @@ const (
 	// expiresSoon is how long before the end of a certificate that is said: renewing it has
 	// failed for two months then.
 	expiresSoon = 30 * 24 * time.Hour
-	// expiryLook is how often the clock is looked at, which may be set meanwhile, and how
-	// long after a failure a certificate is renewed again.
+	// expiryLook is how often the clock is looked at, which may be set meanwhile.
 	expiryLook = time.Hour
+	// renewRetry is how long after its first failure the renewal is tried again; then each
+	// time twice as long, up to expiryLook.
+	renewRetry = time.Minute
 	// expirySaid is how often it is said.
 	expirySaid = 24 * time.Hour
 )
@@ -59,13 +61,15 @@ func (e expiry) due(now time.Time) string {
 // watch renews the certificates in time, and says it, day by day, where that does not
 // succeed: nothing else would tell before the connections fail. It ends with ctx.
 func (e expiry) watch(ctx context.Context, say func(message string)) {
-	look := time.NewTicker(expiryLook)
-	defer look.Stop()
 	var said time.Time
-	for {
+	for retry := renewRetry; ; {
+		look := expiryLook
 		if e.renew != nil && e.ends().Sub(time.Now()) < pki.RenewBefore {
-			if err := e.renew(ctx); err != nil && ctx.Err() == nil {
-				slog.Warn("certificates are not renewed, will retry", "error", err)
+			if err := e.renew(ctx); err == nil {
+				retry = renewRetry
+			} else if ctx.Err() == nil {
+				look, retry = retry, min(2*retry, expiryLook)
+				slog.Warn("certificates are not renewed, will retry", "error", err, "after", look)
 			}
 		}
 		if message := e.due(time.Now()); message != "" && time.Since(said) >= expirySaid {
@@ -76,7 +80,7 @@ func (e expiry) watch(ctx context.Context, say func(message string)) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-look.C:
+		case <-time.After(look):
 		}
 	}
 }

@@ -46,11 +46,16 @@ func TestExpiryWatch(t *testing.T) {
 			began := time.Now()
 			after := func() time.Duration { return time.Since(began) / (24 * time.Hour) }
 			var tried, said []time.Duration // days
+			var at []time.Duration          // since the first time that it was tried
+			var first time.Time
 			ends := began.Add(100 * 24 * time.Hour)
 			e := expiry{
 				ends: func() time.Time { return ends },
 				renew: func(context.Context) error {
-					tried = append(tried, after())
+					if first.IsZero() {
+						first = time.Now()
+					}
+					tried, at = append(tried, after()), append(at, time.Since(first))
 					if !works {
 						return errors.New("no")
 					}
@@ -66,6 +71,9 @@ func TestExpiryWatch(t *testing.T) {
 			}
 			if !works && (len(tried) < 65*24-1 || tried[0] != 10 || !slices.Equal(said, []time.Duration{70, 71, 72, 73, 74, 75})) {
 				t.Errorf("tried %d times, first after %d days, said after %d", len(tried), tried[0], said)
+			}
+			if retried := []time.Duration{0, 1, 3, 7, 15, 31, 63, 123, 183}; !works && !slices.EqualFunc(at[:len(retried)], retried, func(a, minutes time.Duration) bool { return a == minutes*time.Minute }) {
+				t.Errorf("tried again after %s, want %d minutes", at[:len(retried)], retried)
 			}
 			cancel()
 		})

@@ -7,10 +7,10 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// ExpectationTimeout is how long a controller waits to see its own writes in its
-// cache before it acts on what the cache says; a watch is never that late unless
-// an event was lost.
-const ExpectationTimeout = 5 * time.Minute
+// expectationTimeout is how long a controller waits to see its own writes in its
+// cache before it acts on what the cache says. A watch is never that late; but what is
+// created and deleted while it is broken is never shown.
+const expectationTimeout = 5 * time.Minute
 
 // Expectations remember the creates and deletes that a controller has asked for
 // and not yet seen in its cache. While any is outstanding for a key, the cache is
@@ -19,6 +19,7 @@ const ExpectationTimeout = 5 * time.Minute
 type Expectations struct {
 	mu   sync.Mutex
 	keys map[string]*expectation
+	look func(key string, after time.Duration)
 	now  func() time.Time
 }
 
@@ -28,18 +29,21 @@ type expectation struct {
 	since   time.Time
 }
 
-// NewExpectations returns an empty set.
-func NewExpectations() *Expectations {
-	return &Expectations{keys: map[string]*expectation{}, now: time.Now}
+// NewExpectations returns an empty set. It calls look, which queues a key, for when it may
+// be given up that the cache shows something: no event might come then.
+func NewExpectations(look func(key string, after time.Duration)) *Expectations {
+	return &Expectations{keys: map[string]*expectation{}, look: look, now: time.Now}
 }
 
-func (e *Expectations) get(key string) *expectation {
+// expect returns what is expected for key, to which something is being added.
+func (e *Expectations) expect(key string) *expectation {
 	x := e.keys[key]
 	if x == nil {
 		x = &expectation{deletes: map[types.UID]struct{}{}}
 		e.keys[key] = x
 	}
 	x.since = e.now()
+	e.look(key, expectationTimeout)
 	return x
 }
 
@@ -47,7 +51,7 @@ func (e *Expectations) get(key string) *expectation {
 func (e *Expectations) ExpectCreate(key string, n int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.get(key).creates += n
+	e.expect(key).creates += n
 }
 
 // Created says that the cache has shown one created object, or that a create
@@ -64,7 +68,7 @@ func (e *Expectations) Created(key string) {
 func (e *Expectations) ExpectDelete(key string, uid types.UID) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.get(key).deletes[uid] = struct{}{}
+	e.expect(key).deletes[uid] = struct{}{}
 }
 
 // Deleted says that the cache has shown the object as deleted or deleting, or
@@ -85,10 +89,12 @@ func (e *Expectations) Satisfied(key string) bool {
 	if x == nil {
 		return true
 	}
-	if (x.creates == 0 && len(x.deletes) == 0) || e.now().Sub(x.since) > ExpectationTimeout {
+	left := expectationTimeout - e.now().Sub(x.since)
+	if (x.creates == 0 && len(x.deletes) == 0) || left <= 0 {
 		delete(e.keys, key)
 		return true
 	}
+	e.look(key, left)
 	return false
 }
 

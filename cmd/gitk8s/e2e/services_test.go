@@ -122,6 +122,7 @@ func TestServices(t *testing.T) {
 	t.Run("Local", func(t *testing.T) { localTraffic(t, c, k, ns) })
 	t.Run("hostPort", func(t *testing.T) { podPorts(t, c, ns) })
 	t.Run("WithoutSelector", func(t *testing.T) { withoutSelector(t, c, k, ns) })
+	t.Run("WhoAnswers", func(t *testing.T) { whoAnswers(t, c, k, ns) })
 }
 
 // podPorts: a pod has ports of its node, which see the client's own address.

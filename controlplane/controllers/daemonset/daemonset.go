@@ -64,10 +64,11 @@ func New(client kubernetes.Interface, f informers.SharedInformerFactory, events 
 		synced: []cache.InformerSynced{
 			sets.Informer().HasSynced, revisions.Informer().HasSynced, nodes.Informer().HasSynced, pods.Informer().HasSynced,
 		},
-		control: controller.PodControl{Client: client, Events: events, Expected: controller.NewExpectations()},
+		control: controller.PodControl{Client: client, Events: events},
 		backOff: flowcontrol.NewBackOff(firstBackOff, longestBackOff),
 	}
 	c.loop = controller.NewLoop("daemonset", 2, c.sync)
+	c.control.Expected = controller.NewExpectations(c.loop.AddAfter)
 	sets.Informer().AddEventHandler(controller.Handler(func(old, ds *appsv1.DaemonSet) {
 		if ds == nil {
 			c.control.Expected.Forget(controller.Key(old))

@@ -56,10 +56,11 @@ func New(client kubernetes.Interface, f informers.SharedInformerFactory, events 
 	svc, pods, nodes, eps, sl := core.Services(), core.Pods(), core.Nodes(), core.Endpoints(), f.Discovery().V1().EndpointSlices()
 	c := &Controller{
 		client: client, events: events, said: map[family]string{}, services: svc.Lister(), pods: pods.Lister(), nodes: nodes.Lister(), endpoints: eps.Lister(),
-		slices: controller.EndpointSlices{Client: client, Lister: sl.Lister(), ManagedBy: managedBy, Expected: controller.NewExpectations()},
+		slices: controller.EndpointSlices{Client: client, Lister: sl.Lister(), ManagedBy: managedBy},
 		synced: []cache.InformerSynced{svc.Informer().HasSynced, pods.Informer().HasSynced, nodes.Informer().HasSynced, sl.Informer().HasSynced, eps.Informer().HasSynced},
 	}
 	c.loop = controller.NewLoop("endpointslice", 3, c.sync)
+	c.slices.Expected = controller.NewExpectations(c.loop.AddAfter)
 	svc.Informer().AddEventHandler(controller.Handler(func(old, svc *corev1.Service) {
 		if svc == nil {
 			svc = old

@@ -33,10 +33,11 @@ func New(client kubernetes.Interface, f informers.SharedInformerFactory) *Contro
 	svc, eps, sl := f.Core().V1().Services(), f.Core().V1().Endpoints(), f.Discovery().V1().EndpointSlices()
 	c := &Controller{
 		services: svc.Lister(), endpoints: eps.Lister(),
-		slices: controller.EndpointSlices{Client: client, Lister: sl.Lister(), ManagedBy: managedBy, Expected: controller.NewExpectations()},
+		slices: controller.EndpointSlices{Client: client, Lister: sl.Lister(), ManagedBy: managedBy},
 		synced: []cache.InformerSynced{svc.Informer().HasSynced, eps.Informer().HasSynced, sl.Informer().HasSynced},
 	}
 	c.loop = controller.NewLoop("endpointslicemirroring", 1, c.sync)
+	c.slices.Expected = controller.NewExpectations(c.loop.AddAfter)
 	svc.Informer().AddEventHandler(controller.Handler(func(old, svc *corev1.Service) {
 		if svc == nil {
 			svc = old

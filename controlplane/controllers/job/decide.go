@@ -109,7 +109,6 @@ func Decide(s Snapshot, now time.Time) Decision {
 	d.record()
 	d.count()
 	if d.behind {
-		d.wait(controller.ExpectationTimeout) // when what was never shown is given up
 		d.out.Create, d.out.Remove, d.out.Stop = nil, nil, nil
 		return d.out
 	}

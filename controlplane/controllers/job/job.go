@@ -54,9 +54,10 @@ func New(client kubernetes.Interface, f informers.SharedInformerFactory, events 
 	c := &Controller{
 		client: client, jobs: jobs.Lister(), pods: pods.Lister(),
 		synced:  []cache.InformerSynced{jobs.Informer().HasSynced, pods.Informer().HasSynced},
-		control: controller.PodControl{Client: client, Events: events, Expected: controller.NewExpectations()},
+		control: controller.PodControl{Client: client, Events: events},
 	}
 	c.loop = controller.NewLoop("job", 5, c.sync)
+	c.control.Expected = controller.NewExpectations(c.loop.AddAfter)
 	c.orphans = controller.NewLoop("job-orphans", 2, c.syncOrphan)
 	jobs.Informer().AddEventHandler(controller.Handler(c.onJob))
 	pods.Informer().AddEventHandler(controller.Handler(c.onPod))

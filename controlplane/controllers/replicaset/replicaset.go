@@ -55,9 +55,10 @@ func newController(client kubernetes.Interface, f informers.SharedInformerFactor
 	c := &Controller{
 		client: client, target: of, pods: pods.Lister(),
 		synced:  []cache.InformerSynced{of.synced, pods.Informer().HasSynced},
-		control: controller.PodControl{Client: client, Events: events, Expected: controller.NewExpectations()},
+		control: controller.PodControl{Client: client, Events: events},
 	}
 	c.loop = controller.NewLoop(strings.ToLower(of.kind.Kind), 5, c.sync)
+	c.control.Expected = controller.NewExpectations(c.loop.AddAfter)
 	pods.Informer().AddEventHandler(controller.Handler(c.onPod))
 	return c
 }

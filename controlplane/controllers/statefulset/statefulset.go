@@ -52,12 +52,13 @@ func New(client kubernetes.Interface, f informers.SharedInformerFactory, events 
 	c := &Controller{
 		client: client, events: events, sets: sets.Lister(), pods: pods.Lister(), claims: claims.Lister(),
 		revisions: history.NewRevisions(client, revisions.Lister()),
-		control:   controller.PodControl{Client: client, Events: events, Expected: controller.NewExpectations()},
+		control:   controller.PodControl{Client: client, Events: events},
 		synced: []cache.InformerSynced{
 			sets.Informer().HasSynced, revisions.Informer().HasSynced, pods.Informer().HasSynced, claims.Informer().HasSynced,
 		},
 	}
 	c.loop = controller.NewLoop("statefulset", 5, c.sync)
+	c.control.Expected = controller.NewExpectations(c.loop.AddAfter)
 	sets.Informer().AddEventHandler(controller.Handler(func(old, set *appsv1.StatefulSet) {
 		if set == nil {
 			c.control.Expected.Forget(controller.Key(old))

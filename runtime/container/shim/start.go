@@ -230,14 +230,14 @@ func (s *shim) runProcess(p *proc) (*sync.WaitGroup, error) {
 		err = s.children.start(p.process, p.container.Run)
 	}
 	_ = reportChild.Close()
-	if err == nil {
-		err = streams.started()
-	} else {
+	if err != nil {
 		err = startFailure(p.cfg.Args[0], err)
-	}
-	if err == nil {
-		err = readReport(report, p.cfg.Args[0])
+	} else {
+		if err = streams.started(); err == nil {
+			err = readReport(report, p.cfg.Args[0])
+		}
 		if err != nil {
+			p.signal(unix.SIGKILL) // it may have begun, but nobody would see what it writes
 			_, _ = s.children.wait(p.process)
 		}
 	}
