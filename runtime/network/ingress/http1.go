@@ -21,7 +21,9 @@ type clientConn struct {
 	remote string
 	tls    *tls.ConnectionState // nil for none
 	in     *bufio.Reader
-	served bool // a request
+	served bool  // a request
+	task   *task // nil where it was never in a loop
+	asking bool  // a pod for an answer
 
 	watched watched
 

@@ -4,19 +4,17 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"sync"
-	"syscall"
 	"time"
-	"unsafe"
 )
 
 // podConn is a connection to a pod, in HTTP/1.1, that one request after the other is sent
 // on. It belongs to one goroutine at a time.
 type podConn struct {
 	net.Conn
-	raw  syscall.RawConn // nil where the connection is none of the kernel's
-	used bool            // by an earlier request
-	idle time.Time       // since when
+	used bool      // by an earlier request
+	idle time.Time // since when
 
 	// left is how much more may be read, in bytes.
 	left int64
@@ -59,18 +57,46 @@ func (p *podConn) Read(b []byte) (int, error) {
 // usable says that the pod has neither closed the connection nor sent anything since
 // the last request.
 func (p *podConn) usable() bool {
-	if p.raw == nil {
-		return false
+	q, ok := p.Conn.(quieter)
+	return ok && q.quiet()
+}
+
+// quieter is a connection that can tell whether it is usable for another request; those
+// that are none of the kernel's cannot.
+type quieter interface{ quiet() bool }
+
+// give gives the connection, which is nobody's, to the task that will use it.
+func (p *podConn) give(t *task) (err error) {
+	switch c := p.Conn.(type) {
+	case *loopConn:
+		p.Conn, err = c.give(t)
+	case *quickConn:
+		if t.inLoop() {
+			p.Conn, err = adopt(c, t)
+		}
 	}
-	var one [1]byte
-	waiting := false
-	err := p.raw.Read(func(fd uintptr) bool {
-		// Unannounced, as in quick.go.
-		_, _, errno := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&one)), 1, syscall.MSG_PEEK|syscall.MSG_DONTWAIT, 0, 0)
-		waiting = errno == syscall.EAGAIN
-		return true
-	})
-	return err == nil && waiting
+	return err
+}
+
+// free makes the connection nobody's.
+func (p *podConn) free() {
+	if c, ok := p.Conn.(*loopConn); ok {
+		c.free()
+	}
+}
+
+// home is the loop that the connection is in, nil for none.
+func (p *podConn) home() *loop {
+	if c, ok := p.Conn.(*loopConn); ok {
+		return c.loop
+	}
+	return nil
+}
+
+// Close implements io.Closer.
+func (p *podConn) Close() error {
+	p.free()
+	return p.Conn.Close()
 }
 
 // outlived says that the deadline may pass while the connection waits for the next request,
@@ -88,30 +114,49 @@ type idleConns struct {
 	sweep  *time.Timer
 }
 
-// take returns a connection, nil if there is none.
-func (i *idleConns) take() *podConn {
+// take returns a connection for a task, nil if there is none.
+func (i *idleConns) take(t *task) *podConn {
 	for {
-		i.mu.Lock()
-		n := len(i.conns)
-		if n == 0 {
-			i.mu.Unlock()
+		c := i.newest(t)
+		if c == nil {
 			return nil
 		}
-		c := i.conns[n-1]
-		i.conns[n-1] = nil
-		i.conns = i.conns[:n-1]
-		i.mu.Unlock()
-		if c.usable() {
+		if c.usable() && c.give(t) == nil {
 			return c
 		}
 		_ = c.Close()
 	}
 }
 
+// newest takes the newest connection out, of those where the task is if there are any.
+func (i *idleConns) newest(t *task) *podConn {
+	var home *loop
+	if t.inLoop() {
+		home = t.loop
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	n := len(i.conns)
+	if n == 0 {
+		return nil
+	}
+	at := n - 1
+	for k := n - 1; k >= 0; k-- {
+		if i.conns[k].home() == home {
+			at = k
+			break
+		}
+	}
+	c := i.conns[at]
+	i.conns = slices.Delete(i.conns, at, at+1)
+	return c
+}
+
 // put keeps a connection for the next request.
 func (i *idleConns) put(c *podConn) {
+	c.free()
 	c.used, c.idle = true, time.Now()
-	if c.raw == nil || c.outlived() && c.SetDeadline(time.Time{}) != nil {
+	if _, ok := c.Conn.(quieter); !ok || c.outlived() && c.SetDeadline(time.Time{}) != nil {
 		_ = c.Close()
 		return
 	}
@@ -157,11 +202,11 @@ func (i *idleConns) close() {
 	}
 }
 
-// connect returns a connection to an endpoint: one that waits for a request, unless it
+// connect returns a connection to an endpoint for a task: one that waits for a request, unless it
 // has to be fresh, or a new one.
-func (t *transport) connect(e *endpoint, fresh bool, deadline time.Time) (*podConn, error) {
+func (t *transport) connect(e *endpoint, fresh bool, deadline time.Time, task *task) (*podConn, error) {
 	if !fresh {
-		if c := e.idle.take(); c != nil {
+		if c := e.idle.take(task); c != nil {
 			return c, nil
 		}
 	}
@@ -171,15 +216,18 @@ func (t *transport) connect(e *endpoint, fresh bool, deadline time.Time) (*podCo
 		ctx, cancel = context.WithDeadline(ctx, deadline)
 		defer cancel()
 	}
-	c, err := t.dial(ctx, "tcp", e.addr.String())
+	var c net.Conn
+	var err error
+	task.await(func() { c, err = t.dial(ctx, "tcp", e.addr.String()) })
 	if err != nil {
 		return nil, err
 	}
 	p := &podConn{Conn: quick(c)}
-	if s, ok := c.(syscall.Conn); ok {
-		if p.raw, err = s.SyscallConn(); err != nil {
-			return nil, errors.Join(err, c.Close())
-		}
+	if _, ok := p.Conn.(*quickConn); !ok {
+		task.leave() // it cannot be waited for in a loop
+	}
+	if err := p.give(task); err != nil {
+		return nil, dialError{err}
 	}
 	return p, nil
 }

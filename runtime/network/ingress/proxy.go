@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"path"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -45,11 +46,14 @@ type Proxy struct {
 
 	mu    sync.Mutex // of Update
 	pools map[backend]*pool
+
+	loops int // for each port without TLS
 }
 
 // NewProxy returns a Proxy that answers 404 to everything until it has a table.
 func NewProxy(c Config) *Proxy {
 	p := &Proxy{transport: newTransport(c.Dial), access: c.AccessLog, stall: cmp.Or(c.Stall, clientStall), pools: map[backend]*pool{}, own: sync.OnceValues(ownCertificate)}
+	p.loops = max(1, runtime.GOMAXPROCS(0)/2) // pods and clients on this machine need processors, too
 	p.table.Store(&Table{})
 	p.httpPort.Store(80)
 	p.httpsPort.Store(443)

@@ -3,6 +3,7 @@ package ingress
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -37,6 +38,7 @@ type bed struct {
 	pods    map[string]string // address in the cluster → on loopback
 	servers []*httptest.Server
 	end     func() // ends the proxy, with what is under way
+	dialing func() // called before a pod is reached; nil for nothing
 	slice   discoveryv1.EndpointSlice
 	service corev1.Service
 	certs   map[string]*tls.Certificate
@@ -48,13 +50,19 @@ const faulty = "faulty"
 func newBed(t testing.TB) *bed { return newBedWith(t, 0) }
 
 // newBedWith has a limit on how long clients may stand still.
-func newBedWith(t testing.TB, stall time.Duration) *bed {
+func newBedWith(t testing.TB, stall time.Duration) *bed { return newBedOf(t, stall, 0) }
+
+// newBedOf has a number of loops, too, 0 for the usual one.
+func newBedOf(t testing.TB, stall time.Duration, loops int) *bed {
 	b := &bed{t: t, access: &bytes.Buffer{}, pods: map[string]string{}, certs: map[string]*tls.Certificate{}}
 	b.service.Spec.Ports = []corev1.ServicePort{{Name: "http", Port: 80}}
 	b.slice.Ports = []discoveryv1.EndpointPort{{Name: ptr.To("http"), Port: ptr.To[int32](8080)}}
 	b.proxy = NewProxy(Config{
 		Stall: stall,
 		Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if b.dialing != nil {
+				b.dialing()
+			}
 			to, ok := b.pods[addr]
 			if !ok {
 				return nil, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
@@ -65,6 +73,7 @@ func newBedWith(t testing.TB, stall time.Duration) *bed {
 			return (&net.Dialer{}).DialContext(ctx, network, to)
 		},
 	})
+	b.proxy.loops = cmp.Or(loops, b.proxy.loops)
 	var listeners []net.Listener
 	for range 2 {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -234,6 +243,45 @@ func TestTriesAnotherPod(t *testing.T) {
 	b.serve(webRule)
 	if resp, _ := b.ask("GET", "/", nil, nil); resp.StatusCode != http.StatusServiceUnavailable {
 		t.Error(resp.Status)
+	}
+}
+
+// TestBrokenOff: a request that does no harm twice goes to another pod when one closes
+// the connection without an answer, and no other does.
+func TestBrokenOff(t *testing.T) {
+	for how, end := range map[string]func(net.Conn){
+		"at once":       func(c net.Conn) { _ = c.(*net.TCPConn).SetLinger(0) },
+		"when asked":    func(c net.Conn) { _, _ = http.ReadRequest(bufio.NewReader(c)) },
+		"in the middle": func(c net.Conn) { _, _ = c.Read(make([]byte, 10)) },
+	} {
+		t.Run(how, func(t *testing.T) {
+			b := newBed(t)
+			b.pod(say("well"))
+			var asked atomic.Int32
+			b.pods[b.pod(nil)+":8080"] = listen(t, func(c net.Conn) {
+				asked.Add(1)
+				end(c)
+			})
+			b.serve(webRule)
+			lost := map[string]int{}
+			for range 6 {
+				for _, method := range []string{"GET", "HEAD", "POST"} {
+					for _, large := range []string{"", strings.Repeat("x", requestBuffer)} { // and net/http
+						for _, p := range b.proxy.pools {
+							for _, e := range p.endpoints {
+								e.failed.Store(0)
+							}
+						}
+						if resp, _ := b.ask(method, "/?"+large, nil, nil); resp.StatusCode != http.StatusOK {
+							lost[method]++
+						}
+					}
+				}
+			}
+			if lost["GET"] > 0 || lost["HEAD"] > 0 || lost["POST"] == 0 || asked.Load() == 0 {
+				t.Errorf("lost %v, the pod was asked %d times", lost, asked.Load())
+			}
+		})
 	}
 }
 

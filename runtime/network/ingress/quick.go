@@ -100,5 +100,15 @@ func (q *quickConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// quiet says that the other side has neither closed the connection nor sent anything that
+// is not read.
+func (q *quickConn) quiet() (quiet bool) {
+	err := q.raw.Read(func(fd uintptr) bool {
+		quiet = quietNow(int(fd))
+		return true
+	})
+	return err == nil && quiet
+}
+
 // Write implements io.Writer.
 func (q *quickConn) Write(b []byte) (int, error) { return q.out.run(b, "write", q.raw.Write) }

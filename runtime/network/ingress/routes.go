@@ -282,7 +282,7 @@ func (rc *routeCompiler) nowhere(r *split, opts *options) {
 }
 
 // timeouts reads those of a rule; both are for the whole of a request, since nothing
-// that a pod has seen is sent twice.
+// that a pod works on is sent twice.
 func (rc *routeCompiler) timeouts(opts *options, t *gatewayv1.HTTPRouteTimeouts) {
 	for _, d := range []*gatewayv1.Duration{t.Request, t.BackendRequest} {
 		if d == nil {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -62,11 +63,7 @@ func (p *Proxy) servePort(ctx context.Context, port int32, withTLS bool, l net.L
 	s.fallback = s.newFallback()
 	fallback := make(chan error, 1)
 	go func() { fallback <- s.fallback.Serve(s.handed) }()
-	closed := context.AfterFunc(ctx, func() { _ = l.Close() })
-	err := s.accept(ctx, l)
-	if closed() {
-		_ = l.Close()
-	}
+	err := s.take(ctx, l)
 	s.drain()
 	if e := <-fallback; !errors.Is(e, http.ErrServerClosed) {
 		err = errors.Join(err, e)
@@ -122,6 +119,63 @@ func (s *server) newFallback() *http.Server {
 }
 
 func (p *Proxy) headerTimeout() time.Duration { return min(headerTimeout, p.stall) }
+
+// take takes connections until ctx ends, and closes the listener.
+func (s *server) take(ctx context.Context, l net.Listener) error {
+	if t, ok := l.(*net.TCPListener); ok && s.tls == nil {
+		return s.loop(ctx, t)
+	}
+	closed := context.AfterFunc(ctx, func() { _ = l.Close() })
+	err := s.accept(ctx, l)
+	if closed() {
+		_ = l.Close()
+	}
+	return err
+}
+
+// loop takes connections in loops until ctx ends. With TLS that is not worth it: to begin it
+// takes so long that others would wait.
+func (s *server) loop(ctx context.Context, l *net.TCPListener) error {
+	loops := make([]*loop, s.proxy.loops)
+	for i := range loops {
+		var err error
+		if loops[i], err = newLoop(l, s.begin); err != nil {
+			for _, o := range loops[:i] {
+				o.close()
+			}
+			return errors.Join(err, l.Close())
+		}
+	}
+	_ = l.Close() // the loops have it
+	defer context.AfterFunc(ctx, func() {
+		s.endIdle()
+		for _, o := range loops {
+			o.end()
+		}
+	})()
+	var all sync.WaitGroup
+	for _, o := range loops {
+		all.Go(o.run)
+	}
+	all.Wait()
+	return nil
+}
+
+// begin begins to serve a connection in a loop.
+func (s *server) begin(o *loop, conn *loopConn, from netip.AddrPort) *task {
+	c := &clientConn{Conn: conn, srv: s, remote: from.String()}
+	s.mu.Lock()
+	s.open[c] = struct{}{}
+	s.mu.Unlock()
+	s.running.Add(1)
+	c.task = newTask(o, conn, func() { s.serve(c) })
+	c.task.letGo = func() {
+		if c.asking {
+			s.watcher.add(c)
+		}
+	}
+	return c.task
+}
 
 // accept takes connections until ctx ends.
 func (s *server) accept(ctx context.Context, l net.Listener) error {
@@ -185,6 +239,7 @@ func (s *server) serve(c *clientConn) {
 	c.in = readers.Get().(*bufio.Reader)
 	c.in.Reset(c.Conn)
 	if c.serve() {
+		c.task.leave()
 		_ = c.SetDeadline(time.Time{})
 		s.handed.take(&handedConn{Conn: c.Conn, tls: c.tls, unread: c.unread()})
 	} else {
@@ -194,16 +249,21 @@ func (s *server) serve(c *clientConn) {
 	readers.Put(c.in)
 }
 
+// endIdle ends the connections that wait for a request, and the others with their next answer.
+func (s *server) endIdle() {
+	s.draining.Store(true)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.open {
+		c.wakeIdle()
+	}
+}
+
 // drain ends the server: requests that are under way have time to end.
 func (s *server) drain() {
 	ctx, cancel := context.WithTimeout(context.Background(), drain)
 	defer cancel()
-	s.draining.Store(true)
-	s.mu.Lock()
-	for c := range s.open {
-		c.wakeIdle()
-	}
-	s.mu.Unlock()
+	s.endIdle()
 	var both sync.WaitGroup
 	both.Go(func() {
 		if s.fallback.Shutdown(ctx) != nil {

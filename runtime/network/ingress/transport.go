@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -23,7 +24,7 @@ const (
 )
 
 // transport sends each request to an endpoint of its pool. A pod that cannot be
-// reached has not seen the request, so it is sent to the next one.
+// reached has not seen the request, so it is sent to the next one; see also brokenOff.
 type transport struct {
 	dial func(ctx context.Context, network, addr string) (net.Conn, error) // its errors are dialErrors
 	by   [encrypted + 1]*http.Transport
@@ -75,7 +76,8 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 			x.sentTo = e
 			return resp, nil
 		}
-		if r.Context().Err() != nil || !tries.failed(e, err) {
+		noBody := r.Body == nil || r.Body == http.NoBody
+		if r.Context().Err() != nil || !tries.failed(e, err) && !(noBody && tries.brokenOff(r, e, err)) {
 			return nil, err
 		}
 	}
@@ -99,9 +101,20 @@ func (t *tries) next() (*endpoint, error) {
 
 // failed takes what went wrong, and says whether another endpoint may be tried.
 func (t *tries) failed(e *endpoint, err error) bool {
-	if !errors.As(err, new(dialError)) {
-		return false
-	}
+	return errors.As(err, new(dialError)) && t.avoid(e, err)
+}
+
+// brokenOff takes what went wrong with a request that the endpoint may have seen, and says
+// whether another one may be tried all the same: the connection was closed without
+// an answer, and the request does no harm if it is done twice. So it goes when a pod ends, or
+// breaks down, just when it is asked. nginx does the same (proxy_next_upstream in
+// ngx_http_proxy_module).
+func (t *tries) brokenOff(r *http.Request, e *endpoint, err error) bool {
+	closed := errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	return closed && replayable(r) && t.avoid(e, err)
+}
+
+func (t *tries) avoid(e *endpoint, err error) bool {
 	e.failed.Store(time.Now().UnixNano())
 	t.tried, t.err = append(t.tried, e), err
 	return len(t.tried) < maxTries

@@ -114,11 +114,15 @@ func (a *turn) run(body []byte, size int) {
 	}
 	a.writeRequest(body)
 	_, _ = a.in.Discard(size)
-	a.srv.watcher.add(a.clientConn)
+	a.asking = true
+	if !a.task.inLoop() {
+		a.srv.watcher.add(a.clientConn)
+	}
 	pod, err := a.send()
 	if err == nil {
 		err = a.exchange(pod)
 	}
+	a.asking = false
 	gone := a.unwatch()
 	switch {
 	case err == nil:
@@ -183,7 +187,7 @@ func (a *turn) send() (*podConn, error) {
 		if err != nil {
 			return nil, err
 		}
-		pod, err := t.connect(e, fresh, a.deadline)
+		pod, err := t.connect(e, fresh, a.deadline, a.task)
 		if err != nil {
 			if tries.failed(e, err) {
 				continue
@@ -197,10 +201,12 @@ func (a *turn) send() (*podConn, error) {
 		}
 		e.active.Add(-1)
 		_ = pod.Close()
-		if fresh || !pod.used || !replayable(a.r) || errors.Is(err, os.ErrDeadlineExceeded) {
+		switch {
+		case !fresh && pod.used && replayable(a.r) && !errors.Is(err, os.ErrDeadlineExceeded):
+			fresh = true // the pod has closed the connection, which was just not known yet
+		case !tries.brokenOff(a.r, e, err):
 			return nil, err
 		}
-		fresh = true // the pod has closed the connection, which was just not known yet
 	}
 }
 

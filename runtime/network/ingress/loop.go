@@ -1,0 +1,347 @@
+package ingress
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// loop takes connections and answers what is asked on them as long as that goes quickly, by
+// an epoll of its own. When a goroutine waits for the network, Go's scheduler wakes one or
+// two threads to let it go on, and that costs more than to answer a request. Here it
+// is a coroutine of the loop, which goes back to it when there is nothing to be read. What
+// takes longer than usual, cannot be written, or has a large body, is let go to be an
+// ordinary goroutine: what bounds those, and ends them when their clients go away, need not
+// be done twice.
+type loop struct {
+	epoll, wake int // descriptors
+	listener    int // -1 once nothing is accepted any more
+	begin       func(o *loop, c *loopConn, from netip.AddrPort) *task
+
+	mu     sync.Mutex
+	conns  map[int32]*loopConn // by the numbers that epoll tells
+	number int32               // the last one
+	ready  []*task             // that can go on
+	ended  bool
+	paused bool // nothing is accepted for a moment
+
+	// The loop's own.
+	tasks   int // that have not been let go
+	waiting queue
+}
+
+// The numbers of what are no connections.
+const (
+	numberListener int32 = iota
+	numberWake
+)
+
+const (
+	// acceptedAtOnce is how many connections are taken before others get their turn.
+	acceptedAtOnce = 16
+	eventsAtOnce   = 128
+)
+
+// newLoop makes a loop that takes connections from a listener, of which it has a
+// descriptor of its own.
+func newLoop(l *net.TCPListener, begin func(*loop, *loopConn, netip.AddrPort) *task) (*loop, error) {
+	o := &loop{epoll: -1, wake: -1, listener: -1, begin: begin, conns: map[int32]*loopConn{}, number: numberWake}
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	err = errors.Join(raw.Control(func(fd uintptr) {
+		// Connections have what their listener has (tcp(7)), as net sets it on each.
+		for _, option := range [][3]int{
+			{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1}, {unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15}, {unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15},
+		} {
+			err = errors.Join(err, unix.SetsockoptInt(int(fd), option[0], option[1], option[2]))
+		}
+		if err == nil {
+			o.listener, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+		}
+	}), err)
+	if err == nil {
+		o.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	}
+	if err == nil {
+		o.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	}
+	if err == nil {
+		err = errors.Join(follow(o.epoll, o.listener, numberListener, listenerEvents), follow(o.epoll, o.wake, numberWake, unix.EPOLLIN))
+	}
+	if err != nil {
+		o.close()
+		return nil, err
+	}
+	return o, nil
+}
+
+// listenerEvents has only one of several loops woken for a connection.
+const listenerEvents = unix.EPOLLIN | unix.EPOLLEXCLUSIVE
+
+func (o *loop) close() {
+	for _, fd := range []int{o.epoll, o.wake, o.listener} {
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+	}
+}
+
+// rouse ends the loop's wait. It is called with mu held.
+func (o *loop) rouse() {
+	if !o.shutDown() {
+		one := [8]byte{1}
+		_, _ = unix.Write(o.wake, one[:])
+	}
+}
+
+// end lets all tasks go. It may be called at any time, and from anywhere, while run runs.
+func (o *loop) end() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.ended = true
+	o.rouse()
+}
+
+// goOn has a task go on that waits for nothing of the loop's.
+func (o *loop) goOn(t *task) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.ready = append(o.ready, t)
+	o.rouse()
+}
+
+// run works until end is called and all tasks have ended or been let go.
+func (o *loop) run() {
+	defer o.shut()
+	events := make([]unix.EpollEvent, eventsAtOnce)
+	for busy := false; ; {
+		n := 0
+		if busy {
+			n = eventsNow(o.epoll, events)
+		}
+		if n == 0 {
+			var err error
+			if n, err = unix.EpollWait(o.epoll, events, o.patience()); err != nil && err != unix.EINTR {
+				panic(fmt.Sprintf("ingress: epoll_wait: %v", err)) // it was asked for what it cannot do
+			}
+		}
+		busy = n > 1
+		for _, ev := range events[:max(n, 0)] {
+			o.happened(ev.Fd)
+		}
+		ready, ended := o.takeReady()
+		for _, t := range ready {
+			o.resume(t)
+		}
+		for t := o.waiting.first; t != nil && (ended || time.Since(t.since) >= usually); t = o.waiting.first {
+			o.waiting.remove(t)
+			o.release(t)
+		}
+		if ended {
+			o.refuse()
+			if o.tasks == 0 {
+				return
+			}
+		}
+	}
+}
+
+// refuse takes no connections any more.
+func (o *loop) refuse() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.listener >= 0 {
+		unfollow(o.epoll, o.listener)
+		_ = unix.Close(o.listener)
+		o.listener = -1
+	}
+}
+
+// patience is how long nothing may happen, in milliseconds, until a task has waited too
+// long; -1 for ever.
+func (o *loop) patience() int {
+	t := o.waiting.first
+	if t == nil {
+		return -1
+	}
+	return max(0, int((usually-time.Since(t.since)+time.Millisecond-1)/time.Millisecond))
+}
+
+func (o *loop) happened(number int32) {
+	switch number {
+	case numberListener:
+		o.accept()
+	case numberWake:
+		var count [8]byte
+		_, _ = unix.Read(o.wake, count[:])
+	default:
+		o.mu.Lock()
+		c := o.conns[number]
+		o.mu.Unlock()
+		if t := c.taskIn(o); t != nil && t.on == c {
+			o.resume(t)
+		}
+	}
+}
+
+func (o *loop) takeReady() (ready []*task, ended bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	ready, o.ready = o.ready, nil
+	return ready, o.ended
+}
+
+// accept takes connections, and begins their tasks.
+func (o *loop) accept() {
+	for range acceptedAtOnce {
+		if o.listener < 0 {
+			return
+		}
+		fd, from, err := acceptNow(o.listener)
+		switch err {
+		case nil:
+		case unix.EINTR, unix.ECONNABORTED:
+			continue
+		case unix.EAGAIN:
+			o.setPaused(false)
+			return
+		default:
+			o.pause(err)
+			return
+		}
+		c, err := o.connOf(fd)
+		if err != nil {
+			o.pause(err)
+			return
+		}
+		o.tasks++
+		o.resume(o.begin(o, c, from))
+	}
+}
+
+func (o *loop) setPaused(now bool) (before bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	before, o.paused = o.paused, now
+	return before
+}
+
+// pause takes no connections for a moment, since there are too many open files or the like.
+func (o *loop) pause(err error) {
+	if !o.setPaused(true) {
+		slog.Warn("ingress: no connection can be taken, will retry", "error", err)
+	}
+	unfollow(o.epoll, o.listener)
+	time.AfterFunc(retryAccept, func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if !o.ended {
+			_ = follow(o.epoll, o.listener, numberListener, listenerEvents)
+		}
+	})
+}
+
+// connOf makes a connection of a descriptor, which is closed if that fails.
+func (o *loop) connOf(fd int) (*loopConn, error) {
+	c := &loopConn{fd: fd}
+	if err := o.join(c); err != nil {
+		_ = closeNow(fd)
+		return nil, err
+	}
+	return c, nil
+}
+
+// join makes a connection one of the loop's.
+func (o *loop) join(c *loopConn) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for {
+		if o.number++; o.number <= numberWake {
+			o.number = numberWake + 1
+		}
+		if o.conns[o.number] == nil {
+			break
+		}
+	}
+	// Told of once for each time that something comes, so nothing needs to be done when
+	// what has come is read.
+	if err := follow(o.epoll, c.fd, o.number, unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLET); err != nil {
+		return err
+	}
+	c.loop, c.number = o, o.number
+	o.conns[c.number] = c
+	return nil
+}
+
+// part ends that a connection is one of the loop's.
+func (o *loop) part(c *loopConn) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.shutDown() {
+		unfollow(o.epoll, c.fd)
+	}
+	delete(o.conns, c.number)
+}
+
+// forget is part for a connection that is about to be closed, which ends it for epoll.
+func (o *loop) forget(c *loopConn) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.conns, c.number)
+}
+
+// resume runs a task until it goes back to the loop.
+func (o *loop) resume(t *task) {
+	if t.on != nil {
+		o.waiting.remove(t)
+		t.on = nil
+	}
+	t.steps = stepsAtOnce
+	switch _, more := t.next(); {
+	case !more:
+		o.tasks--
+		if t.pod != nil { // it has been broken off
+			_ = t.pod.Close()
+		}
+	case t.leaving:
+		o.release(t)
+	case t.on != nil:
+		t.since = time.Now()
+		o.waiting.add(t)
+	}
+}
+
+// release lets a task go, which goes on at once.
+func (o *loop) release(t *task) {
+	o.tasks--
+	t.on, t.loop = nil, nil
+	t.client.letGo()
+	if t.pod != nil {
+		t.pod.letGo()
+	}
+	if t.letGo != nil {
+		t.letGo()
+	}
+	go t.next()
+}
+
+// shut ends the loop. Connections to pods may still be waiting for the next request, be it
+// in another loop.
+func (o *loop) shut() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.close()
+	o.epoll, o.wake, o.listener = -1, -1, -1
+}
+
+// shutDown is called with mu held.
+func (o *loop) shutDown() bool { return o.epoll < 0 }

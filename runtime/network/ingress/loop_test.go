@@ -1,0 +1,227 @@
+package ingress
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestLoops: whoever asks whatever, from however many connections, gets the answer to
+// that, whether it is quick, takes long, is large, or the pod closes its connection; and nothing
+// is left in the loops when all have gone.
+func TestLoops(t *testing.T) {
+	b := newBedOf(t, 0, 3)
+	b.pod(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		switch r.URL.Path {
+		case "/slow":
+			time.Sleep(usually + usually/5)
+		case "/close":
+			w.Header().Set("Connection", "close")
+		case "/late": // its head comes at once
+			w.(http.Flusher).Flush()
+			time.Sleep(usually + usually/5)
+		}
+		size, _ := strconv.Atoi(r.URL.Query().Get("size"))
+		fmt.Fprintf(w, "%s %s %d\n", r.URL.Path, r.URL.Query().Get("n"), len(body))
+		_, _ = w.Write(bytes.Repeat([]byte("x"), size))
+	}))
+	b.serve(webRule)
+	paths := []string{"/quick", "/quick", "/quick", "/quick", "/slow", "/close", "/late"}
+	sizes := []int{0, 0, 0, 10, 5 << 10, 50 << 10, 3 << 20}
+	bodies := []int{0, 0, 10, 5 << 10, 100 << 10}
+	var clients sync.WaitGroup
+	for n := range 16 {
+		clients.Go(func() {
+			random := rand.New(rand.NewPCG(uint64(n), 1))
+			var c net.Conn
+			var in *bufio.Reader
+			for i := range 40 {
+				if c == nil {
+					var err error
+					if c, err = net.Dial("tcp", b.http); err != nil {
+						t.Error(err)
+						return
+					}
+					defer c.Close()
+					in = bufio.NewReader(c)
+				}
+				path, size, body := paths[random.IntN(len(paths))], sizes[random.IntN(len(sizes))], bodies[random.IntN(len(bodies))]
+				text := fmt.Sprintf("POST %s?n=%d-%d&size=%d HTTP/1.1\r\nHost: shop.example.com\r\nContent-Length: %d\r\n\r\n%s", path, n, i, size, body, strings.Repeat("b", body))
+				// In parts, at times.
+				cut := len(text)
+				if random.IntN(4) == 0 {
+					cut = random.IntN(len(text))
+				}
+				_, err := io.WriteString(c, text[:cut])
+				if cut < len(text) {
+					time.Sleep(time.Duration(random.IntN(3)) * time.Millisecond)
+					_, e := io.WriteString(c, text[cut:])
+					err = errors.Join(err, e)
+				}
+				var got []byte
+				if err == nil {
+					var resp *http.Response
+					if resp, err = http.ReadResponse(in, nil); err == nil {
+						got, err = io.ReadAll(resp.Body)
+					}
+				}
+				want := fmt.Sprintf("%s %d-%d %d\n%s", path, n, i, body, strings.Repeat("x", size))
+				if err != nil || string(got) != want {
+					t.Errorf("client %d, %s of %d and %d bytes: %d bytes that begin with %.50q, %v", n, path, body, size, len(got), got, err)
+					return
+				}
+				if random.IntN(3) == 0 {
+					_ = c.Close()
+					c = nil
+				}
+			}
+		})
+	}
+	clients.Wait()
+	b.end()
+}
+
+// TestLoopTakesEach: connections are taken after there could be none for a moment.
+func TestLoopTakesEach(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	from := make(chan string, 1)
+	o, err := newLoop(l.(*net.TCPListener), func(o *loop, c *loopConn, a netip.AddrPort) *task {
+		return newTask(o, c, func() {
+			from <- a.String()
+			_ = c.Close()
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.pause(unix.EMFILE)
+	began := time.Now()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		o.run()
+	}()
+	for range 3 {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := <-from; got != c.LocalAddr().String() {
+			t.Errorf("taken from %s, made at %s", got, c.LocalAddr())
+		}
+		if n, err := c.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Errorf("%d bytes, %v", n, err)
+		}
+		_ = c.Close()
+	}
+	if took := time.Since(began); took < retryAccept {
+		t.Errorf("taken after %s, in a pause of %s", took, retryAccept)
+	}
+	o.end()
+	<-ended
+	o.end() // it may be said again
+}
+
+// TestLoopEnds: who is in a loop when it ends has his answer, also where the pod has yet to
+// be reached.
+func TestLoopEnds(t *testing.T) {
+	dialed, dial := make(chan struct{}), make(chan struct{})
+	b := newBedOf(t, 0, 1)
+	b.pod(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "hello") }))
+	b.dialing = func() {
+		close(dialed)
+		<-dial
+	}
+	b.serve(webRule)
+	c, idle := b.dial(), b.dial()
+	fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
+	<-dialed
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		b.end()
+	}()
+	if n, err := idle.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Errorf("who asks for nothing is told %d bytes, %v", n, err)
+	}
+	close(dial)
+	got, err := io.ReadAll(c)
+	if err != nil || !bytes.Contains(got, []byte("Connection: close\r\n")) || !bytes.HasSuffix(got, []byte("\r\n\r\nhello")) {
+		t.Errorf("%q, %v", got, err)
+	}
+	<-ended
+	if c, err := net.Dial("tcp", b.http); err == nil {
+		_ = c.Close()
+		t.Error("the port is still open")
+	}
+}
+
+// TestLoopBrokenOff: a fault while a pod answers ends the connections of its request, and no
+// others.
+func TestLoopBrokenOff(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	closed := make(chan error, 1)
+	pod := listen(t, func(c net.Conn) {
+		_, err := c.Read(make([]byte, 1))
+		closed <- err
+	})
+	o, err := newLoop(l.(*net.TCPListener), func(o *loop, c *loopConn, _ netip.AddrPort) *task {
+		var t *task
+		t = newTask(o, c, func() {
+			defer c.Close()
+			var to net.Conn
+			var err error
+			t.await(func() { to, err = net.Dial("tcp", pod) })
+			if err == nil {
+				_, err = adopt(quick(to), t)
+			}
+			if err != nil {
+				closed <- err
+			}
+		})
+		return t
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		o.run()
+	}()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := <-closed; err != io.EOF {
+		t.Errorf("the pod is told %v", err)
+	}
+	o.end()
+	<-ended
+	if len(o.conns) > 0 {
+		t.Errorf("%d connections are left", len(o.conns))
+	}
+}
