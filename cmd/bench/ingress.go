@@ -60,7 +60,7 @@ func (c *cluster) fronts(ctx context.Context, podIP string) (ways []way, stop fu
 		}
 		remove := stop
 		stop = func() { end(); remove() }
-		ways = append(ways, way{"nginx in its place", "127.0.0.1:9080", false}, way{"nginx in its place with TLS", "127.0.0.1:9443", true})
+		ways = append(ways, way{"nginx in its place", net.JoinHostPort(node, "9080"), false}, way{"nginx in its place with TLS", net.JoinHostPort(node, "9443"), true})
 	}
 	_, err = c.onWorker(func() (sample, error) {
 		var errs []error
@@ -83,7 +83,7 @@ http {
 	keepalive_requests 1000000;
 	upstream pod { server %[2]s:8080; keepalive 128; keepalive_requests 1000000; }
 	server {
-		listen 127.0.0.1:9080; listen 127.0.0.1:9443 ssl;
+		listen 9080; listen 9443 ssl;
 		ssl_certificate %[1]s/cert; ssl_certificate_key %[1]s/key; ssl_protocols TLSv1.3;
 		location / {
 			proxy_pass http://pod; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host $http_host;

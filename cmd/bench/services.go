@@ -13,7 +13,9 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/vishvananda/netns"
@@ -165,31 +167,66 @@ func (b *bench) requests(ctx context.Context, c *cluster, podIP string) error {
 		return err
 	}
 	defer stop()
+	if err := c.reusePorts(); err != nil {
+		return err
+	}
 	// By turns, a little each time: what else the machine does meets all of them.
 	ways = append(ways, fronts...)
-	took := map[bool][]sample{false: make([]sample, len(ways)), true: make([]sample, len(ways))}
+	kinds := []kind{{"one client, a connection for each", 1, false}, {"one client, one connection", 1, true}, {"16 clients, a connection for each", 16, false}, {"16 clients, one connection each", 16, true}}
+	took := map[kind][]sample{}
 	for range requestTurns {
-		for _, keep := range []bool{false, true} {
+		for _, k := range kinds {
+			if took[k] == nil {
+				took[k] = make([]sample, len(ways))
+			}
 			for i, to := range ways {
-				more, err := c.onWorker(func() (sample, error) { return request(ctx, to, keep, requestTurn) })
+				more, err := c.clients(k.clients, func() (sample, error) { return request(ctx, to, k.keep, requestTurn) })
 				if err != nil {
 					return fmt.Errorf("%s: %w", to.what, err)
 				}
-				took[keep][i] = append(took[keep][i], more...)
+				took[k][i] = append(took[k][i], more...)
 			}
 		}
 	}
 	for i, to := range ways {
-		for _, keep := range []bool{false, true} {
-			all := took[keep][i]
-			kind := map[bool]string{false: "a connection each", true: "one connection"}[keep]
+		for _, k := range kinds {
+			all := took[k][i]
 			b.add(row{
-				what:   fmt.Sprintf("HTTP requests one after the other, from a node to a pod on another, %s: by %s", kind, to.what),
+				what:   fmt.Sprintf("HTTP requests from a node to a pod on another, %s: by %s", k.what, to.what),
 				figure: fmt.Sprintf("%.0f/s, p50 %s, p99 %s", float64(len(all))/(requestTurns*requestTurn).Seconds(), show(all.at(0.5)), show(all.at(0.99))),
 			})
 		}
 	}
 	return c.CoreV1().Services(namespace).Delete(ctx, svc.Name, metav1.DeleteOptions{})
+}
+
+// kind is how requests are made.
+type kind struct {
+	what    string
+	clients int
+	keep    bool // the connection
+}
+
+// reusePorts lets the clients have a port again a second after its last connection.
+// Otherwise all that there are wait for their time after a quarter of a minute (TIME_WAIT),
+// and the kernel looks longer for a free one than a request takes; but not at loopback.
+func (c *cluster) reusePorts() error {
+	_, err := c.onWorker(func() (sample, error) {
+		return nil, os.WriteFile("/proc/sys/net/ipv4/tcp_tw_reuse", []byte("1"), 0)
+	})
+	return err
+}
+
+// clients calls f for some clients at once, on threads in the first worker's network
+// namespace.
+func (c *cluster) clients(n int, f func() (sample, error)) (sample, error) {
+	took, errs := make([]sample, n), make([]error, n)
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() { took[i], errs[i] = c.onWorker(f) })
+	}
+	all.Wait()
+	return slices.Concat(took...), errors.Join(errs...)
 }
 
 // way is an address at which the pod is reached.
