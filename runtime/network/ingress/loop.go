@@ -241,13 +241,16 @@ func (o *loop) pause(err error) {
 		slog.Warn("ingress: no connection can be taken, will retry", "error", err)
 	}
 	unfollow(o.epoll, o.listener)
-	time.AfterFunc(retryAccept, func() {
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		if !o.ended {
-			_ = follow(o.epoll, o.listener, numberListener, listenerEvents)
-		}
-	})
+	time.AfterFunc(retryAccept, o.unpause)
+}
+
+// unpause takes connections again, if not now then soon.
+func (o *loop) unpause() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.ended && follow(o.epoll, o.listener, numberListener, listenerEvents) != nil {
+		time.AfterFunc(retryAccept, o.unpause)
+	}
 }
 
 // connOf makes a connection of a descriptor, which is closed if that fails.
