@@ -225,3 +225,43 @@ func TestLoopBrokenOff(t *testing.T) {
 		t.Errorf("%d connections are left", len(o.conns))
 	}
 }
+
+// TestIdleNotTaken: a connection that cannot be taken into a loop, as when there are too many
+// open files, is closed, and the next one looked for.
+func TestIdleNotTaken(t *testing.T) {
+	quickOne, other := quickPair(t)
+	inLoop, another := quickPair(t)
+	looped := func(c net.Conn, o *loop) net.Conn {
+		l, err := adopt(c, &task{loop: o})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	working := func() *loop {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		o, err := newLoop(l.(*net.TCPListener), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(o.shut)
+		return o
+	}
+	var idle idleConns
+	defer idle.close()
+	idle.put(&podConn{Conn: quickOne})
+	idle.put(&podConn{Conn: looped(inLoop, working())})
+	broken := &loop{epoll: -1, conns: map[int32]*loopConn{}}
+	if c := idle.take(&task{loop: broken}); c != nil {
+		t.Errorf("%v was taken", c)
+	}
+	for _, c := range []net.Conn{other, another} {
+		if n, err := c.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Errorf("the other side is told %d bytes, %v", n, err)
+		}
+	}
+}

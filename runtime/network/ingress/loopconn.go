@@ -191,7 +191,7 @@ func (c *loopConn) quiet() bool {
 }
 
 // give gives the connection, which is nobody's, to a task. It returns the one to be used:
-// in the task's loop, or an ordinary one.
+// in the task's loop, or an ordinary one. It is closed if that fails.
 func (c *loopConn) give(t *task) (net.Conn, error) {
 	if !t.inLoop() {
 		c.letGo()
@@ -205,6 +205,7 @@ func (c *loopConn) give(t *task) (net.Conn, error) {
 	if c.loop != t.loop {
 		c.loop.part(c)
 		if err := t.loop.join(c); err != nil {
+			c.closed = true
 			return nil, errors.Join(err, closeNow(c.fd))
 		}
 	}

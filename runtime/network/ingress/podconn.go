@@ -65,17 +65,23 @@ func (p *podConn) usable() bool {
 // that are none of the kernel's cannot.
 type quieter interface{ quiet() bool }
 
-// give gives the connection, which is nobody's, to the task that will use it.
-func (p *podConn) give(t *task) (err error) {
+// give gives the connection, which is nobody's, to the task that will use it. It is closed
+// if that fails.
+func (p *podConn) give(t *task) error {
+	conn, err := p.Conn, error(nil)
 	switch c := p.Conn.(type) {
 	case *loopConn:
-		p.Conn, err = c.give(t)
+		conn, err = c.give(t)
 	case *quickConn:
 		if t.inLoop() {
-			p.Conn, err = adopt(c, t)
+			conn, err = adopt(c, t)
 		}
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	p.Conn = conn
+	return nil
 }
 
 // free makes the connection nobody's.
@@ -121,10 +127,11 @@ func (i *idleConns) take(t *task) *podConn {
 		if c == nil {
 			return nil
 		}
-		if c.usable() && c.give(t) == nil {
+		if !c.usable() {
+			_ = c.Close()
+		} else if c.give(t) == nil {
 			return c
 		}
-		_ = c.Close()
 	}
 }
 
