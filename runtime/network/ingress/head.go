@@ -52,12 +52,11 @@ func plainHead(b []byte) head {
 		if len(line) == 0 {
 			break
 		}
-		colon := bytes.IndexByte(line, ':')
-		if colon <= 0 || !all(line[:colon], isToken) || !all(line[colon+1:], isFieldValue) {
+		name, value, ok := plainField(line)
+		if !ok {
 			return h
 		}
-		value := bytes.Trim(line[colon+1:], " \t")
-		switch name := line[:colon]; {
+		switch {
 		case equalFold(name, "host"):
 			hosts++
 			if len(value) == 0 || !all(value, isHost) {
@@ -83,6 +82,13 @@ func plainHead(b []byte) head {
 	return h
 }
 
+// plainField is a line of a header.
+func plainField(line []byte) (name, value []byte, ok bool) {
+	name, value, ok = bytes.Cut(line, []byte(":"))
+	ok = ok && len(name) > 0 && all(name, isToken) && all(value, isFieldValue)
+	return name, bytes.Trim(value, " \t"), ok
+}
+
 // cutLine returns the first line, without its end, and what follows it.
 func cutLine(b []byte) (line, rest []byte, ok bool) {
 	i := bytes.IndexByte(b, '\n')
@@ -102,7 +108,7 @@ func plainRequestLine(line []byte) bool {
 
 // plainLength reads a length of few digits: anything longer does not fit a buffer.
 func plainLength(b []byte) (int, bool) {
-	if len(b) == 0 || len(b) > 9 || !all(b, func(c byte) bool { return '0' <= c && c <= '9' }) {
+	if len(b) == 0 || len(b) > 9 || !all(b, isDigit) {
 		return 0, false
 	}
 	n, err := strconv.Atoi(string(b))
@@ -125,8 +131,10 @@ func all(b []byte, is func(byte) bool) bool {
 
 func isVisible(c byte) bool { return '!' <= c && c <= '~' }
 
+func isDigit(c byte) bool { return '0' <= c && c <= '9' }
+
 func isLetterOrDigit(c byte) bool {
-	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || isDigit(c)
 }
 
 // isToken is RFC 9110, 5.6.2.

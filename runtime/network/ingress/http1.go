@@ -16,14 +16,15 @@ import (
 // anybody. That is what makes it quicker than net/http, whose server and client have
 // four goroutines for it.
 type clientConn struct {
-	net.Conn
-	srv    *server
-	remote string
-	tls    *tls.ConnectionState // nil for none
-	in     *bufio.Reader
-	served bool  // a request
-	task   *task // nil where it was never in a loop
-	asking bool  // a pod for an answer
+	net.Conn // by which it is spoken to: sock, or TLS on it
+	sock     *loopConn
+	srv      *server
+	remote   string
+	tls      *tls.ConnectionState // nil for none
+	in       *bufio.Reader
+	served   bool  // a request
+	task     *task // nil where it was never in a loop
+	asking   bool  // a pod for an answer
 
 	watched watched
 
@@ -119,24 +120,35 @@ func (c *clientConn) arrived(h *head) bool {
 	return true
 }
 
-// serve answers requests until the connection ends, or until there is one that it is not for:
-// then it returns true, and that one is unread.
-func (c *clientConn) serve() (more bool) {
+// then is what becomes of a connection.
+type then int
+
+const (
+	end       then = iota
+	handOver       // to net/http: the next request, which is unread, is for it
+	enterLoop      // one request comes soon after the other, and is answered soon
+)
+
+// serve answers requests as long as that is for here.
+func (c *clientConn) serve() then {
 	for {
+		waits := time.Now()
 		h, ok := c.next()
 		if !ok {
-			return false
+			return end
 		}
-		began := time.Now()
 		if !h.plain {
-			return true
+			return handOver
 		}
-		again, answered := c.answer(&h, began)
+		again, answered := c.answer(&h, time.Now())
 		if !answered {
-			return true
+			return handOver
 		}
 		if !again {
-			return false
+			return end
+		}
+		if c.served && !c.task.inLoop() && time.Since(waits) < usually {
+			return enterLoop
 		}
 		c.served = true
 	}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -414,6 +415,18 @@ func FuzzPlainHead(f *testing.F) {
 		if err != nil || !bytes.Equal(got, body) || r.Close != h.close || len(r.TransferEncoding) > 0 || r.Host == "" || r.URL.Host != "" {
 			t.Fatalf("%q is %+v with %q (%v), here %+v", b, r, got, err, h)
 		}
+		var own http.Request
+		if err := new(headerFields).plainRequest(b[:h.size], &h, &own); err != nil {
+			t.Fatalf("%q: %v", b, err)
+		}
+		if own.Header.Get("Pragma") != "" {
+			delete(r.Header, "Cache-Control") // net/http makes one of Pragma
+			delete(own.Header, "Cache-Control")
+		}
+		if own.Method != r.Method || !reflect.DeepEqual(own.URL, r.URL) || own.RequestURI != r.RequestURI || own.Proto != r.Proto ||
+			own.Host != r.Host || own.ContentLength != r.ContentLength || own.Close != r.Close || !reflect.DeepEqual(own.Header, r.Header) {
+			t.Fatalf("%q is %+v, here %+v", b, r, own)
+		}
 		target := r.URL.RequestURI()
 		r.RemoteAddr = "192.0.2.1:1"
 		a := &turn{workspace: workspaces.New().(*workspace), x: &exchange{route: &route{}}, r: r}
@@ -426,6 +439,47 @@ func FuzzPlainHead(f *testing.F) {
 		got, err = io.ReadAll(out.Body)
 		if err != nil || !bytes.Equal(got, body) || in.Buffered() > 0 || out.Method != r.Method || out.RequestURI != target || out.Host != r.Host || len(out.TransferEncoding) > 0 {
 			t.Fatalf("%q became %+v with %q, %v", b, out, got, err)
+		}
+	})
+}
+
+// FuzzPlainAnswer: of an answer that is plain net/http reads the same.
+func FuzzPlainAnswer(f *testing.F) {
+	for _, seed := range []string{
+		"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "HTTP/1.1 404\r\ncontent-length:0\r\nX-A: 1\r\nx-a: 2 \r\n\r\n",
+		"HTTP/1.1 500 a  b\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhell", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", "HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n",
+		"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", "HTTP/1.1 101 Switching Protocols\r\nContent-Length: 0\r\n\r\n", "HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\nx",
+		"HTTP/1.1 200 OK\r\nContent-Length: 5\n\nhello", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n X: y\r\n\r\nhello", "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nPragma: no-cache\r\nContent-Length: 05\r\n\r\nhello, too much",
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var own http.Response
+		size, ok := new(headerFields).plainAnswer(b, &own)
+		if !ok {
+			return
+		}
+		in := bufio.NewReader(bytes.NewReader(b))
+		r, err := http.ReadResponse(in, &http.Request{Method: http.MethodGet})
+		if err != nil {
+			t.Fatalf("%q: %v", b, err)
+		}
+		if own.Header.Get("Pragma") != "" {
+			delete(r.Header, "Cache-Control") // net/http makes one of Pragma
+			delete(own.Header, "Cache-Control")
+		}
+		delete(r.Header, "Connection") // which is of this connection alone; net/http removes one of two
+		delete(own.Header, "Connection")
+		if own.Status != r.Status || own.StatusCode != r.StatusCode || own.ContentLength != r.ContentLength || own.Close != r.Close ||
+			!reflect.DeepEqual(own.Header, r.Header) || len(r.TransferEncoding)+len(r.Trailer) > 0 {
+			t.Fatalf("%q is %+v, here %+v", b, r, own)
+		}
+		want, failed := io.ReadAll(r.Body)
+		from := bufio.NewReader(bytes.NewReader(b[size:]))
+		got, err := io.ReadAll(&content{from: from, left: own.ContentLength})
+		if !bytes.Equal(got, want) || !errors.Is(err, failed) {
+			t.Fatalf("%q has the body %q, %v, here %q, %v", b, want, failed, got, err)
 		}
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,9 +32,12 @@ type loop struct {
 	ended  bool
 	paused bool // nothing is accepted for a moment
 
+	tasks atomic.Int64  // that have not been let go
+	seats *atomic.Int64 // see stay
+
 	// The loop's own.
-	tasks   int // that have not been let go
 	waiting queue
+	left    bool // something for other threads to do, since the last wait
 }
 
 // The numbers of what are no connections.
@@ -42,19 +46,32 @@ const (
 	numberWake
 )
 
-const (
-	// acceptedAtOnce is how many connections are taken before others get their turn.
-	acceptedAtOnce = 16
-	eventsAtOnce   = 128
-)
+const eventsAtOnce = 128
 
-// newLoop makes a loop that takes connections from a listener, of which it has a
-// descriptor of its own.
-func newLoop(l *net.TCPListener, begin func(*loop, *loopConn, netip.AddrPort) *task) (*loop, error) {
-	o := &loop{epoll: -1, wake: -1, listener: -1, begin: begin, conns: map[int32]*loopConn{}, number: numberWake}
+// newLoop makes a loop. The connections that are to be in it come by admit, or by listen.
+// seats is how many of the loops may keep their processor in a wait.
+func newLoop(seats *atomic.Int64) (*loop, error) {
+	o := &loop{seats: seats, epoll: -1, wake: -1, listener: -1, conns: map[int32]*loopConn{}, number: numberWake}
+	var err error
+	if o.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err == nil {
+		if o.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err == nil {
+			err = follow(o.epoll, o.wake, numberWake, unix.EPOLLIN)
+		}
+	}
+	if err != nil {
+		o.close()
+		return nil, err
+	}
+	return o, nil
+}
+
+// listen has a loop that does not run yet take connections from a listener, of which it has
+// a descriptor of its own, and begin a task for each.
+func (o *loop) listen(l *net.TCPListener, begin func(*loop, *loopConn, netip.AddrPort) *task) error {
+	o.begin = begin
 	raw, err := l.SyscallConn()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	err = errors.Join(raw.Control(func(fd uintptr) {
 		// Connections have what their listener has (tcp(7)), as net sets it on each.
@@ -68,20 +85,10 @@ func newLoop(l *net.TCPListener, begin func(*loop, *loopConn, netip.AddrPort) *t
 			o.listener, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
 		}
 	}), err)
-	if err == nil {
-		o.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	}
-	if err == nil {
-		o.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	}
-	if err == nil {
-		err = errors.Join(follow(o.epoll, o.listener, numberListener, listenerEvents), follow(o.epoll, o.wake, numberWake, unix.EPOLLIN))
-	}
 	if err != nil {
-		o.close()
-		return nil, err
+		return err
 	}
-	return o, nil
+	return follow(o.epoll, o.listener, numberListener, listenerEvents)
 }
 
 // listenerEvents has only one of several loops woken for a connection.
@@ -111,6 +118,23 @@ func (o *loop) end() {
 	o.rouse()
 }
 
+// admit begins a task whose connection has entered the loop.
+func (o *loop) admit(t *task) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.ended {
+		t.loop = nil
+		go func() {
+			t.client.letGo()
+			t.next()
+		}()
+		return
+	}
+	o.tasks.Add(1)
+	o.ready = append(o.ready, t)
+	o.rouse()
+}
+
 // goOn has a task go on that waits for nothing of the loop's.
 func (o *loop) goOn(t *task) {
 	o.mu.Lock()
@@ -123,10 +147,9 @@ func (o *loop) goOn(t *task) {
 func (o *loop) run() {
 	defer o.shut()
 	events := make([]unix.EpollEvent, eventsAtOnce)
-	for busy := false; ; {
-		n := 0
-		if busy {
-			n = eventsNow(o.epoll, events)
+	for n := 0; ; {
+		if n != 0 {
+			n = o.stay(events)
 		}
 		if n == 0 {
 			var err error
@@ -134,9 +157,9 @@ func (o *loop) run() {
 				panic(fmt.Sprintf("ingress: epoll_wait: %v", err)) // it was asked for what it cannot do
 			}
 		}
-		busy = n > 1
+		o.left = false
 		for _, ev := range events[:max(n, 0)] {
-			o.happened(ev.Fd)
+			o.happened(ev.Fd, ev.Events)
 		}
 		ready, ended := o.takeReady()
 		for _, t := range ready {
@@ -148,11 +171,27 @@ func (o *loop) run() {
 		}
 		if ended {
 			o.refuse()
-			if o.tasks == 0 {
+			if o.tasks.Load() == 0 {
 				return
 			}
 		}
 	}
+}
+
+// stay waits for what comes within a millisecond, as it mostly does where something has just
+// come, and keeps the processor meanwhile: otherwise Go's scheduler gives it to another
+// thread, or looks for one, and a third one watches over that. Half of the processors are for
+// the others, and so is this one where they have been given something to do.
+func (o *loop) stay(events []unix.EpollEvent) (n int) {
+	if o.left {
+		return eventsWithin(o.epoll, events, 0)
+	}
+	wait := 0
+	if o.seats.Add(-1) >= 0 {
+		wait = 1
+	}
+	defer o.seats.Add(1)
+	return eventsWithin(o.epoll, events, wait)
 }
 
 // refuse takes no connections any more.
@@ -176,7 +215,7 @@ func (o *loop) patience() int {
 	return max(0, int((usually-time.Since(t.since)+time.Millisecond-1)/time.Millisecond))
 }
 
-func (o *loop) happened(number int32) {
+func (o *loop) happened(number int32, events uint32) {
 	switch number {
 	case numberListener:
 		o.accept()
@@ -187,7 +226,7 @@ func (o *loop) happened(number int32) {
 		o.mu.Lock()
 		c := o.conns[number]
 		o.mu.Unlock()
-		if t := c.taskIn(o); t != nil && t.on == c {
+		if t := c.stirred(o, events); t != nil && t.on == c {
 			o.resume(t)
 		}
 	}
@@ -200,32 +239,25 @@ func (o *loop) takeReady() (ready []*task, ended bool) {
 	return ready, o.ended
 }
 
-// accept takes connections, and begins their tasks.
+// accept takes a connection, and begins its task. If there are more, epoll says so again.
 func (o *loop) accept() {
-	for range acceptedAtOnce {
-		if o.listener < 0 {
-			return
-		}
-		fd, from, err := acceptNow(o.listener)
-		switch err {
-		case nil:
-		case unix.EINTR, unix.ECONNABORTED:
-			continue
-		case unix.EAGAIN:
-			o.setPaused(false)
-			return
-		default:
-			o.pause(err)
-			return
-		}
-		c, err := o.connOf(fd)
-		if err != nil {
-			o.pause(err)
-			return
-		}
-		o.tasks++
-		o.resume(o.begin(o, c, from))
+	fd, from, err := acceptNow(o.listener)
+	switch err {
+	case nil:
+	case unix.EAGAIN, unix.EINTR, unix.ECONNABORTED:
+		return
+	default:
+		o.pause(err)
+		return
 	}
+	c, err := o.connOf(fd)
+	if err != nil {
+		o.pause(err)
+		return
+	}
+	o.setPaused(false)
+	o.tasks.Add(1)
+	o.resume(o.begin(o, c, from))
 }
 
 func (o *loop) setPaused(now bool) (before bool) {
@@ -280,7 +312,7 @@ func (o *loop) join(c *loopConn) error {
 	if err := follow(o.epoll, c.fd, o.number, unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLET); err != nil {
 		return err
 	}
-	c.loop, c.number = o, o.number
+	c.loop, c.number, c.drained, c.hungUp = o, o.number, true, false // it tells of what is there
 	o.conns[c.number] = c
 	return nil
 }
@@ -311,7 +343,7 @@ func (o *loop) resume(t *task) {
 	t.steps = stepsAtOnce
 	switch _, more := t.next(); {
 	case !more:
-		o.tasks--
+		o.tasks.Add(-1)
 		if t.pod != nil { // it has been broken off
 			_ = t.pod.Close()
 		}
@@ -325,7 +357,8 @@ func (o *loop) resume(t *task) {
 
 // release lets a task go, which goes on at once.
 func (o *loop) release(t *task) {
-	o.tasks--
+	o.left = true
+	o.tasks.Add(-1)
 	t.on, t.loop = nil, nil
 	t.client.letGo()
 	if t.pod != nil {

@@ -3,6 +3,8 @@ package ingress
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,7 +26,22 @@ import (
 // that, whether it is quick, takes long, is large, or the pod closes its connection; and nothing
 // is left in the loops when all have gone.
 func TestLoops(t *testing.T) {
+	for _, withTLS := range []bool{false, true} {
+		t.Run(fmt.Sprintf("with TLS %t", withTLS), func(t *testing.T) {
+			t.Parallel()
+			testLoops(t, withTLS)
+		})
+	}
+}
+
+func testLoops(t *testing.T, withTLS bool) {
 	b := newBedOf(t, 0, 3)
+	dial := func() (net.Conn, error) {
+		if withTLS {
+			return tls.Dial("tcp", b.https, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // its own certificate
+		}
+		return net.Dial("tcp", b.http)
+	}
 	b.pod(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		switch r.URL.Path {
@@ -52,7 +70,7 @@ func TestLoops(t *testing.T) {
 			for i := range 40 {
 				if c == nil {
 					var err error
-					if c, err = net.Dial("tcp", b.http); err != nil {
+					if c, err = dial(); err != nil {
 						t.Error(err)
 						return
 					}
@@ -95,6 +113,77 @@ func TestLoops(t *testing.T) {
 	b.end()
 }
 
+// TestEntersLoop: a client with TLS is in a loop after its second request, unless it takes
+// its time, and comes back when it does not any more.
+func TestEntersLoop(t *testing.T) {
+	b := newBedOf(t, 0, 1)
+	b.pod(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.URL.Path) }))
+	b.serve(webRule)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := b.proxy.newServer(portHTTPS, true, l.Addr())
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.run(ctx, l) }()
+	c, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // its own certificate
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	in := bufio.NewReader(c)
+	ask := func(path string) {
+		t.Helper()
+		fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: shop.example.com\r\n\r\n", path)
+		resp, err := http.ReadResponse(in, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(resp.Body); string(got) != path || err != nil {
+			t.Errorf("%s: %q, %v", path, got, err)
+		}
+	}
+	inLoop := func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.loops[0].mu.Lock()
+		defer s.loops[0].mu.Unlock()
+		for _, c := range s.loops[0].conns {
+			for open := range s.open {
+				if open.sock == c {
+					return true
+				}
+			}
+		}
+		return false
+	}
+	ask("/first")
+	if inLoop() {
+		t.Error("in a loop after one request")
+	}
+	for range 2 {
+		ask("/second")
+		ask("/third") // it is read after the client has entered
+		if !inLoop() {
+			t.Error("not in a loop after three requests")
+		}
+		for began := time.Now(); inLoop(); time.Sleep(usually / 10) {
+			if time.Since(began) > 100*usually {
+				t.Fatal("in a loop while nothing is asked")
+			}
+		}
+		ask("/late")
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if n, err := in.ReadByte(); err != io.EOF {
+		t.Errorf("at the end: %d, %v", n, err)
+	}
+}
+
 // TestLoopTakesEach: connections are taken after there could be none for a moment.
 func TestLoopTakesEach(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -103,7 +192,11 @@ func TestLoopTakesEach(t *testing.T) {
 	}
 	defer l.Close()
 	from := make(chan string, 1)
-	o, err := newLoop(l.(*net.TCPListener), func(o *loop, c *loopConn, a netip.AddrPort) *task {
+	o, err := newLoop(new(atomic.Int64))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = o.listen(l.(*net.TCPListener), func(o *loop, c *loopConn, a netip.AddrPort) *task {
 		return newTask(o, c, func() {
 			from <- a.String()
 			_ = c.Close()
@@ -138,6 +231,84 @@ func TestLoopTakesEach(t *testing.T) {
 	o.end()
 	<-ended
 	o.end() // it may be said again
+}
+
+// TestLoopDrained: a task has what it reads, and the end of it, as soon as that is there,
+// without being let go to wait for it, whatever comes when.
+func TestLoopDrained(t *testing.T) {
+	for _, running := range []bool{false, true} {
+		for _, sent := range []string{"", "abc", "abcd", "abcde"} {
+			t.Run(fmt.Sprintf("%q, running %t", sent, running), func(t *testing.T) {
+				testLoopDrained(t, sent, running)
+			})
+		}
+	}
+}
+
+func testLoopDrained(t *testing.T, sent string, running bool) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	o, err := newLoop(new(atomic.Int64))
+	if err != nil {
+		t.Fatal(err)
+	}
+	type reading struct {
+		got    string
+		inLoop bool
+		err    error
+	}
+	readings := make(chan reading, 10)
+	err = o.listen(l.(*net.TCPListener), func(o *loop, c *loopConn, _ netip.AddrPort) *task {
+		return newTask(o, c, func() {
+			defer c.Close()
+			defer close(readings)
+			var err error
+			for buf := make([]byte, 4); err == nil; {
+				var n int
+				n, err = c.Read(buf)
+				readings <- reading{string(buf[:n]), c.inLoop(), err}
+			}
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	run := sync.OnceFunc(func() {
+		go func() {
+			defer close(ended)
+			o.run()
+		}()
+	})
+	if running {
+		run()
+	}
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, err = io.WriteString(c, sent)
+	if err := errors.Join(err, c.(*net.TCPConn).CloseWrite()); err != nil {
+		t.Fatal(err)
+	}
+	run()
+	got := ""
+	for r := range readings {
+		got += r.got
+		if !r.inLoop {
+			t.Error("it was let go")
+		}
+		err = r.err
+	}
+	if got != sent || err != io.EOF {
+		t.Errorf("read %q, %v", got, err)
+	}
+	o.end()
+	<-ended
 }
 
 // TestLoopEnds: who is in a loop when it ends has his answer, also where the pod has yet to
@@ -187,7 +358,11 @@ func TestLoopBrokenOff(t *testing.T) {
 		_, err := c.Read(make([]byte, 1))
 		closed <- err
 	})
-	o, err := newLoop(l.(*net.TCPListener), func(o *loop, c *loopConn, _ netip.AddrPort) *task {
+	o, err := newLoop(new(atomic.Int64))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = o.listen(l.(*net.TCPListener), func(o *loop, c *loopConn, _ netip.AddrPort) *task {
 		var t *task
 		t = newTask(o, c, func() {
 			defer c.Close()
@@ -239,12 +414,7 @@ func TestIdleNotTaken(t *testing.T) {
 		return l
 	}
 	working := func() *loop {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		o, err := newLoop(l.(*net.TCPListener), nil)
+		o, err := newLoop(new(atomic.Int64))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -256,7 +426,7 @@ func TestIdleNotTaken(t *testing.T) {
 	idle.put(&podConn{Conn: quickOne})
 	idle.put(&podConn{Conn: looped(inLoop, working())})
 	broken := &loop{epoll: -1, conns: map[int32]*loopConn{}}
-	if c := idle.take(&task{loop: broken}); c != nil {
+	if c := idle.take(&task{loop: broken}, false); c != nil {
 		t.Errorf("%v was taken", c)
 	}
 	for _, c := range []net.Conn{other, another} {

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loopConn is a TCP connection in a loop, and an ordinary one once it has been let go. In the
-// loop it is read and written by its task alone, and its deadlines only count from
+// loopConn is a TCP connection in a loop, or an ordinary one: before it enters a loop and once
+// it has been let go. In the loop it is read and written by its task alone, and its deadlines only count from
 // when it is let go: nothing in a loop takes long.
 type loopConn struct {
 	fd int
@@ -24,6 +24,11 @@ type loopConn struct {
 	conn          net.Conn // nil in a loop
 	closed        bool
 	reads, writes time.Time // deadlines
+
+	// What is known of it in a loop. The loop's epoll tells once of each time that something
+	// comes, so that need not be asked for.
+	drained bool // what has come is read
+	hungUp  bool // the other side sends nothing more
 }
 
 // letGo makes an ordinary connection of one in a loop.
@@ -51,8 +56,38 @@ func (c *loopConn) letGo() {
 	}
 }
 
-// taskIn is the task in a loop whose connection it is, nil for none.
-func (c *loopConn) taskIn(o *loop) *task {
+// enter makes an ordinary connection, which nobody reads or writes, one of a loop. It stays
+// what it is if that fails.
+func (c *loopConn) enter(o *loop) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	q, ok := c.conn.(*quickConn)
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	fd, err := q.duplicate()
+	if err != nil {
+		return err
+	}
+	c.fd = fd
+	if err := o.join(c); err != nil {
+		return errors.Join(err, closeNow(fd))
+	}
+	c.conn = nil
+	_ = q.Close()
+	return nil
+}
+
+// belongTo says whose the connection is.
+func (c *loopConn) belongTo(t *task) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.task = t
+}
+
+// stirred takes what the epoll of a loop tells of the connection, and returns whose it is, nil
+// for nobody's in that loop.
+func (c *loopConn) stirred(o *loop, events uint32) *task {
 	if c == nil {
 		return nil
 	}
@@ -61,6 +96,8 @@ func (c *loopConn) taskIn(o *loop) *task {
 	if c.loop != o {
 		return nil
 	}
+	c.drained = false
+	c.hungUp = c.hungUp || events&^unix.EPOLLIN != 0
 	return c.task
 }
 
@@ -76,15 +113,20 @@ func (c *loopConn) Read(b []byte) (int, error) {
 		if c.isClosed() {
 			return 0, net.ErrClosed
 		}
+		if c.drained {
+			c.task.wait(c)
+			continue
+		}
 		switch n, err := rawRead(c.fd, b); {
 		case err == unix.EAGAIN:
-			c.task.wait(c)
+			c.drained = true
 		case err == unix.EINTR:
 		case err != nil:
 			return 0, os.NewSyscallError("read", err)
 		case n == 0:
 			return 0, io.EOF
 		default:
+			c.drained = n < len(b) && !c.hungUp
 			c.task.step()
 			return n, nil
 		}
@@ -187,7 +229,15 @@ func (c *loopConn) quiet() bool {
 		q, ok := c.conn.(*quickConn)
 		return ok && q.quiet()
 	}
-	return !c.closed && quietNow(c.fd)
+	return !c.closed && !c.hungUp && quietNow(c.fd)
+}
+
+// seemsQuiet is quiet without a system call, as far as the loop knows: not of what has come
+// since it last asked its epoll.
+func (c *loopConn) seemsQuiet() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.conn == nil && !c.closed && c.drained && !c.hungUp
 }
 
 // give gives the connection, which is nobody's, to a task. It returns the one to be used:
@@ -219,13 +269,12 @@ func adopt(c net.Conn, t *task) (net.Conn, error) {
 	if !ok {
 		return c, nil
 	}
-	fd, err := -1, error(nil)
-	err = errors.Join(q.raw.Control(func(own uintptr) { fd, err = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 0) }), err)
-	if err = errors.Join(err, c.Close()); err != nil {
-		if fd >= 0 {
+	fd, err := q.duplicate()
+	if e := c.Close(); err != nil || e != nil {
+		if err == nil {
 			_ = closeNow(fd)
 		}
-		return nil, err
+		return nil, errors.Join(err, e)
 	}
 	l, err := t.loop.connOf(fd)
 	if err != nil {

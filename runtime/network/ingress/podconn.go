@@ -55,8 +55,11 @@ func (p *podConn) Read(b []byte) (int, error) {
 }
 
 // usable says that the pod has neither closed the connection nor sent anything since
-// the last request.
-func (p *podConn) usable() bool {
+// the last request. A request that may be sent again need not be sure.
+func (p *podConn) usable(again bool) bool {
+	if c, ok := p.Conn.(*loopConn); ok && again && c.seemsQuiet() {
+		return true
+	}
 	q, ok := p.Conn.(quieter)
 	return ok && q.quiet()
 }
@@ -120,14 +123,15 @@ type idleConns struct {
 	sweep  *time.Timer
 }
 
-// take returns a connection for a task, nil if there is none.
-func (i *idleConns) take(t *task) *podConn {
+// take returns a connection for a task, nil if there is none. again is whether its request
+// may be sent once more if the pod has closed the connection.
+func (i *idleConns) take(t *task, again bool) *podConn {
 	for {
 		c := i.newest(t)
 		if c == nil {
 			return nil
 		}
-		if !c.usable() {
+		if !c.usable(again) {
 			_ = c.Close()
 		} else if c.give(t) == nil {
 			return c
@@ -210,10 +214,10 @@ func (i *idleConns) close() {
 }
 
 // connect returns a connection to an endpoint for a task: one that waits for a request, unless it
-// has to be fresh, or a new one.
-func (t *transport) connect(e *endpoint, fresh bool, deadline time.Time, task *task) (*podConn, error) {
+// has to be fresh, or a new one. again is whether the request may be sent once more.
+func (t *transport) connect(e *endpoint, fresh, again bool, deadline time.Time, task *task) (*podConn, error) {
 	if !fresh {
-		if c := e.idle.take(task); c != nil {
+		if c := e.idle.take(task, again); c != nil {
 			return c, nil
 		}
 	}

@@ -47,13 +47,16 @@ type Proxy struct {
 	mu    sync.Mutex // of Update
 	pools map[backend]*pool
 
-	loops int // for each port without TLS
+	loops int          // for each port
+	seats atomic.Int64 // see loop.stay
 }
 
 // NewProxy returns a Proxy that answers 404 to everything until it has a table.
 func NewProxy(c Config) *Proxy {
 	p := &Proxy{transport: newTransport(c.Dial), access: c.AccessLog, stall: cmp.Or(c.Stall, clientStall), pools: map[backend]*pool{}, own: sync.OnceValues(ownCertificate)}
-	p.loops = max(1, runtime.GOMAXPROCS(0)/2) // pods and clients on this machine need processors, too
+	half := runtime.GOMAXPROCS(0) / 2 // pods and clients on this machine need processors, too
+	p.loops = max(1, half)
+	p.seats.Store(int64(half))
 	p.table.Store(&Table{})
 	p.httpPort.Store(80)
 	p.httpsPort.Store(443)

@@ -1,11 +1,14 @@
 package ingress
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
 	"sync"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // quickConn is a TCP connection whose reads and writes are not announced to Go's scheduler.
@@ -108,6 +111,12 @@ func (q *quickConn) quiet() (quiet bool) {
 		return true
 	})
 	return err == nil && quiet
+}
+
+// duplicate makes another descriptor of the connection, which Go's poller knows nothing of.
+func (q *quickConn) duplicate() (fd int, err error) {
+	err = errors.Join(q.raw.Control(func(own uintptr) { fd, err = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 0) }), err)
+	return fd, err
 }
 
 // Write implements io.Writer.

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// These system calls never wait, so they are not announced to Go's scheduler, as quick.go
-// explains. The package unix has only announced ones.
+// These system calls wait for a millisecond at most, so they are not announced to Go's
+// scheduler, as quick.go explains. The package unix has only announced ones.
 
 // acceptNow takes a connection from a listener.
 func acceptNow(listener int) (fd int, from netip.AddrPort, err error) {
@@ -47,9 +47,13 @@ func unfollow(epoll, fd int) {
 	_, _, _ = syscall.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(epoll), unix.EPOLL_CTL_DEL, uintptr(fd), 0, 0, 0)
 }
 
-// eventsNow returns the events that an epoll has, without waiting for any.
-func eventsNow(epoll int, events []unix.EpollEvent) int {
-	n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epoll), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), 0, 0, 0)
+// eventsWithin returns how many events an epoll has within some milliseconds; negative if a
+// signal ended that.
+func eventsWithin(epoll int, events []unix.EpollEvent, ms int) int {
+	n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epoll), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(ms), 0, 0)
+	if errno == unix.EINTR {
+		return -1
+	}
 	if errno != 0 {
 		return 0
 	}

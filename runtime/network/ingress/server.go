@@ -52,6 +52,10 @@ func (p *Proxy) Serve(ctx context.Context, plainText, withTLS net.Listener) erro
 // servePort answers on a listener, which speaks TLS or not, by what the table has for a
 // port, until ctx ends.
 func (p *Proxy) servePort(ctx context.Context, port int32, withTLS bool, l net.Listener) error {
+	return p.newServer(port, withTLS, l.Addr()).run(ctx, l)
+}
+
+func (p *Proxy) newServer(port int32, withTLS bool, addr net.Addr) *server {
 	s := &server{proxy: p, port: port, open: map[*clientConn]struct{}{}}
 	if withTLS {
 		s.tls = &tls.Config{
@@ -59,8 +63,13 @@ func (p *Proxy) servePort(ctx context.Context, port int32, withTLS bool, l net.L
 			GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) { return p.certificate(port, hello) },
 		}
 	}
-	s.handed = &handed{conns: make(chan net.Conn), closed: make(chan struct{}), addr: l.Addr()}
+	s.handed = &handed{conns: make(chan net.Conn), closed: make(chan struct{}), addr: addr}
 	s.fallback = s.newFallback()
+	return s
+}
+
+// run answers on a listener until ctx ends.
+func (s *server) run(ctx context.Context, l net.Listener) error {
 	fallback := make(chan error, 1)
 	go func() { fallback <- s.fallback.Serve(s.handed) }()
 	err := s.take(ctx, l)
@@ -81,6 +90,8 @@ type server struct {
 	fallback *http.Server
 	handed   *handed
 
+	loops    []*loop
+	entered  atomic.Uint32 // loops, by turns
 	watcher  watcher
 	draining atomic.Bool
 	running  sync.WaitGroup
@@ -120,61 +131,86 @@ func (s *server) newFallback() *http.Server {
 
 func (p *Proxy) headerTimeout() time.Duration { return min(headerTimeout, p.stall) }
 
-// take takes connections until ctx ends, and closes the listener.
+// take takes connections until ctx ends, and closes the listener. Without TLS the loops take
+// them; with it a handshake would hold up all others, so they enter a loop only afterwards.
 func (s *server) take(ctx context.Context, l net.Listener) error {
-	if t, ok := l.(*net.TCPListener); ok && s.tls == nil {
-		return s.loop(ctx, t)
-	}
-	closed := context.AfterFunc(ctx, func() { _ = l.Close() })
-	err := s.accept(ctx, l)
-	if closed() {
-		_ = l.Close()
-	}
-	return err
-}
-
-// loop takes connections in loops until ctx ends. With TLS that is not worth it: to begin it
-// takes so long that others would wait.
-func (s *server) loop(ctx context.Context, l *net.TCPListener) error {
-	loops := make([]*loop, s.proxy.loops)
-	for i := range loops {
-		var err error
-		if loops[i], err = newLoop(l, s.begin); err != nil {
-			for _, o := range loops[:i] {
+	t, inLoops := l.(*net.TCPListener)
+	inLoops = inLoops && s.tls == nil
+	for range s.proxy.loops {
+		o, err := newLoop(&s.proxy.seats)
+		if err == nil {
+			s.loops = append(s.loops, o)
+			if inLoops {
+				err = o.listen(t, s.begin)
+			}
+		}
+		if err != nil {
+			for _, o := range s.loops {
 				o.close()
 			}
 			return errors.Join(err, l.Close())
 		}
 	}
-	_ = l.Close() // the loops have it
-	defer context.AfterFunc(ctx, func() {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	context.AfterFunc(ctx, func() {
+		_ = l.Close()
 		s.endIdle()
-		for _, o := range loops {
+		for _, o := range s.loops {
 			o.end()
 		}
-	})()
+	})
 	var all sync.WaitGroup
-	for _, o := range loops {
+	for _, o := range s.loops {
 		all.Go(o.run)
 	}
+	var err error
+	if inLoops {
+		_ = l.Close() // they have it
+	} else {
+		err = s.accept(ctx, l)
+		cancel()
+	}
 	all.Wait()
-	return nil
+	return err
 }
 
-// begin begins to serve a connection in a loop.
-func (s *server) begin(o *loop, conn *loopConn, from netip.AddrPort) *task {
-	c := &clientConn{Conn: conn, srv: s, remote: from.String()}
+// newConn makes a client of a connection.
+func (s *server) newConn(sock *loopConn, remote string) *clientConn {
+	c := &clientConn{Conn: sock, sock: sock, srv: s, remote: remote}
 	s.mu.Lock()
 	s.open[c] = struct{}{}
 	s.mu.Unlock()
 	s.running.Add(1)
-	c.task = newTask(o, conn, func() { s.serve(c) })
-	c.task.letGo = func() {
+	return c
+}
+
+// begin begins to serve a connection in a loop.
+func (s *server) begin(o *loop, conn *loopConn, from netip.AddrPort) *task {
+	return s.serveIn(o, s.newConn(conn, from.String()))
+}
+
+// serveIn makes the task of a loop that serves a connection.
+func (s *server) serveIn(o *loop, c *clientConn) *task {
+	t := newTask(o, c.sock, func() { s.serve(c) })
+	t.letGo = func() {
 		if c.asking {
 			s.watcher.add(c)
 		}
 	}
-	return c.task
+	c.task = t
+	return t
+}
+
+// enter has a loop go on with a connection. If that fails, it is served as before.
+func (s *server) enter(c *clientConn) bool {
+	o := s.loops[int(s.entered.Add(1))%len(s.loops)]
+	if err := c.sock.enter(o); err != nil {
+		slog.Debug("ingress: a connection stays outside of the loops", "client", c.remote, "error", err)
+		return false
+	}
+	o.admit(s.serveIn(o, c))
+	return true
 }
 
 // accept takes connections until ctx ends.
@@ -201,44 +237,51 @@ func (s *server) accept(ctx context.Context, l net.Listener) error {
 			continue
 		}
 		failing = nil
-		c := &clientConn{Conn: quick(conn), srv: s, remote: conn.RemoteAddr().String()}
-		s.mu.Lock()
-		s.open[c] = struct{}{}
-		s.mu.Unlock()
-		s.running.Add(1)
-		go s.serve(c)
+		go s.serve(s.newConn(&loopConn{conn: quick(conn)}, conn.RemoteAddr().String()))
 	}
 }
 
-// serve has a connection until it ends or is handed over.
+// serve has a connection until it ends, is handed over, or has entered a loop, which goes on
+// with it by calling serve.
 func (s *server) serve(c *clientConn) {
-	defer s.running.Done()
+	gone := false
 	defer func() {
-		s.mu.Lock()
-		delete(s.open, c)
-		s.mu.Unlock()
-	}()
-	defer func() {
+		if gone {
+			return
+		}
 		if fault := recover(); fault != nil { // of one request, and no other's
 			slog.Error("ingress: a request was broken off", "client", c.remote, "fault", fault, "stack", string(debug.Stack()))
 			_ = c.Close()
 		}
+		s.mu.Lock()
+		delete(s.open, c)
+		s.mu.Unlock()
+		s.running.Done()
 	}()
-	if s.tls != nil {
-		http2, err := c.handshake(s.tls)
-		if err != nil {
-			slog.Debug("ingress: no TLS", "client", c.remote, "error", err)
-			_ = c.Close()
-			return
+	if c.in == nil {
+		if s.tls != nil {
+			http2, err := c.handshake(s.tls)
+			if err != nil {
+				slog.Debug("ingress: no TLS", "client", c.remote, "error", err)
+				_ = c.Close()
+				return
+			}
+			if http2 {
+				s.handed.take(c.Conn)
+				return
+			}
 		}
-		if http2 {
-			s.handed.take(c.Conn)
-			return
-		}
+		c.in = readers.Get().(*bufio.Reader)
+		c.in.Reset(c.Conn)
 	}
-	c.in = readers.Get().(*bufio.Reader)
-	c.in.Reset(c.Conn)
-	if c.serve() {
+	then := c.serve()
+	for then == enterLoop {
+		if gone = s.enter(c); gone {
+			return
+		}
+		then = c.serve()
+	}
+	if then == handOver {
 		c.task.leave()
 		_ = c.SetDeadline(time.Time{})
 		s.handed.take(&handedConn{Conn: c.Conn, tls: c.tls, unread: c.unread()})
@@ -274,7 +317,7 @@ func (s *server) drain() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		for c := range s.open {
-			_ = c.Close()
+			_ = c.sock.Close()
 		}
 	})
 	s.running.Wait()

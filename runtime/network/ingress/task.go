@@ -34,7 +34,7 @@ const stepsAtOnce = 64
 
 func newTask(o *loop, client *loopConn, run func()) *task {
 	t := &task{loop: o, client: client}
-	client.task = t
+	client.belongTo(t)
 	t.next, _ = iter.Pull(func(yield func(struct{}) bool) {
 		t.yield = yield
 		run()
@@ -72,6 +72,7 @@ func (t *task) await(f func()) {
 		return
 	}
 	o := t.loop
+	o.left = true
 	var fault any
 	go func() {
 		defer func() {

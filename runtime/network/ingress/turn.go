@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/url"
 	"os"
 	"strconv"
 	"strings"
@@ -17,25 +18,38 @@ import (
 
 // workspace is what it takes to answer one request.
 type workspace struct {
-	head    bytes.Reader
-	parse   *bufio.Reader
 	request bytes.Buffer  // to the pod
 	from    *bufio.Reader // the pod
 	to      *bufio.Writer // the client
 	chunk   [bufferSize]byte
+
+	asked, answered headerFields
+	memory          memory
+}
+
+// memory is what is made anew for each request, in memory that is used again.
+type memory struct {
+	turn        turn
+	exchange    exchange
+	asked, sent http.Request
+	url         url.URL
+	local       local
+	answer      http.Response
+	content     content
 }
 
 var workspaces = sync.Pool{New: func() any {
-	return &workspace{parse: bufio.NewReaderSize(nil, requestBuffer), from: bufio.NewReaderSize(nil, requestBuffer), to: bufio.NewWriterSize(nil, requestBuffer)}
+	return &workspace{from: bufio.NewReaderSize(nil, requestBuffer), to: bufio.NewWriterSize(nil, requestBuffer)}
 }}
 
 // release gives a workspace back, without what it refers to.
 func (ws *workspace) release() {
-	ws.head.Reset(nil)
-	ws.parse.Reset(nil)
 	ws.request.Reset()
 	ws.from.Reset(nil)
 	ws.to.Reset(nil)
+	ws.asked.forget()
+	ws.answered.forget()
+	ws.memory = memory{}
 	workspaces.Put(ws)
 }
 
@@ -46,19 +60,16 @@ func (c *clientConn) answer(h *head, began time.Time) (again, answered bool) {
 	ws := workspaces.Get().(*workspace)
 	defer ws.release()
 	raw, _ := c.in.Peek(h.size + h.length)
-	ws.head.Reset(raw[:h.size])
-	ws.parse.Reset(&ws.head)
-	r, err := http.ReadRequest(ws.parse)
-	if err != nil {
+	r, x, a := &ws.memory.asked, &ws.memory.exchange, &ws.memory.turn
+	if ws.asked.plainRequest(raw[:h.size], h, r) != nil {
 		return false, false // net/http says what is wrong
 	}
-	r.RemoteAddr, r.TLS, r.Body = c.remote, c.tls, http.NoBody
-	x := &exchange{}
+	r.RemoteAddr, r.TLS = c.remote, c.tls
 	x.route, x.match = p.table.Load().route(c.srv.port, r, hostOf(r.Host), cleanPath(r.URL.Path))
 	if x.route != nil && x.route.pool != nil && x.route.spokenTo() != plain {
 		return false, false
 	}
-	a := &turn{clientConn: c, workspace: ws, x: x, r: r, close: h.close}
+	*a = turn{clientConn: c, workspace: ws, x: x, r: r, close: h.close}
 	ws.to.Reset(a)
 	a.run(raw[h.size:], h.size+h.length)
 	counted := &p.metrics.lost
@@ -101,7 +112,7 @@ func (a *turn) Write(b []byte) (int, error) {
 // run answers, except for what is left in a.to. The body it is given is in a.in, from which
 // it takes the request, of size bytes.
 func (a *turn) run(body []byte, size int) {
-	w := &local{}
+	w := &a.memory.local
 	if a.srv.proxy.answerHere(w, a.r, a.x) {
 		_, _ = a.in.Discard(size)
 		a.sayLocal(w)
@@ -144,20 +155,21 @@ func (a *turn) fail(err error, gone bool) {
 		a.status, a.close = code, true
 		return
 	}
-	w := &local{}
+	w := &a.memory.local
 	http.Error(w, text, code)
 	a.sayLocal(w)
 }
 
 // writeRequest writes the request that the pod gets.
 func (a *turn) writeRequest(body []byte) {
-	out, u := *a.r, *a.r.URL
-	out.URL = &u
+	out, u := &a.memory.sent, &a.memory.url
+	*out, *u = *a.r, *a.r.URL
+	out.URL = u
 	removeHopByHop(out.Header)
 	for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
 		delete(out.Header, name)
 	}
-	a.x.rewrite(&httputil.ProxyRequest{In: a.r, Out: &out})
+	a.x.rewrite(&httputil.ProxyRequest{In: a.r, Out: out})
 	if out.Header.Get("User-Agent") == "" {
 		delete(out.Header, "User-Agent")
 	}
@@ -187,7 +199,7 @@ func (a *turn) send() (*podConn, error) {
 		if err != nil {
 			return nil, err
 		}
-		pod, err := t.connect(e, fresh, a.deadline, a.task)
+		pod, err := t.connect(e, fresh, replayable(a.r), a.deadline, a.task)
 		if err != nil {
 			if tries.failed(e, err) {
 				continue
@@ -261,6 +273,18 @@ var errUpgraded = errors.New("the pod switched to another protocol unasked")
 // finalHead reads the head of the pod's answer; those that come before it, such as 103
 // Early Hints, are passed on.
 func (a *turn) finalHead() (*http.Response, error) {
+	if a.r.Method != http.MethodHead {
+		head, _ := a.from.Peek(a.from.Buffered())
+		resp := &a.memory.answer
+		if size, ok := a.answered.plainAnswer(head, resp); ok {
+			_, _ = a.from.Discard(size)
+			a.memory.content = content{from: a.from, left: resp.ContentLength}
+			if resp.Body = http.NoBody; resp.ContentLength > 0 {
+				resp.Body = &a.memory.content
+			}
+			return resp, nil
+		}
+	}
 	for {
 		resp, err := http.ReadResponse(a.from, a.r)
 		switch {
