@@ -91,8 +91,9 @@ vet: deps
 unit: build ## Tests of the packages, with the race detector
 	go test -race -timeout 10m $(PACKAGES)
 
+# One test more than there are processors at once: they mostly wait.
 e2e: build ## Tests of the whole: bin/gitk8s, real containers, git and kubectl
-	GITK8S_BIN=$(CURDIR)/bin/gitk8s go test -timeout 25m ./cmd/...
+	GITK8S_BIN=$(CURDIR)/bin/gitk8s go test -timeout 25m -parallel $$(($$(nproc) + 1)) ./cmd/...
 
 # A machine with cgroup v2 alone, emulated: see docs/cgroup2.md.
 VM := bin/cgroup2

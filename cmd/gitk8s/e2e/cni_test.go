@@ -13,6 +13,7 @@ import (
 
 // TestCNI runs a worker whose pods' network Debian's plugins make.
 func TestCNI(t *testing.T) {
+	t.Parallel()
 	const plugins = "/usr/lib/cni"
 	if _, err := os.Stat(filepath.Join(plugins, "bridge")); err != nil {
 		missing(t, "containernetworking-plugins")

@@ -344,6 +344,7 @@ func dualRestart(t *testing.T, d *dual) {
 
 // TestDualStackMachines: workers that are enrolled with both of their addresses.
 func TestDualStackMachines(t *testing.T) {
+	t.Parallel()
 	prefixes := func(list ...string) (out []netip.Prefix) {
 		for _, text := range list {
 			out = append(out, netip.MustParsePrefix(text))

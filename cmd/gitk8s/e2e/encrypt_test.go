@@ -19,6 +19,7 @@ import (
 // TestEncrypt runs workers of both families with --encrypt wireguard. Where the kernel has
 // no WireGuard it sees them refuse to start; `make test-kernel` runs it where it has.
 func TestEncrypt(t *testing.T) {
+	t.Parallel()
 	s := newSites(t, 2)
 	server, _ := s.machine("server", 0, 5)
 	one, _ := s.machine("one", 0, 11)

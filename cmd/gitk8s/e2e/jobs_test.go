@@ -353,6 +353,7 @@ spec: {schedule: "* * * * *", timeZone: Europe/Vienna, concurrencyPolicy: Forbid
 // TestJobKill kills everything while a Job runs, again and again: no pod is lost,
 // none is counted twice. A Job from Git that has removed itself stays so.
 func TestJobKill(t *testing.T) {
+	t.Parallel()
 	c := ownCluster(t)
 	ns := c.namespace(t, "jobkill")
 	r := newRepo(t, c)

@@ -40,7 +40,8 @@ type machine struct {
 	worker   *process
 }
 
-// links counts the links that machines are on, for their names.
+// links counts the links and the sites that machines are on, for their names: tests make
+// some at the same time.
 var links atomic.Int64
 
 // machines makes n of them, removed with the test.
@@ -49,7 +50,8 @@ func machines(t *testing.T, n int) []*machine { return machinesIn(t, n, ranges) 
 // machinesIn makes them with addresses of other ranges.
 func machinesIn(t *testing.T, n int, ranges network.Ranges) []*machine {
 	t.Helper()
-	id := fmt.Sprintf("e2e-%d-%d", os.Getpid(), links.Add(1))
+	link := links.Add(1)
+	id := fmt.Sprintf("e2e-%d-%d", os.Getpid(), link)
 	t.Cleanup(func() {
 		if err := network.DeleteTopology(id); err != nil {
 			t.Error(err)
@@ -65,7 +67,7 @@ func machinesIn(t *testing.T, n int, ranges network.Ranges) []*machine {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := newCluster(name)
+		c := newCluster(fmt.Sprintf("machine-%d-%d", link, i))
 		c.netns = node.NetNS
 		m := &machine{cluster: c, ip: node.IPs[0], ips: node.IPs, bin: suite.bin}
 		out = append(out, m)
@@ -142,6 +144,7 @@ func nodeReady(n *corev1.Node) bool {
 
 // TestMachines runs the control plane on one machine and workers on two others.
 func TestMachines(t *testing.T) {
+	t.Parallel()
 	all := machines(t, 4) // the last one is a stranger
 	server, workers := all[0], map[string]*machine{"one": all[1], "two": all[2]}
 	c := server.cluster

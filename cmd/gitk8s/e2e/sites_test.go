@@ -23,7 +23,8 @@ import (
 // sites are links of their own, with a router between that knows nothing of pods.
 type sites struct {
 	t      *testing.T
-	prefix string
+	number int64  // of these, for names
+	prefix string // of network namespaces
 	router *netlink.Handle
 }
 
@@ -77,7 +78,8 @@ func siteIP6(site, n int) netip.Addr {
 // newSites makes n sites, with addresses of both families.
 func newSites(t *testing.T, n int) *sites {
 	t.Helper()
-	s := &sites{t: t, prefix: fmt.Sprintf("gitk8s-e2e-%d-", os.Getpid())}
+	s := &sites{t: t, number: links.Add(1)}
+	s.prefix = fmt.Sprintf("gitk8s-e2e-%d-%d-", os.Getpid(), s.number)
 	ns, _ := s.namespace("router")
 	s.router = s.handle(ns)
 	for site := range n {
@@ -166,7 +168,7 @@ func (s *sites) machine(name string, site, n int) (*machine, func(n int)) {
 		}
 	}
 	move(n)
-	c := newCluster("site-" + name)
+	c := newCluster(fmt.Sprintf("site-%d-%s", s.number, name))
 	c.netns = path
 	m := &machine{cluster: c, ip: siteIP(site, n), ips: []netip.Addr{siteIP(site, n), siteIP6(site, n)}, bin: suite.bin}
 	s.t.Cleanup(func() { m.clean(s.t) })
@@ -176,6 +178,7 @@ func (s *sites) machine(name string, site, n int) (*machine, func(n int)) {
 // TestSites runs the control plane and a worker at one site and another worker at a
 // second one, behind a router.
 func TestSites(t *testing.T) {
+	t.Parallel()
 	s := newSites(t, 2)
 	server, _ := s.machine("server", 0, 5)
 	one, _ := s.machine("one", 0, 11)
@@ -338,6 +341,7 @@ func TestSitesIPv6(t *testing.T) {
 }
 
 func sitesOf(t *testing.T, number int, podRange, serviceRange string, ips func(*machine) []netip.Addr) {
+	t.Parallel()
 	s := newSites(t, 2)
 	server, _ := s.machine("server", 0, number)
 	one, _ := s.machine("one", 0, 11)

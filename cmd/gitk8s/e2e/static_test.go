@@ -31,6 +31,7 @@ spec:
 // and without the API, which has mirrors of them. It joins a cluster that has a DaemonSet, and
 // keeps a part of its machine to itself.
 func TestStaticPods(t *testing.T) {
+	t.Parallel()
 	all := machines(t, 2)
 	c, m := all[0].cluster, all[1]
 	if err := c.serve("--listen", all[0].ip.String()); err != nil {

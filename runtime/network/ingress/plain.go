@@ -13,7 +13,8 @@ import (
 
 // What is plain is read here, into memory that is used again, and the rest by net/http,
 // which makes some twenty objects of each request and its answer. Both read the same from
-// what is plain: FuzzPlainHead and FuzzPlainAnswer compare them.
+// what is plain: FuzzPlainHead and FuzzPlainAnswer compare them. Only that net/http adds a
+// Cache-Control to a Pragma, which is not for who passes it on.
 
 // headerFields are the header of one message after the other.
 type headerFields struct {
