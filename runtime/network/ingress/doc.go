@@ -10,8 +10,8 @@
 //
 // A plain request in HTTP/1.1 is answered by the goroutine that reads it (clientConn, turn,
 // podConn), which is a coroutine of an epoll loop as long as all goes quickly (loop, task,
-// loopConn; with TLS from the third request on); every other request by net/http (Proxy.serveAt, transport), which
-// the connection is handed over to (server).
+// loopConn; with TLS from the third request on); every other request by net/http
+// (Proxy.serveAt, transport), which the connection is handed over to (server).
 //
 // Requests go to the pods directly, not by way of the service's address: so a request
 // whose pod has just gone is sent to another one.
