@@ -120,17 +120,17 @@ func (c *clientConn) arrived(h *head) bool {
 	return true
 }
 
-// then is what becomes of a connection.
-type then int
+// outcome is what becomes of a connection.
+type outcome int
 
 const (
-	end       then = iota
-	handOver       // to net/http: the next request, which is unread, is for it
-	enterLoop      // one request comes soon after the other, and is answered soon
+	end       outcome = iota
+	handOver          // to net/http: the next request, which is unread, is for it
+	enterLoop         // one request comes soon after the other, and is answered soon
 )
 
 // serve answers requests as long as that is for here.
-func (c *clientConn) serve() then {
+func (c *clientConn) serve() outcome {
 	for {
 		waits := time.Now()
 		h, ok := c.next()

@@ -12,8 +12,8 @@ import (
 )
 
 // loopConn is a TCP connection in a loop, or an ordinary one: before it enters a loop and once
-// it has been let go. In the loop it is read and written by its task alone, and its deadlines only count from
-// when it is let go: nothing in a loop takes long.
+// it has been let go. In the loop it is read and written by its task alone, and its
+// deadlines only count from when it is let go: nothing in a loop takes long.
 type loopConn struct {
 	fd int
 

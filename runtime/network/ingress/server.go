@@ -274,14 +274,14 @@ func (s *server) serve(c *clientConn) {
 		c.in = readers.Get().(*bufio.Reader)
 		c.in.Reset(c.Conn)
 	}
-	then := c.serve()
-	for then == enterLoop {
+	becomes := c.serve()
+	for becomes == enterLoop {
 		if gone = s.enter(c); gone {
 			return
 		}
-		then = c.serve()
+		becomes = c.serve()
 	}
-	if then == handOver {
+	if becomes == handOver {
 		c.task.leave()
 		_ = c.SetDeadline(time.Time{})
 		s.handed.take(&handedConn{Conn: c.Conn, tls: c.tls, unread: c.unread()})
