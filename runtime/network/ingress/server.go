@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -52,7 +53,11 @@ func (p *Proxy) Serve(ctx context.Context, plainText, withTLS net.Listener) erro
 // servePort answers on a listener, which speaks TLS or not, by what the table has for a
 // port, until ctx ends.
 func (p *Proxy) servePort(ctx context.Context, port int32, withTLS bool, l net.Listener) error {
-	return p.newServer(port, withTLS, l.Addr()).run(ctx, l)
+	t, ok := l.(*net.TCPListener)
+	if !ok {
+		return errors.Join(fmt.Errorf("ingress: %T is no TCP listener", l), l.Close())
+	}
+	return p.newServer(port, withTLS, l.Addr()).run(ctx, t)
 }
 
 func (p *Proxy) newServer(port int32, withTLS bool, addr net.Addr) *server {
@@ -66,18 +71,6 @@ func (p *Proxy) newServer(port int32, withTLS bool, addr net.Addr) *server {
 	s.handed = &handed{conns: make(chan net.Conn), closed: make(chan struct{}), addr: addr}
 	s.fallback = s.newFallback()
 	return s
-}
-
-// run answers on a listener until ctx ends.
-func (s *server) run(ctx context.Context, l net.Listener) error {
-	fallback := make(chan error, 1)
-	go func() { fallback <- s.fallback.Serve(s.handed) }()
-	err := s.take(ctx, l)
-	s.drain()
-	if e := <-fallback; !errors.Is(e, http.ErrServerClosed) {
-		err = errors.Join(err, e)
-	}
-	return err
 }
 
 // server answers at one port. A connection belongs to a clientConn first, which answers
@@ -131,18 +124,25 @@ func (s *server) newFallback() *http.Server {
 
 func (p *Proxy) headerTimeout() time.Duration { return min(headerTimeout, p.stall) }
 
-// take takes connections until ctx ends, and closes the listener. Without TLS the loops take
-// them; with it a handshake would hold up all others, so they enter a loop only afterwards.
-func (s *server) take(ctx context.Context, l net.Listener) error {
-	t, inLoops := l.(*net.TCPListener)
-	inLoops = inLoops && s.tls == nil
+// run answers on a listener until ctx ends.
+func (s *server) run(ctx context.Context, l *net.TCPListener) error {
+	fallback := make(chan error, 1)
+	go func() { fallback <- s.fallback.Serve(s.handed) }()
+	err := s.take(ctx, l)
+	s.drain()
+	if e := <-fallback; !errors.Is(e, http.ErrServerClosed) {
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
+// take has loops take connections until ctx ends, and closes the listener.
+func (s *server) take(ctx context.Context, l *net.TCPListener) error {
 	for range s.proxy.loops {
 		o, err := newLoop(&s.proxy.seats)
 		if err == nil {
 			s.loops = append(s.loops, o)
-			if inLoops {
-				err = o.listen(t, s.begin)
-			}
+			err = o.listen(l, s.begin)
 		}
 		if err != nil {
 			for _, o := range s.loops {
@@ -151,26 +151,18 @@ func (s *server) take(ctx context.Context, l net.Listener) error {
 			return errors.Join(err, l.Close())
 		}
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	context.AfterFunc(ctx, func() {
-		_ = l.Close()
+	end := context.AfterFunc(ctx, func() {
 		s.endIdle()
 		for _, o := range s.loops {
 			o.end()
 		}
 	})
+	defer end()
 	var all sync.WaitGroup
 	for _, o := range s.loops {
 		all.Go(o.run)
 	}
-	var err error
-	if inLoops {
-		_ = l.Close() // they have it
-	} else {
-		err = s.accept(ctx, l)
-		cancel()
-	}
+	err := l.Close() // they have it
 	all.Wait()
 	return err
 }
@@ -213,34 +205,6 @@ func (s *server) enter(c *clientConn) bool {
 	return true
 }
 
-// accept takes connections until ctx ends.
-func (s *server) accept(ctx context.Context, l net.Listener) error {
-	for failing := error(nil); ; {
-		conn, err := l.Accept()
-		switch {
-		case ctx.Err() != nil:
-			if err == nil {
-				_ = conn.Close()
-			}
-			return nil
-		case errors.Is(err, net.ErrClosed):
-			return err
-		case err != nil:
-			if failing == nil {
-				slog.Warn("ingress: no connection can be taken, will retry", "error", err)
-			}
-			failing = err
-			select {
-			case <-ctx.Done():
-			case <-time.After(retryAccept):
-			}
-			continue
-		}
-		failing = nil
-		go s.serve(s.newConn(&loopConn{conn: quick(conn)}, conn.RemoteAddr().String()))
-	}
-}
-
 // serve has a connection until it ends, is handed over, or has entered a loop, which goes on
 // with it by calling serve.
 func (s *server) serve(c *clientConn) {
@@ -267,6 +231,7 @@ func (s *server) serve(c *clientConn) {
 				return
 			}
 			if http2 {
+				c.task.leave()
 				s.handed.take(c.Conn)
 				return
 			}
