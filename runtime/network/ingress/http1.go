@@ -22,9 +22,9 @@ type clientConn struct {
 	remote   string
 	tls      *tls.ConnectionState // nil for none
 	in       *bufio.Reader
-	served   bool  // a request
-	task     *task // nil where it was never in a loop
-	asking   bool  // a pod for an answer
+	served   bool // a request
+	task     *task
+	asking   bool // a pod for an answer
 
 	watched watched
 
@@ -126,7 +126,7 @@ type outcome int
 const (
 	end       outcome = iota
 	handOver          // to net/http: the next request, which is unread, is for it
-	enterLoop         // one request comes soon after the other, and is answered soon
+	enterLoop         // what is asked comes soon, and is answered soon
 )
 
 // serve answers requests as long as that is for here.
@@ -147,9 +147,9 @@ func (c *clientConn) serve() outcome {
 		if !again {
 			return end
 		}
-		if c.served && !c.task.inLoop() && time.Since(waits) < usually {
+		c.served = true
+		if !c.task.inLoop() && time.Since(waits) < usually {
 			return enterLoop
 		}
-		c.served = true
 	}
 }

@@ -4,6 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto"
+	cryptorand "crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -177,6 +180,55 @@ func TestEntersLoop(t *testing.T) {
 	}
 	if n, err := in.ReadByte(); err != io.EOF {
 		t.Errorf("at the end: %d, %v", n, err)
+	}
+}
+
+// slowKey signs when it may.
+type slowKey struct {
+	*rsa.PrivateKey
+	begun, goOn chan struct{}
+}
+
+func (k slowKey) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	close(k.begun)
+	<-k.goOn
+	return k.PrivateKey.Sign(random, digest, opts)
+}
+
+// TestSlowSignature: a loop answers others while it has an RSA signature made, and goes on with
+// the client that it is for.
+func TestSlowSignature(t *testing.T) {
+	key, err := rsa.GenerateKey(cryptorand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newBedOf(t, 0, 1)
+	b.pod(say("ok"))
+	b.certs["shop/cert"] = certificateOf(t, key, "shop.example.com")
+	slow := slowKey{key, make(chan struct{}), make(chan struct{})}
+	b.certs["shop/cert"].PrivateKey = slow
+	b.serve(withTLS(webRule, "{hosts: [shop.example.com], secretName: cert}"))
+	get := func(name string) error {
+		c, err := tls.DialWithDialer(&net.Dialer{Timeout: 10 * time.Second}, "tcp", b.https, &tls.Config{InsecureSkipVerify: true, ServerName: name}) //nolint:gosec // its own certificate
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n\r\n")
+		if got, err := io.ReadAll(c); err != nil || !bytes.HasSuffix(got, []byte("\r\n\r\nok")) {
+			return fmt.Errorf("%s: %q, %w", name, got, err)
+		}
+		return nil
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- get("shop.example.com") }()
+	<-slow.begun
+	if err := get("other.example.com"); err != nil {
+		t.Error(err)
+	}
+	close(slow.goOn)
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 

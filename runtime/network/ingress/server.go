@@ -167,19 +167,14 @@ func (s *server) take(ctx context.Context, l *net.TCPListener) error {
 	return err
 }
 
-// newConn makes a client of a connection.
-func (s *server) newConn(sock *loopConn, remote string) *clientConn {
-	c := &clientConn{Conn: sock, sock: sock, srv: s, remote: remote}
+// begin begins to serve a connection in a loop.
+func (s *server) begin(o *loop, conn *loopConn, from netip.AddrPort) *task {
+	c := &clientConn{Conn: conn, sock: conn, srv: s, remote: from.String()}
 	s.mu.Lock()
 	s.open[c] = struct{}{}
 	s.mu.Unlock()
 	s.running.Add(1)
-	return c
-}
-
-// begin begins to serve a connection in a loop.
-func (s *server) begin(o *loop, conn *loopConn, from netip.AddrPort) *task {
-	return s.serveIn(o, s.newConn(conn, from.String()))
+	return s.serveIn(o, c)
 }
 
 // serveIn makes the task of a loop that serves a connection.

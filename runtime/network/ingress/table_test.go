@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -153,6 +154,11 @@ func certificate(t testing.TB, names ...string) *tls.Certificate {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return certificateOf(t, key, names...)
+}
+
+func certificateOf(t testing.TB, key crypto.Signer, names ...string) *tls.Certificate {
+	t.Helper()
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: names, NotAfter: time.Now().Add(time.Hour)}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
