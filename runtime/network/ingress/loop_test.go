@@ -371,6 +371,10 @@ func TestLoopEnds(t *testing.T) {
 	}
 	b.serve(webRule)
 	c, idle := b.dial(), b.dial()
+	fmt.Fprint(idle, "GET /none HTTP/1.1\r\nHost: other.example.com\r\n\r\n")
+	if resp, err := http.ReadResponse(bufio.NewReader(idle), nil); err != nil || resp.StatusCode != http.StatusNotFound {
+		t.Fatal(resp, err)
+	}
 	fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
 	<-dialed
 	ended := make(chan struct{})
