@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// These system calls wait for a millisecond at most, so they are not announced to Go's
+// These system calls wait for some milliseconds at most, so they are not announced to Go's
 // scheduler, as quick.go explains. The package unix has only announced ones.
 
 // acceptNow takes a connection from a listener.
