@@ -37,8 +37,12 @@ type loop struct {
 
 	// The loop's own.
 	waiting queue
-	left    bool // something for other threads to do, since the last wait
+	left    bool         // something for other threads to do, since the last wait
+	spare   []*coroutine // without a task
 }
+
+// maxSpare is how many coroutines wait for a task at most.
+const maxSpare = 32
 
 // The numbers of what are no connections.
 const (
@@ -129,7 +133,7 @@ func (o *loop) admit(t *task) {
 		t.loop = nil
 		go func() {
 			t.client.letGo()
-			t.next()
+			t.run()
 		}()
 		return
 	}
@@ -350,18 +354,43 @@ func (o *loop) resume(t *task) {
 		o.waiting.remove(t)
 		t.on = nil
 	}
+	if t.coroutine == nil {
+		o.lend(t)
+	}
 	t.steps = stepsAtOnce
-	switch _, more := t.next(); {
-	case !more:
+	t.next()
+	switch {
+	case t.ended:
 		o.tasks.Add(-1)
 		if t.pod != nil { // it has been broken off
 			_ = t.pod.Close()
 		}
+		o.keep(t.coroutine)
 	case t.leaving:
 		o.release(t)
 	case t.on != nil:
 		t.since = time.Now()
 		o.waiting.add(t)
+	}
+}
+
+// lend gives a task a coroutine.
+func (o *loop) lend(t *task) {
+	if last := len(o.spare) - 1; last >= 0 {
+		t.coroutine = o.spare[last]
+		o.spare = o.spare[:last]
+	} else {
+		t.coroutine = newCoroutine()
+	}
+	t.coroutine.task = t
+}
+
+// keep keeps the coroutine of a task that has ended for another one.
+func (o *loop) keep(c *coroutine) {
+	if c.task = nil; len(o.spare) < maxSpare {
+		o.spare = append(o.spare, c)
+	} else {
+		c.stop()
 	}
 }
 
@@ -383,6 +412,9 @@ func (o *loop) release(t *task) {
 // shut ends the loop. Connections to pods may still be waiting for the next request, be it
 // in another loop.
 func (o *loop) shut() {
+	for _, c := range o.spare {
+		c.stop()
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.close()

@@ -16,8 +16,9 @@ type task struct {
 	letGo  func()    // called when it is let go
 	steps  int       // that it may still make before others get their turn
 
-	next  func() (struct{}, bool) // runs it on, and says whether there is more to come
-	yield func(struct{}) bool     // goes back to the loop
+	run        func() // what it does
+	*coroutine        // that runs it; nil before it has begun
+	ended      bool
 
 	// Why it went back: it waits for something to be read from a connection, or wants to
 	// be let go; otherwise somebody else will say that it can go on.
@@ -32,13 +33,36 @@ type task struct {
 // large body to pass on is none for a loop.
 const stepsAtOnce = 64
 
-func newTask(o *loop, client *loopConn, run func()) *task {
-	t := &task{loop: o, client: client}
-	client.belongTo(t)
-	t.next, _ = iter.Pull(func(yield func(struct{}) bool) {
-		t.yield = yield
-		run()
+// coroutine runs one task after the other. To make one, and to let its stack grow, takes as
+// long as to read a request and to write it for the pod.
+type coroutine struct {
+	next  func() (struct{}, bool) // runs it on
+	yield func(struct{}) bool     // goes back to the loop; false says that it is not needed any more
+	stop  func()
+	task  *task // the one that it runs
+}
+
+// newCoroutine makes a coroutine without a task.
+func newCoroutine() *coroutine {
+	c := &coroutine{}
+	c.next, c.stop = iter.Pull(func(yield func(struct{}) bool) {
+		c.yield = yield
+		for {
+			t := c.task
+			t.run()
+			t.ended = true
+			if !t.inLoop() || !yield(struct{}{}) {
+				return
+			}
+		}
 	})
+	return c
+}
+
+// newTask makes a task that does what run does.
+func newTask(o *loop, client *loopConn, run func()) *task {
+	t := &task{loop: o, client: client, run: run}
+	client.belongTo(t)
 	return t
 }
 
