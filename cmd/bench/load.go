@@ -38,6 +38,9 @@ func (b *bench) underLoad(ctx context.Context, c *cluster) error {
 		return err
 	}
 	defer end()
+	if err := c.reusePorts(); err != nil {
+		return err
+	}
 	svc, err := c.loaded(ctx)
 	if err != nil {
 		return err

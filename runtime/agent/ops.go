@@ -25,7 +25,7 @@ const (
 	minimumGrace = 2 * time.Second
 	// drainTimeout bounds how long a pod is left alone until services lead nobody to it:
 	// without the API they do for ever.
-	drainTimeout = time.Second
+	drainTimeout = 2 * time.Second
 	// opTimeout bounds what talks to the runtime and should be quick.
 	opTimeout = 2 * time.Minute
 )

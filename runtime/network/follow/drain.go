@@ -10,8 +10,8 @@ import (
 )
 
 // elsewhere is how much later than here another node may have heard that a pod ends, and
-// have it in its rules.
-const elsewhere = 100 * time.Millisecond
+// have it in its rules, if this one did not take longer itself: all may be as busy.
+const elsewhere = 250 * time.Millisecond
 
 // Drain knows the node's pods that services lead to. Its zero value knows none; its
 // methods may be called at the same time.
@@ -32,6 +32,7 @@ func (d *Drain) Wait(ctx context.Context, pod types.UID) {
 	if !d.leads(pod) {
 		return
 	}
+	began := time.Now()
 	for {
 		changed := d.next()
 		if !d.leads(pod) {
@@ -43,7 +44,7 @@ func (d *Drain) Wait(ctx context.Context, pod types.UID) {
 			return
 		}
 	}
-	t := time.NewTimer(elsewhere)
+	t := time.NewTimer(max(elsewhere, time.Since(began)))
 	defer t.Stop()
 	select {
 	case <-t.C:

@@ -24,24 +24,25 @@ func TestDrain(t *testing.T) {
 		return []*discoveryv1.EndpointSlice{{Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"192.0.2.1"}}}}, {Endpoints: endpoints}}
 	}
 	for name, c := range map[string]struct {
-		before, after []*discoveryv1.EndpointSlice // after a second
-		want          time.Duration
+		before, after []*discoveryv1.EndpointSlice
+		took, want    time.Duration // until it is so, and until the pod may end
 	}{
-		"nothing known":           {nil, nil, 0},
-		"not of a service":        {at(endpoint("here", "other", yes, no)), nil, 0},
-		"of another node":         {at(endpoint("there", "pod", yes, no)), nil, 0},
-		"not ready":               {at(endpoint("here", "pod", no, no)), nil, 0},
-		"ends already":            {at(endpoint("here", "pod", no, yes)), nil, 0},
-		"ends, always to be told": {at(endpoint("here", "pod", yes, yes)), nil, 0}, // publishNotReadyAddresses
-		"gone":                    {at(endpoint("here", "pod", yes, nil)), at(), time.Second + elsewhere},
-		"ready by default, ends":  {at(endpoint("here", "pod", nil, nil)), at(endpoint("here", "pod", no, yes)), time.Second + elsewhere},
-		"others change":           {at(endpoint("here", "pod", yes, no)), at(endpoint("here", "pod", yes, no), endpoint("here", "other", yes, no)), 5 * time.Second},
+		"nothing known":           {nil, nil, time.Second, 0},
+		"not of a service":        {at(endpoint("here", "other", yes, no)), nil, time.Second, 0},
+		"of another node":         {at(endpoint("there", "pod", yes, no)), nil, time.Second, 0},
+		"not ready":               {at(endpoint("here", "pod", no, no)), nil, time.Second, 0},
+		"ends already":            {at(endpoint("here", "pod", no, yes)), nil, time.Second, 0},
+		"ends, always to be told": {at(endpoint("here", "pod", yes, yes)), nil, time.Second, 0}, // publishNotReadyAddresses
+		"gone":                    {at(endpoint("here", "pod", yes, nil)), at(), elsewhere / 2, elsewhere/2 + elsewhere},
+		"gone, all are busy":      {at(endpoint("here", "pod", yes, nil)), at(), 2 * elsewhere, 4 * elsewhere},
+		"ready by default, ends":  {at(endpoint("here", "pod", nil, nil)), at(endpoint("here", "pod", no, yes)), elsewhere, 2 * elsewhere},
+		"others change":           {at(endpoint("here", "pod", yes, no)), at(endpoint("here", "pod", yes, no), endpoint("here", "other", yes, no)), time.Second, 5 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				d := &Drain{}
 				d.applied("here", c.before)
-				time.AfterFunc(time.Second, func() { d.applied("here", c.after) })
+				time.AfterFunc(c.took, func() { d.applied("here", c.after) })
 				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 				defer cancel()
 				began := time.Now()
