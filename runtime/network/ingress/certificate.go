@@ -16,21 +16,24 @@ import (
 
 // certificate finds that of the name that a client asks for at a port.
 func (p *Proxy) certificate(port int32, hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	c := p.table.Load().certificate(port, hello)
-	if c == nil {
-		return p.own()
+	if c := p.table.Load().certificate(port, hello); c != nil {
+		return awaited(c, hello.Conn.(*loopConn).task), nil
 	}
-	sock, inLoops := hello.Conn.(*loopConn)
-	key, signs := c.PrivateKey.(crypto.Signer)
-	if !inLoops || !signs {
-		return c, nil
+	return p.own()
+}
+
+// awaited is a certificate whose signatures no loop waits for, if they take long.
+func awaited(c *tls.Certificate, t *task) *tls.Certificate {
+	key, ok := c.PrivateKey.(crypto.Signer)
+	if !ok {
+		return c
 	}
 	if _, slow := key.Public().(*rsa.PublicKey); !slow {
-		return c, nil
+		return c
 	}
-	awaited := *c
-	awaited.PrivateKey = awaitedKey{key, sock.task}
-	return &awaited, nil
+	out := *c
+	out.PrivateKey = awaitedKey{key, t}
+	return &out
 }
 
 // awaitedKey has the loop of a task go on while something is signed for it. With RSA that

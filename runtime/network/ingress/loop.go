@@ -82,8 +82,8 @@ func (o *loop) listen(l *net.TCPListener, begin func(*loop, *loopConn, netip.Add
 		for _, option := range [][3]int{
 			{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1}, {unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
 			{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15}, {unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15},
-			// It is the client that speaks first: one is waited for with what it says, so
-			// the loop is not woken twice. After a second it may come without a word.
+			// It is the client that speaks first: it is taken with what it says, so that
+			// the loop is woken once, or after a second without a word.
 			{unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 1},
 		} {
 			err = errors.Join(err, unix.SetsockoptInt(int(fd), option[0], option[1], option[2]))

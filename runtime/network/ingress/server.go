@@ -353,7 +353,7 @@ func (c *clientConn) handshake(config *tls.Config) (http2 bool, err error) {
 	}
 	if err := t.Handshake(); err != nil {
 		var other tls.RecordHeaderError
-		if errors.As(err, &other) && other.Conn != nil && bytes.Contains([]byte("GET HEAD POST PUT OPTIO DELET PATCH"), other.RecordHeader[:]) {
+		if errors.As(err, &other) && other.Conn != nil && bytes.Contains([]byte("GET / HEAD POST PUT / OPTIO DELET PATCH"), other.RecordHeader[:]) {
 			_, _ = io.WriteString(other.Conn, "HTTP/1.0 400 Bad Request\r\n\r\nThis port is for HTTPS.\n")
 		}
 		return false, err

@@ -1,12 +1,15 @@
 package ingress
 
 import (
+	"bufio"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -54,7 +57,12 @@ func slowBed(t *testing.T) (*bed, chan error) {
 // dial opens a connection that gives up long after the proxy should have.
 func (b *bed) dial() net.Conn {
 	b.t.Helper()
-	c, err := net.Dial("tcp", b.http)
+	return b.dialAt(b.http)
+}
+
+func (b *bed) dialAt(addr string) net.Conn {
+	b.t.Helper()
+	c, err := net.Dial("tcp", addr)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -92,6 +100,31 @@ func TestSlowClients(t *testing.T) {
 		}
 		if err := <-ended; err == nil {
 			t.Error("the pod takes half a body for a whole one")
+		}
+	}
+}
+
+// TestHandshakeNotMade: a client that stands still in its handshake, says nothing at all, or
+// speaks no TLS, is let go, and meanwhile others are served.
+func TestHandshakeNotMade(t *testing.T) {
+	b, _ := slowBed(t)
+	said := map[string]struct{ text, answer string }{
+		"nothing": {"", ""}, "half a hello": {"\x16\x03\x01\x02\x00\x01", ""},
+		"no TLS": {"\x00\x01\x02\x03\x04\x05\x06", ""}, "HTTP": {"GET / HTTP/1.1\r\n\r\n", "This port is for HTTPS."},
+	}
+	clients := map[string]net.Conn{}
+	for name, client := range said {
+		clients[name] = b.dialAt(b.https)
+		io.WriteString(clients[name], client.text)
+	}
+	c := tls.Client(b.dialAt(b.https), &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // its own certificate
+	io.WriteString(c, "GET / HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
+	if resp, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || resp.StatusCode != http.StatusOK {
+		t.Error("beside them:", resp, err)
+	}
+	for name, c := range clients {
+		if got, err := io.ReadAll(c); err != nil && !errors.Is(err, syscall.ECONNRESET) || !strings.Contains(string(got), said[name].answer) {
+			t.Errorf("%s: %q, %v", name, got, err)
 		}
 	}
 }
