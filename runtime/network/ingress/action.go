@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/textproto"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -31,27 +32,30 @@ type headerChange struct {
 }
 
 func (h *headerChanges) append(f *gatewayv1.HTTPHeaderFilter) {
-	canonical := textproto.CanonicalMIMEHeaderKey
 	for _, c := range f.Set {
-		*h = append(*h, headerChange{name: canonical(string(c.Name)), value: c.Value})
+		*h = append(*h, headerChange{name: string(c.Name), value: c.Value})
 	}
 	for _, c := range f.Add {
-		*h = append(*h, headerChange{name: canonical(string(c.Name)), value: c.Value, add: true})
+		*h = append(*h, headerChange{name: string(c.Name), value: c.Value, add: true})
 	}
 	for _, name := range f.Remove {
-		*h = append(*h, headerChange{name: canonical(name), remove: true})
+		*h = append(*h, headerChange{name: name, remove: true})
 	}
+	for i := range *h {
+		(*h)[i].name = textproto.CanonicalMIMEHeaderKey((*h)[i].name)
+	}
+	*h = slices.DeleteFunc(*h, func(c headerChange) bool { return !all([]byte(c.name), isToken) }) // nothing can have it
 }
 
-func (h headerChanges) apply(to http.Header) {
+func (h headerChanges) apply(to header) {
 	for i := range h {
 		switch c := &h[i]; {
 		case c.remove:
-			delete(to, c.name)
+			to.Del(c.name)
 		case c.add:
-			to[c.name] = append(to[c.name], c.value)
+			to.Add(c.name, c.value)
 		default:
-			to[c.name] = []string{c.value}
+			to.Set(c.name, c.value)
 		}
 	}
 }
@@ -112,16 +116,16 @@ func (p *Proxy) redirected(r *http.Request, f *gatewayv1.HTTPRequestRedirectFilt
 }
 
 // change makes the request that the pod gets what the filters say.
-func (a *action) change(out *http.Request, m *match) {
+func (a *action) change(host *string, u *url.URL, h header, m *match) {
 	if a.rewrite != nil {
 		if a.rewrite.Hostname != nil {
-			out.Host = string(*a.rewrite.Hostname)
+			*host = string(*a.rewrite.Hostname)
 		}
 		if a.rewrite.Path != nil {
-			changePath(out.URL, a.rewrite.Path, m)
+			changePath(u, a.rewrite.Path, m)
 		}
 	}
-	a.request.apply(out.Header)
+	a.request.apply(h)
 }
 
 // changePath puts another path, or another prefix for the one that matched. What

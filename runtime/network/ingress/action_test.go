@@ -218,7 +218,7 @@ func FuzzGatewayRequest(f *testing.F) {
 			return
 		}
 		r := &http.Request{Method: method, Host: host, URL: u, Header: http.Header{"X": {header}}, RemoteAddr: "1.2.3.4:5"}
-		to, m := table.route(80, r, hostOf(r.Host), cleanPath(u.Path))
+		to, m := table.route(80, r, r.Header, hostOf(r.Host), cleanPath(u.Path))
 		if to == nil {
 			return
 		}
@@ -227,7 +227,7 @@ func FuzzGatewayRequest(f *testing.F) {
 			return
 		}
 		out := r.Clone(t.Context())
-		to.action.change(out, m)
+		to.action.change(&out.Host, out.URL, out.Header, m)
 		if !strings.HasPrefix(out.URL.Path, "/") || to.ingress.Name == "prefix" && out.URL.Path != "/new" && !strings.HasPrefix(out.URL.Path, "/new/") {
 			t.Errorf("%q became %q", target, out.URL.Path)
 		}

@@ -131,7 +131,7 @@ func found(t *Table, method, url string, headers ...string) string {
 	if p, err := strconv.Atoi(r.URL.Port()); err == nil {
 		port = int32(p)
 	}
-	got, _ := t.route(port, r, hostOf(r.Host), cleanPath(r.URL.Path))
+	got, _ := t.route(port, r, r.Header, hostOf(r.Host), cleanPath(r.URL.Path))
 	if got == nil {
 		return ""
 	}
@@ -435,7 +435,7 @@ func TestSplit(t *testing.T) {
 	count := map[string]int{}
 	const n = 100_000
 	for range n {
-		to, _ := table.route(80, r, "x", "/")
+		to, _ := table.route(80, r, r.Header, "x", "/")
 		count[to.backend.service.Name]++
 	}
 	// Six standard deviations and more.
@@ -445,7 +445,7 @@ func TestSplit(t *testing.T) {
 		}
 	}
 	for _, host := range []string{"none.example", "empty.example"} {
-		if to, _ := table.route(80, r, host, "/"); to == nil || to.action.refused == "" {
+		if to, _ := table.route(80, r, r.Header, host, "/"); to == nil || to.action.refused == "" {
 			t.Errorf("%s: %+v", host, to)
 		}
 	}
@@ -456,7 +456,7 @@ func TestRouteAllocates(t *testing.T) {
 	table := Compile(gatewayWorld(t, nil, gatewayOf("gw", httpListener),
 		routeOf("r", "hostnames: ['*.example']", to("{path: {value: /a}, headers: [{name: x, value: y}]}"), "{backendRefs: [{name: v1, port: 80, weight: 90}, {name: v2, port: 80}]}")))
 	r := httptest.NewRequest("GET", "http://a.b.c.example/x", nil)
-	if n := testing.AllocsPerRun(1000, func() { table.route(80, r, "a.b.c.example", "/x") }); n > 0 {
+	if n := testing.AllocsPerRun(1000, func() { table.route(80, r, r.Header, "a.b.c.example", "/x") }); n > 0 {
 		t.Errorf("%v allocations", n)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"time"
@@ -19,7 +20,7 @@ type clientConn struct {
 	net.Conn // by which it is spoken to: sock, or TLS on it
 	sock     *loopConn
 	srv      *server
-	remote   string
+	remote   netip.AddrPort
 	tls      *tls.ConnectionState // nil for none
 	in       *bufio.Reader
 	served   bool // a request

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
@@ -413,10 +414,12 @@ func FuzzPlainHead(f *testing.F) {
 		if err != nil || !bytes.Equal(got, body) || r.Close != h.close || len(r.TransferEncoding) > 0 || r.Host == "" || r.URL.Host != "" {
 			t.Fatalf("%q is %+v with %q (%v), here %+v", b, r, got, err, h)
 		}
+		ws := workspaces.New().(*workspace)
 		var own http.Request
-		if err := new(headerFields).plainRequest(b[:h.size], &h, &own); err != nil {
+		if err := ws.asked.plainRequest(b[:h.size], &h, &own); err != nil {
 			t.Fatalf("%q: %v", b, err)
 		}
+		own.Header = headerOf(&ws.asked)
 		if own.Header.Get("Pragma") != "" {
 			delete(r.Header, "Cache-Control") // net/http makes one of Pragma
 			delete(own.Header, "Cache-Control")
@@ -426,8 +429,7 @@ func FuzzPlainHead(f *testing.F) {
 			t.Fatalf("%q is %+v, here %+v", b, r, own)
 		}
 		target := r.URL.RequestURI()
-		r.RemoteAddr = "192.0.2.1:1"
-		a := &turn{workspace: workspaces.New().(*workspace), x: &exchange{route: &route{}}, r: r}
+		a := &turn{clientConn: &clientConn{remote: netip.MustParseAddrPort("192.0.2.1:1")}, workspace: ws, x: &exchange{route: &route{}}, r: r}
 		a.writeRequest(body)
 		in := bufio.NewReader(&a.request)
 		out, err := http.ReadRequest(in)
@@ -439,6 +441,15 @@ func FuzzPlainHead(f *testing.F) {
 			t.Fatalf("%q became %+v with %q, %v", b, out, got, err)
 		}
 	})
+}
+
+// headerOf is what net/http would have made of the fields.
+func headerOf(f *fieldList) http.Header {
+	h := http.Header{}
+	for _, f := range f.list {
+		h.Add(f.name, f.value)
+	}
+	return h
 }
 
 // FuzzPlainAnswer: of an answer that is plain net/http reads the same.
@@ -454,10 +465,12 @@ func FuzzPlainAnswer(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var own http.Response
-		size, ok := new(headerFields).plainAnswer(b, &own)
+		var fields fieldList
+		size, ok := fields.plainAnswer(b, &own)
 		if !ok {
 			return
 		}
+		own.Header = headerOf(&fields)
 		in := bufio.NewReader(bytes.NewReader(b))
 		r, err := http.ReadResponse(in, &http.Request{Method: http.MethodGet})
 		if err != nil {

@@ -68,7 +68,8 @@ func (m *match) before(o *match) int {
 
 // question is a request that a match is looked for.
 type question struct {
-	*http.Request
+	*http.Request // without its Header
+	header
 	host, path string
 	query      url.Values // parsed when first asked for
 }
@@ -88,13 +89,13 @@ func (m *match) fits(q *question) bool {
 			return false
 		}
 	}
-	if m.method != "" && m.method != q.Method || m.grpc && !isGRPC(q.Request) {
+	if m.method != "" && m.method != q.Method || m.grpc && !isGRPC(q.header) {
 		return false
 	}
 	for i := range m.headers {
 		h := &m.headers[i]
-		values, ok := q.Header[h.name]
-		if !ok || !h.fits(joined(values)) {
+		values := q.header.Values(h.name)
+		if len(values) == 0 || !h.fits(joined(values)) {
 			return false
 		}
 	}
@@ -199,7 +200,7 @@ type portTable struct {
 // match that it is for: the more specific hostname has it, and of the same one a route
 // comes before an Ingress, which is for the ports 80 and 443 alone. host is in lower case and has no port; path is absolute and
 // clean.
-func (t *Table) route(port int32, r *http.Request, host, path string) (*route, *match) {
+func (t *Table) route(port int32, r *http.Request, h header, host, path string) (*route, *match) {
 	var ingresses map[string]*paths
 	var other *route
 	if port == portHTTP || port == portHTTPS {
@@ -213,7 +214,7 @@ func (t *Table) route(port int32, r *http.Request, host, path string) (*route, *
 		return t.find(host, path), nil
 	}
 	v := &p.hosts
-	q := question{Request: r, host: host, path: path}
+	q := question{Request: r, header: h, host: host, path: path}
 	if m := first(v.exact[host], &q); m != nil {
 		return m.to.pick(), m
 	}

@@ -142,10 +142,10 @@ func (r *recorder) status() int {
 }
 
 // logAccess tells of one request.
-func (p *Proxy) logAccess(r *http.Request, status int, bytes int64, x *exchange, began time.Time) {
+func (p *Proxy) logAccess(r *http.Request, h header, status int, bytes int64, x *exchange, began time.Time) {
 	attrs := []any{
 		"client", r.RemoteAddr, "method", r.Method, "host", r.Host, "uri", r.URL.RequestURI(), "protocol", r.Proto,
-		"status", status, "bytes", bytes, "seconds", time.Since(began).Seconds(), "agent", r.UserAgent(),
+		"status", status, "bytes", bytes, "seconds", time.Since(began).Seconds(), "agent", h.Get("User-Agent"),
 	}
 	if x.route != nil {
 		attrs = append(attrs, x.route.owner().label, x.route.ingress.String(), "service", x.route.backend.service.String())

@@ -183,7 +183,7 @@ func TestRoutePrecedence(t *testing.T) {
 					best = c
 				}
 			}
-			got, m := table.route(80, r, host, cleanPath(path))
+			got, m := table.route(80, r, r.Header, host, cleanPath(path))
 			if best == nil {
 				if got != nil {
 					t.Fatalf("%s %s is for %s, want nothing", r.Method, r.URL, got.ingress.Name)

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"io"
 	"net/http"
-	"net/textproto"
 	"net/url"
 	"strconv"
 	"strings"
@@ -16,51 +15,9 @@ import (
 // what is plain: FuzzPlainHead and FuzzPlainAnswer compare them. Only that net/http adds a
 // Cache-Control to a Pragma, which is not for who passes it on.
 
-// headerFields are the header of one message after the other.
-type headerFields struct {
-	header http.Header
-	values []string
-}
-
-// fieldsKept is how many fields a header may have whose memory is used again.
-const fieldsKept = 64
-
-// read reads the lines of a plain head after the first one. The header is good until forget.
-func (f *headerFields) read(lines string) http.Header {
-	if f.header == nil {
-		f.header = make(http.Header, 16)
-	}
-	for {
-		line, rest, _ := strings.Cut(lines, "\r\n")
-		if line == "" {
-			return f.header
-		}
-		lines = rest
-		name, value, _ := strings.Cut(line, ":")
-		name = textproto.CanonicalMIMEHeaderKey(name)
-		f.values = append(f.values, strings.Trim(value, " \t"))
-		n := len(f.values)
-		if before := f.header[name]; before != nil {
-			f.header[name] = append(before, f.values[n-1])
-		} else {
-			f.header[name] = f.values[n-1 : n : n]
-		}
-	}
-}
-
-// forget ends the use of a header.
-func (f *headerFields) forget() {
-	if len(f.values) > fieldsKept {
-		*f = headerFields{}
-		return
-	}
-	clear(f.header)
-	clear(f.values)
-	f.values = f.values[:0]
-}
-
-// plainRequest reads the head of a plain request into r.
-func (f *headerFields) plainRequest(b []byte, h *head, r *http.Request) error {
+// plainRequest reads the head of a plain request: its fields into f, so r has no Header, and
+// the rest into r.
+func (f *fieldList) plainRequest(b []byte, h *head, r *http.Request) error {
 	line, lines, _ := strings.Cut(string(b), "\r\n")
 	method, rest, _ := strings.Cut(line, " ")
 	target := strings.TrimSuffix(rest, " HTTP/1.1")
@@ -68,19 +25,20 @@ func (f *headerFields) plainRequest(b []byte, h *head, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	header := f.read(lines)
-	host := header["Host"][0]
-	delete(header, "Host")
+	f.read(lines)
+	host := f.Get("Host")
+	f.Del("Host")
 	*r = http.Request{
 		Method: method, URL: u, RequestURI: target, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: header, Host: host, Body: http.NoBody, ContentLength: int64(h.length), Close: h.close,
+		Host: host, Body: http.NoBody, ContentLength: int64(h.length), Close: h.close,
 	}
 	return nil
 }
 
-// plainAnswer reads the head of an answer into resp, and says how long it is, if it is plain: all of
-// it is there, and its body has its length before it.
-func (f *headerFields) plainAnswer(b []byte, resp *http.Response) (size int, ok bool) {
+// plainAnswer reads the head of an answer, its fields into f and the rest into resp, and
+// says how long it is, if it is plain: all of it is there, and its body has its length
+// before it.
+func (f *fieldList) plainAnswer(b []byte, resp *http.Response) (size int, ok bool) {
 	size = endOfHead(b)
 	if size < 0 {
 		return 0, false
@@ -125,7 +83,7 @@ func (f *headerFields) plainAnswer(b []byte, resp *http.Response) (size int, ok 
 	status, after, _ := strings.Cut(text, "\r\n")
 	resp.Status = strings.TrimPrefix(status, "HTTP/1.1 ")
 	resp.StatusCode, _ = strconv.Atoi(resp.Status[:3])
-	resp.Header = f.read(after)
+	f.read(after)
 	return size, true
 }
 

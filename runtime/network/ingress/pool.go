@@ -114,10 +114,11 @@ func (p *pool) pick(o *options, before string, tried []*endpoint, now time.Time)
 }
 
 // before is the endpoint that a request's cookie names.
-func (o *options) before(r *http.Request) string {
+func (o *options) before(h header) string {
 	if o.cookie == "" {
 		return ""
 	}
+	r := http.Request{Header: http.Header{"Cookie": h.Values("Cookie")}}
 	c, err := r.Cookie(o.cookie)
 	if err != nil {
 		return ""

@@ -64,7 +64,7 @@ func NewProxy(c Config) *Proxy {
 		Rewrite:   func(r *httputil.ProxyRequest) { exchangeOf(r.In.Context()).rewrite(r) },
 		Transport: p.transport,
 		ModifyResponse: func(resp *http.Response) error {
-			exchangeOf(resp.Request.Context()).begun(resp)
+			exchangeOf(resp.Request.Context()).begun(resp.Header)
 			return nil
 		},
 		ErrorHandler: failed,
@@ -132,7 +132,7 @@ func exchangeOf(ctx context.Context) *exchange {
 func (p *Proxy) serveAt(port int32, w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	x := &exchange{}
-	x.route, x.match = p.table.Load().route(port, r, hostOf(r.Host), cleanPath(r.URL.Path))
+	x.route, x.match = p.table.Load().route(port, r, r.Header, hostOf(r.Host), cleanPath(r.URL.Path))
 	rec := &recorder{ResponseWriter: w}
 	p.watchClient(rec, r, x)
 	defer func() { // also when an answer is broken off, which is told by a panic
@@ -144,7 +144,7 @@ func (p *Proxy) serveAt(port int32, w http.ResponseWriter, r *http.Request) {
 		}
 		counted.add(rec.status(), time.Since(began))
 		if p.access != nil {
-			p.logAccess(r, rec.status(), rec.bytes, x, began)
+			p.logAccess(r, r.Header, rec.status(), rec.bytes, x, began)
 		}
 	}()
 	p.serve(rec, r, x)
@@ -158,10 +158,10 @@ func (p *Proxy) serve(w *recorder, r *http.Request, x *exchange) {
 	if o.maxBody > 0 {
 		r.Body = http.MaxBytesReader(w, r.Body, o.maxBody)
 	}
-	x.before = o.before(r)
+	x.before = o.before(r.Header)
 	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), exchangeKey{}, x))
 	defer cancel()
-	if o.timeout > 0 && (o.whole || !isGRPC(r)) {
+	if o.timeout > 0 && (o.whole || !isGRPC(r.Header)) {
 		x.answer = time.AfterFunc(o.timeout, func() {
 			x.expired.Store(true)
 			cancel()
@@ -198,8 +198,8 @@ func (p *Proxy) answerHere(w http.ResponseWriter, r *http.Request, x *exchange) 
 }
 
 // isGRPC says that an answer may rightly begin long after the request.
-func isGRPC(r *http.Request) bool {
-	return strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc")
+func isGRPC(h header) bool {
+	return strings.HasPrefix(h.Get("Content-Type"), "application/grpc")
 }
 
 // withTLS is the address of a request with TLS.
@@ -217,8 +217,10 @@ func (p *Proxy) withTLS(r *http.Request) string {
 
 // hostOf is the name in a Host header, in lower case.
 func hostOf(host string) string {
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
+	if strings.Contains(host, ":") {
+		if h, _, err := net.SplitHostPort(host); err == nil {
+			host = h
+		}
 	}
 	return strings.ToLower(strings.TrimSuffix(host, "."))
 }
@@ -235,51 +237,58 @@ func cleanPath(p string) string {
 	return clean
 }
 
-// rewrite makes the request that the pod gets. What the client says of itself in
-// headers is not believed: the pod is told what was seen here.
+// rewrite makes the request that the pod gets of one that is net/http's.
 func (x *exchange) rewrite(r *httputil.ProxyRequest) {
 	r.Out.Host = r.In.Host
 	r.Out.URL.Scheme, r.Out.URL.Host = "http", "pod" // the transport puts in which
 	r.Out.URL.RawQuery = r.In.URL.RawQuery           // as it came: no rule here looks at it
-	r.Out.Header.Del("Forwarded")
 	if strings.EqualFold(r.Out.Header.Get("Upgrade"), "h2c") {
 		// It would have requests go to the pod that no rule has seen.
 		r.Out.Header.Del("Upgrade")
 		r.Out.Header.Del("Connection")
 		r.Out.Header.Del("Http2-Settings")
 	}
-	r.SetXForwarded()
-	client, _, err := net.SplitHostPort(r.In.RemoteAddr)
-	if err == nil {
-		r.Out.Header.Set("X-Real-Ip", client)
-	}
-	port := "80"
-	if r.In.TLS != nil {
-		port = "443"
-	}
-	if _, p, err := net.SplitHostPort(r.In.Host); err == nil {
-		port = p
-	}
-	r.Out.Header.Set("X-Forwarded-Port", port)
+	client, _, _ := net.SplitHostPort(r.In.RemoteAddr) // it is the kernel's
+	sayForwarded(r.Out.Header, client, r.In.Host, r.In.TLS != nil)
 	if _, ok := r.In.Header["User-Agent"]; !ok {
 		r.Out.Header.Set("User-Agent", "") // none, rather than Go's
 	}
 	if x.route.action != nil {
-		x.route.action.change(r.Out, x.match)
+		x.route.action.change(&r.Out.Host, r.Out.URL, r.Out.Header, x.match)
 	}
 }
 
+// sayForwarded says in a header who asks for a host, and how. What the client says of itself is not
+// believed: the pod is told what was seen here.
+func sayForwarded(h header, client, host string, withTLS bool) {
+	proto, port := "http", "80"
+	if withTLS {
+		proto, port = "https", "443"
+	}
+	if strings.Contains(host, ":") {
+		if _, p, err := net.SplitHostPort(host); err == nil {
+			port = p
+		}
+	}
+	h.Del("Forwarded")
+	h.Set("X-Forwarded-For", client)
+	h.Set("X-Forwarded-Host", host)
+	h.Set("X-Forwarded-Port", port)
+	h.Set("X-Forwarded-Proto", proto)
+	h.Set("X-Real-Ip", client)
+}
+
 // begun is called when a pod has begun to answer.
-func (x *exchange) begun(resp *http.Response) {
+func (x *exchange) begun(h header) {
 	if x.answer != nil && !x.route.options.whole {
 		x.answer.Stop()
 	}
 	if x.route.action != nil {
-		x.route.action.response.apply(resp.Header)
+		x.route.action.response.apply(h)
 	}
 	if name := x.route.options.cookie; name != "" && x.sentTo.id != x.before {
 		c := http.Cookie{Name: name, Value: x.sentTo.id, Path: "/", HttpOnly: true, SameSite: http.SameSiteLaxMode}
-		resp.Header.Add("Set-Cookie", c.String())
+		h.Add("Set-Cookie", c.String())
 	}
 }
 

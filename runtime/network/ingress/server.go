@@ -169,7 +169,7 @@ func (s *server) take(ctx context.Context, l *net.TCPListener) error {
 
 // begin begins to serve a connection in a loop.
 func (s *server) begin(o *loop, conn *loopConn, from netip.AddrPort) *task {
-	c := &clientConn{Conn: conn, sock: conn, srv: s, remote: from.String()}
+	c := &clientConn{Conn: conn, sock: conn, srv: s, remote: from}
 	s.mu.Lock()
 	s.open[c] = struct{}{}
 	s.mu.Unlock()

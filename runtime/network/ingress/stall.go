@@ -54,7 +54,7 @@ func (p *Proxy) watchClient(w *recorder, r *http.Request, x *exchange) {
 		// Here a deadline would end the stream also where there is nothing to write.
 		w.patience = &patience{limit: p.stall, give: func() { _ = control.SetWriteDeadline(time.Now()) }}
 	}
-	if r.Body != nil && r.Body != http.NoBody && !isGRPC(r) && r.Header.Get("Upgrade") == "" {
+	if r.Body != nil && r.Body != http.NoBody && !isGRPC(r.Header) && r.Header.Get("Upgrade") == "" {
 		r.Body = &patientBody{r.Body, patience{limit: p.stall, give: func() {
 			x.stalled.Store(true)
 			_ = control.SetReadDeadline(time.Now())

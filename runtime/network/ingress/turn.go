@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
-	"net/url"
 	"os"
 	"strconv"
 	"strings"
@@ -23,19 +22,18 @@ type workspace struct {
 	to      *bufio.Writer // the client
 	chunk   [bufferSize]byte
 
-	asked, answered headerFields
+	asked, answered fieldList
 	memory          memory
 }
 
 // memory is what is made anew for each request, in memory that is used again.
 type memory struct {
-	turn        turn
-	exchange    exchange
-	asked, sent http.Request
-	url         url.URL
-	local       local
-	answer      http.Response
-	content     content
+	turn     turn
+	exchange exchange
+	asked    http.Request
+	local    local
+	answer   http.Response
+	content  content
 }
 
 var workspaces = sync.Pool{New: func() any {
@@ -64,8 +62,8 @@ func (c *clientConn) answer(h *head, began time.Time) (again, answered bool) {
 	if ws.asked.plainRequest(raw[:h.size], h, r) != nil {
 		return false, false // net/http says what is wrong
 	}
-	r.RemoteAddr, r.TLS = c.remote, c.tls
-	x.route, x.match = p.table.Load().route(c.srv.port, r, hostOf(r.Host), cleanPath(r.URL.Path))
+	r.TLS = c.tls
+	x.route, x.match = p.table.Load().route(c.srv.port, r, &ws.asked, hostOf(r.Host), cleanPath(r.URL.Path))
 	if x.route != nil && x.route.pool != nil && x.route.spokenTo() != plain {
 		return false, false
 	}
@@ -78,7 +76,8 @@ func (c *clientConn) answer(h *head, began time.Time) (again, answered bool) {
 	}
 	counted.add(a.status, time.Since(began))
 	if p.access != nil {
-		p.logAccess(r, a.status, a.bytes, x, began)
+		r.RemoteAddr = c.remote.String()
+		p.logAccess(r, &ws.asked, a.status, a.bytes, x, began)
 	}
 	// The last of it comes last: who has the whole answer may count on that it is counted, and
 	// that the pod has one request less.
@@ -93,8 +92,8 @@ type turn struct {
 	*clientConn
 	*workspace
 	x      *exchange
-	r      *http.Request
-	close  bool // after it
+	r      *http.Request // its header is in asked
+	close  bool          // after it
 	status int
 	bytes  int64 // of the body
 
@@ -119,8 +118,8 @@ func (a *turn) run(body []byte, size int) {
 		return
 	}
 	o := a.x.route.options
-	a.x.before = o.before(a.r)
-	if o.timeout > 0 && (o.whole || !isGRPC(a.r)) {
+	a.x.before = o.before(&a.asked)
+	if o.timeout > 0 && (o.whole || !isGRPC(&a.asked)) {
 		a.deadline = time.Now().Add(o.timeout)
 	}
 	a.writeRequest(body)
@@ -162,23 +161,24 @@ func (a *turn) fail(err error, gone bool) {
 
 // writeRequest writes the request that the pod gets.
 func (a *turn) writeRequest(body []byte) {
-	out, u := &a.memory.sent, &a.memory.url
-	*out, *u = *a.r, *a.r.URL
-	out.URL = u
-	removeHopByHop(out.Header)
-	for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
-		delete(out.Header, name)
-	}
-	a.x.rewrite(&httputil.ProxyRequest{In: a.r, Out: out})
-	if out.Header.Get("User-Agent") == "" {
-		delete(out.Header, "User-Agent")
+	h, host, u := &a.asked, a.r.Host, a.r.URL
+	removeHopByHop(h)
+	h.Del("Content-Length")
+	sayForwarded(h, a.remote.Addr().String(), host, a.tls != nil)
+	if action := a.x.route.action; action != nil {
+		changed := *u
+		u = &changed
+		action.change(&host, u, h, a.x.match)
+		for _, name := range [...]string{"Host", "Content-Length", "Transfer-Encoding", "Trailer"} {
+			h.Del(name) // how long it is and whom it is for is said here
+		}
 	}
 	b := &a.request
-	for _, s := range []string{out.Method, " ", u.RequestURI(), " HTTP/1.1\r\nHost: ", out.Host, "\r\n"} {
+	for _, s := range [...]string{a.r.Method, " ", u.RequestURI(), " HTTP/1.1\r\nHost: ", host, "\r\n"} {
 		b.WriteString(s)
 	}
-	_ = out.Header.WriteSubset(b, notPassedOn) // to memory
-	if len(body) > 0 || out.Method == http.MethodPost || out.Method == http.MethodPut || out.Method == http.MethodPatch {
+	_ = h.Write(b) // to memory
+	if len(body) > 0 || a.r.Method == http.MethodPost || a.r.Method == http.MethodPut || a.r.Method == http.MethodPatch {
 		b.WriteString("Content-Length: ")
 		b.Write(strconv.AppendInt(b.AvailableBuffer(), int64(len(body)), 10))
 		b.WriteString("\r\n")
@@ -186,10 +186,6 @@ func (a *turn) writeRequest(body []byte) {
 	b.WriteString("\r\n")
 	b.Write(body)
 }
-
-// notPassedOn are the fields of a request that say how long it is and whom it is for: they
-// are written here.
-var notPassedOn = map[string]bool{"Host": true, "Content-Length": true, "Transfer-Encoding": true, "Trailer": true}
 
 // send sends the request to an endpoint, and waits until it begins to answer.
 func (a *turn) send() (*podConn, error) {
@@ -251,12 +247,12 @@ func (a *turn) begin(pod *podConn) error {
 // connection to the pod is kept or closed.
 func (a *turn) exchange(pod *podConn) error {
 	defer a.x.sentTo.active.Add(-1)
-	resp, err := a.finalHead()
+	resp, h, err := a.finalHead()
 	if err == nil && (resp.ContentLength < 0 || resp.ContentLength > int64(a.from.Buffered())) {
 		err = pod.headRead(a.x.route.options.whole)
 	}
 	if err == nil {
-		err = a.pass(resp)
+		err = a.pass(resp, h)
 	}
 	if err != nil || resp.Close || a.from.Buffered() > 0 {
 		_ = pod.Close()
@@ -270,54 +266,53 @@ func (a *turn) exchange(pod *podConn) error {
 // errUpgraded is an answer to what nobody asked for.
 var errUpgraded = errors.New("the pod switched to another protocol unasked")
 
-// finalHead reads the head of the pod's answer; those that come before it, such as 103
-// Early Hints, are passed on.
-func (a *turn) finalHead() (*http.Response, error) {
+// finalHead reads the head of the pod's answer, with its header in h alone; those that come
+// before it, such as 103 Early Hints, are passed on.
+func (a *turn) finalHead() (resp *http.Response, h header, err error) {
 	if a.r.Method != http.MethodHead {
 		head, _ := a.from.Peek(a.from.Buffered())
-		resp := &a.memory.answer
+		resp = &a.memory.answer
 		if size, ok := a.answered.plainAnswer(head, resp); ok {
 			_, _ = a.from.Discard(size)
 			a.memory.content = content{from: a.from, left: resp.ContentLength}
 			if resp.Body = http.NoBody; resp.ContentLength > 0 {
 				resp.Body = &a.memory.content
 			}
-			return resp, nil
+			return resp, &a.answered, nil
 		}
 	}
 	for {
-		resp, err := http.ReadResponse(a.from, a.r)
+		resp, err = http.ReadResponse(a.from, a.r)
 		switch {
 		case err != nil:
-			return nil, err
+			return nil, nil, err
 		case resp.StatusCode == http.StatusSwitchingProtocols:
-			return nil, errUpgraded
+			return nil, nil, errUpgraded
 		case resp.StatusCode >= 200:
-			return resp, nil
+			return resp, resp.Header, nil
 		case resp.StatusCode == http.StatusContinue:
 			continue // the client waits for none
 		}
 		removeHopByHop(resp.Header)
 		a.sayHead(resp.Status, resp.Header)
 		if err := a.to.Flush(); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 }
 
 // pass writes an answer of the pod to the client, except for what is left in a.to.
-func (a *turn) pass(resp *http.Response) error {
-	removeHopByHop(resp.Header)
-	a.x.begun(resp)
+func (a *turn) pass(resp *http.Response, h header) error {
+	removeHopByHop(h)
+	a.x.begun(h)
 	if a.srv.draining.Load() {
 		a.close = true
 	}
 	a.status = resp.StatusCode
-	h := resp.Header
 	if a.close {
-		h["Connection"] = []string{"close"}
+		h.Set("Connection", "close")
 	}
-	if h["Date"] == nil { // RFC 9110, 6.6.1
+	if h.Get("Date") == "" { // RFC 9110, 6.6.1
 		h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
 	}
 	if resp.Body == http.NoBody {
@@ -328,13 +323,13 @@ func (a *turn) pass(resp *http.Response) error {
 		a.sayHead(resp.Status, h)
 		return a.copy(a.to, resp.Body)
 	}
-	h["Transfer-Encoding"] = []string{"chunked"}
+	h.Set("Transfer-Encoding", "chunked")
 	if len(resp.Trailer) > 0 {
 		names := make([]string, 0, len(resp.Trailer))
 		for name := range resp.Trailer {
 			names = append(names, name)
 		}
-		h["Trailer"] = []string{strings.Join(names, ", ")}
+		h.Set("Trailer", strings.Join(names, ", "))
 	}
 	a.sayHead(resp.Status, h)
 	chunks := httputil.NewChunkedWriter(a.to)
@@ -372,11 +367,11 @@ func (a *turn) copy(to io.Writer, body io.Reader) error {
 }
 
 // sayHead writes the head of an answer. An error stays with the writer.
-func (a *turn) sayHead(status string, h http.Header) {
+func (a *turn) sayHead(status string, h header) {
 	if !strings.Contains(status, " ") {
 		status += " " // it has no reason, which may be empty, but not be left out (RFC 9112, 4)
 	}
-	for _, s := range []string{"HTTP/1.1 ", status, "\r\n"} {
+	for _, s := range [...]string{"HTTP/1.1 ", status, "\r\n"} {
 		_, _ = a.to.WriteString(s)
 	}
 	_ = h.Write(a.to)
@@ -430,13 +425,13 @@ func (a *turn) sayLocal(l *local) {
 }
 
 // removeHopByHop removes the fields that are about one connection alone (RFC 9110, 7.6.1).
-func removeHopByHop(h http.Header) {
-	for _, names := range h["Connection"] {
+func removeHopByHop(h header) {
+	for _, names := range h.Values("Connection") {
 		for name := range strings.SplitSeq(names, ",") {
 			h.Del(strings.TrimSpace(name))
 		}
 	}
-	for _, name := range []string{"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer", "Transfer-Encoding", "Upgrade"} {
-		delete(h, name)
+	for _, name := range [...]string{"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer", "Transfer-Encoding", "Upgrade"} {
+		h.Del(name)
 	}
 }
