@@ -38,6 +38,7 @@ type loop struct {
 	// The loop's own.
 	waiting queue
 	left    bool         // something for other threads to do, since the last wait
+	ending  []reader     // see happened
 	spare   []*coroutine // without a task
 }
 
@@ -165,9 +166,7 @@ func (o *loop) run() {
 			}
 		}
 		o.left = false
-		for _, ev := range events[:max(n, 0)] {
-			o.happened(ev.Fd, ev.Events)
-		}
+		o.happened(events[:max(n, 0)])
 		ready, ended := o.takeReady()
 		for _, t := range ready {
 			o.resume(t)
@@ -228,20 +227,54 @@ func (o *loop) patience() int {
 	return max(0, int((usually-time.Since(t.since)+time.Millisecond-1)/time.Millisecond))
 }
 
-func (o *loop) happened(number int32, events uint32) {
-	switch number {
-	case numberListener:
-		o.accept()
-	case numberWake:
-		var count [8]byte
-		_, _ = unix.Read(o.wake, count[:])
-	default:
-		o.mu.Lock()
-		c := o.conns[number]
-		o.mu.Unlock()
-		if t := c.stirred(o, events); t != nil && t.on == c {
-			o.resume(t)
+// happened sees to what epoll has told. Who has hung up mostly waits for nothing, and to close a
+// connection takes as long as to answer a request: it is noted at once, and done last. A client
+// that comes with one connection after the other would otherwise mostly wait with
+// the new one for the end of the one before.
+func (o *loop) happened(events []unix.EpollEvent) {
+	const hungUp = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
+	o.ending = o.ending[:0]
+	for _, ev := range events {
+		if ev.Events&hungUp != 0 {
+			o.ending = append(o.ending, o.stirred(ev))
 		}
+	}
+	for _, ev := range events {
+		switch {
+		case ev.Events&hungUp != 0:
+		case ev.Fd == numberListener:
+			o.accept()
+		case ev.Fd == numberWake:
+			var count [8]byte
+			_, _ = unix.Read(o.wake, count[:])
+		default:
+			o.goOnReading(o.stirred(ev))
+		}
+	}
+	for _, r := range o.ending {
+		o.goOnReading(r)
+	}
+	clear(o.ending)
+}
+
+// reader is a connection and whose it is, nil for nobody's.
+type reader struct {
+	conn *loopConn
+	task *task
+}
+
+// stirred takes what epoll tells of a connection.
+func (o *loop) stirred(ev unix.EpollEvent) reader {
+	o.mu.Lock()
+	c := o.conns[ev.Fd]
+	o.mu.Unlock()
+	return reader{c, c.stirred(o, ev.Events)}
+}
+
+// goOnReading has the task go on if it waits for the connection.
+func (o *loop) goOnReading(r reader) {
+	if r.task != nil && r.task.on == r.conn {
+		o.resume(r.task)
 	}
 }
 
