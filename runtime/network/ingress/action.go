@@ -44,7 +44,13 @@ func (h *headerChanges) append(f *gatewayv1.HTTPHeaderFilter) {
 	for i := range *h {
 		(*h)[i].name = textproto.CanonicalMIMEHeaderKey((*h)[i].name)
 	}
-	*h = slices.DeleteFunc(*h, func(c headerChange) bool { return !all([]byte(c.name), isToken) }) // nothing can have it
+	*h = slices.DeleteFunc(*h, func(c headerChange) bool {
+		switch c.name {
+		case "Host", "Content-Length", "Transfer-Encoding", "Trailer":
+			return true // whom a message is for and where it ends is not a filter's to say
+		}
+		return !all([]byte(c.name), isToken) // no message can have it
+	})
 }
 
 func (h headerChanges) apply(to header) {

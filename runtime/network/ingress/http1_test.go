@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
 // cannedPod adds a pod that answers each request with the bytes that answer returns for
@@ -441,6 +443,40 @@ func FuzzPlainHead(f *testing.F) {
 			t.Fatalf("%q became %+v with %q, %v", b, out, got, err)
 		}
 	})
+}
+
+// TestPlainChanges: what the filters of a route do to a plain request makes it neither another
+// one nor two.
+func TestPlainChanges(t *testing.T) {
+	text := "PUT /a?b HTTP/1.1\r\nhost: shop.example.com\r\nContent-Length: 3\r\nx-a: 1\r\nX-A: 2\r\nX-b: 3\r\nX-Forwarded-For: 203.0.113.1\r\nConnection: keep-alive\r\n\r\n"
+	h := plainHead([]byte(text))
+	if !h.plain {
+		t.Fatal("not plain")
+	}
+	var filters headerChanges
+	filters.append(&gatewayv1.HTTPHeaderFilter{
+		Set: []gatewayv1.HTTPHeader{
+			{Name: "content-length", Value: "7"}, {Name: "Transfer-Encoding", Value: "chunked"}, {Name: "host", Value: "other"},
+			{Name: "x-a", Value: "4\r\nX-Evil: 1"}, {Name: "X-Evil: 1\r\nX", Value: "2"},
+		},
+		Add:    []gatewayv1.HTTPHeader{{Name: "x-C", Value: "5"}, {Name: "x-forwarded-proto", Value: "ws"}},
+		Remove: []string{"x-B"},
+	})
+	ws := workspaces.New().(*workspace)
+	a := &turn{
+		clientConn: &clientConn{remote: netip.MustParseAddrPort("192.0.2.1:1")}, workspace: ws, r: &ws.memory.asked,
+		x: &exchange{route: &route{action: &action{request: filters}}},
+	}
+	if err := ws.asked.plainRequest([]byte(text), &h, a.r); err != nil {
+		t.Fatal(err)
+	}
+	a.writeRequest([]byte("abc"))
+	want := "PUT /a?b HTTP/1.1\r\nHost: shop.example.com\r\nX-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Host: shop.example.com\r\n" +
+		"X-Forwarded-Port: 80\r\nX-Forwarded-Proto: http\r\nX-Real-Ip: 192.0.2.1\r\nX-A: 4  X-Evil: 1\r\nX-C: 5\r\nX-Forwarded-Proto: ws\r\n" +
+		"Content-Length: 3\r\n\r\nabc"
+	if got := a.request.String(); got != want {
+		t.Errorf("%q\nnot %q", got, want)
+	}
 }
 
 // headerOf is what net/http would have made of the fields.

@@ -39,6 +39,7 @@ type loop struct {
 	waiting queue
 	left    bool         // something for other threads to do, since the last wait
 	ending  []reader     // see happened
+	yielded time.Time    // when other goroutines last had their turn
 	spare   []*coroutine // without a task
 }
 
@@ -186,9 +187,14 @@ func (o *loop) run() {
 
 // staysFor is how long a loop keeps its processor for, in milliseconds. It is more than the
 // kernel's usual tick (4 ms): for a shorter wait it sets a timer, which takes a virtual machine
-// some microseconds each time. It is less than the 10 ms after which Go's scheduler
-// interrupts who has been running.
+// some microseconds each time.
 const staysFor = 5
+
+// yieldsAfter is how long the loop goes on until it lets other goroutines of its processor
+// have their turn. It is less than the 10 ms after which Go's scheduler interrupts
+// who has been running: by a signal, and with another thread woken that finds nothing to do,
+// which a request in twenty would wait for.
+const yieldsAfter = 5 * time.Millisecond
 
 // stay waits for what comes soon, as it mostly does where something has just come, and keeps
 // the processor meanwhile: otherwise Go's scheduler gives it to another thread, or looks for
@@ -200,6 +206,10 @@ func (o *loop) stay(events []unix.EpollEvent) (n int) {
 	}
 	wait := 0
 	if o.seats.Add(-1) >= 0 {
+		if now := time.Now(); now.Sub(o.yielded) >= yieldsAfter {
+			goyield()
+			o.yielded = now
+		}
 		wait = staysFor
 	}
 	defer o.seats.Add(1)

@@ -15,6 +15,10 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"os/signal"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -357,6 +361,118 @@ func testLoopDrained(t *testing.T, sent string, running bool) {
 	}
 	o.end()
 	<-ended
+}
+
+// TestEndsLast: who asks does not wait until the connection of somebody else is closed.
+func TestEndsLast(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	o, err := newLoop(new(atomic.Int64))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.close()
+	var fds []int
+	var happened []string
+	err = o.listen(l.(*net.TCPListener), func(o *loop, c *loopConn, _ netip.AddrPort) *task {
+		fds = append(fds, c.fd)
+		return newTask(o, c, func() {
+			defer c.Close()
+			var err error
+			for buf := make([]byte, 4); err == nil; {
+				var n int
+				if n, err = c.Read(buf); err == nil {
+					happened = append(happened, string(buf[:n]))
+				} else {
+					happened = append(happened, err.Error())
+				}
+			}
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// turn has the loop see to what comes once all of these have something to tell.
+	turn := func(fds ...int) {
+		t.Helper()
+		for _, fd := range fds {
+			if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000); n != 1 || err != nil {
+				t.Fatalf("nothing comes: %d, %v", n, err)
+			}
+		}
+		events := make([]unix.EpollEvent, eventsAtOnce)
+		n, err := unix.EpollWait(o.epoll, events, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.happened(events[:n])
+		if n, err := unix.EpollWait(o.epoll, events, 0); n != 0 || err != nil { // and it forgets the listener
+			t.Fatalf("%d events more, %v", n, err)
+		}
+	}
+	dial := func(says string) net.Conn {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err == nil {
+			_, err = io.WriteString(c, says)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	first := dial("one")
+	turn(o.listener)
+	_ = first.Close()
+	second := dial("two")
+	turn(fds[0], o.listener)
+	_ = second.Close()
+	turn(fds[1])
+	if want := []string{"one", "two", "EOF", "EOF"}; !slices.Equal(happened, want) {
+		t.Errorf("%q, not %q", happened, want)
+	}
+}
+
+// TestLoopYields: a loop that is busy is not interrupted by Go's scheduler, which tells by a
+// signal.
+func TestLoopYields(t *testing.T) {
+	if runtime.GOMAXPROCS(0) < 2 {
+		t.Skip("no loop keeps the only processor")
+	}
+	b := newBed(t)
+	b.pod(say("hello"))
+	b.serve(webRule)
+	c, err := net.Dial("tcp", b.http)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, unix.SIGURG)
+	defer signal.Stop(interrupted)
+	const calm = 100 * time.Millisecond // ten times as long as it takes to be interrupted
+	answers := bufio.NewReader(c)
+	for began, since := time.Now(), time.Now(); time.Since(since) < calm; {
+		if time.Since(began) > 20*time.Second {
+			t.Fatalf("interrupted within every %s", calm)
+		}
+		_, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(answers, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		select {
+		case <-interrupted:
+			since = time.Now()
+		default:
+		}
+	}
 }
 
 // TestLoopEnds: who is in a loop when it ends has his answer, also where the pod has yet to

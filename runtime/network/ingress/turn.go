@@ -169,9 +169,6 @@ func (a *turn) writeRequest(body []byte) {
 		changed := *u
 		u = &changed
 		action.change(&host, u, h, a.x.match)
-		for _, name := range [...]string{"Host", "Content-Length", "Transfer-Encoding", "Trailer"} {
-			h.Del(name) // how long it is and whom it is for is said here
-		}
 	}
 	b := &a.request
 	for _, s := range [...]string{a.r.Method, " ", u.RequestURI(), " HTTP/1.1\r\nHost: ", host, "\r\n"} {

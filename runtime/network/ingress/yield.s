@@ -1,0 +1,1 @@
+// That there is assembly lets yield.go declare a function that is elsewhere.
