@@ -306,15 +306,11 @@ func (o *loop) accept() {
 		o.pause(err)
 		return
 	}
-	c, err := o.connOf(fd)
-	if err != nil {
-		o.pause(err)
-		return
-	}
 	o.setPaused(false)
-	c.drained = false // see listen
 	o.tasks.Add(1)
-	o.resume(o.begin(o, c, from))
+	// There is something to be read (see listen), and until its answer is written nothing more is
+	// waited for. It joins then.
+	o.resume(o.begin(o, &loopConn{fd: fd, loop: o}, from))
 }
 
 func (o *loop) setPaused(now bool) (before bool) {

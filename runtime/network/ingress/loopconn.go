@@ -20,7 +20,7 @@ type loopConn struct {
 	mu            sync.Mutex
 	task          *task // whose it is, who alone changes it; nil while it is nobody's
 	loop          *loop
-	number        int32    // in it
+	number        int32    // in it; 0 before it has joined
 	conn          net.Conn // nil in a loop
 	closed        bool
 	reads, writes time.Time // deadlines
@@ -78,6 +78,16 @@ func (c *loopConn) enter(o *loop) error {
 	return nil
 }
 
+// join has the epoll of the loop tell of the connection, if it does not yet.
+func (c *loopConn) join() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.number != 0 || c.closed {
+		return nil
+	}
+	return c.loop.join(c)
+}
+
 // belongTo says whose the connection is.
 func (c *loopConn) belongTo(t *task) {
 	c.mu.Lock()
@@ -114,6 +124,9 @@ func (c *loopConn) Read(b []byte) (int, error) {
 			return 0, net.ErrClosed
 		}
 		if c.drained {
+			if err := c.join(); err != nil {
+				return 0, err
+			}
 			c.task.wait(c)
 			continue
 		}
