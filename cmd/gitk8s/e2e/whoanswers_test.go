@@ -127,6 +127,7 @@ spec:
 			"apiVersion: v1\nkind: Service\nmetadata: {name: named}\nspec: {selector: {app: named}, ports: [{name: a, port: 80, targetPort: web}, {name: b, port: 81, targetPort: 8082}]}\n")
 		c.awaitPod(t, ns, "named-8081", "it is ready", ready)
 		c.awaitPod(t, ns, "named-8082", "it is ready", ready)
+		c.asks(t, "the service", one, at("named"), "named-")
 		eventually(t, "each is asked at its own port", func() error {
 			if got := who(one, at("named")); !slices.Equal(got, []string{"named-8081", "named-8082"}) {
 				return fmt.Errorf("%s answer", got)
