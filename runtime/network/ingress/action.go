@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"net/textproto"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -33,24 +32,26 @@ type headerChange struct {
 
 func (h *headerChanges) append(f *gatewayv1.HTTPHeaderFilter) {
 	for _, c := range f.Set {
-		*h = append(*h, headerChange{name: string(c.Name), value: c.Value})
+		h.add(headerChange{name: string(c.Name), value: c.Value})
 	}
 	for _, c := range f.Add {
-		*h = append(*h, headerChange{name: string(c.Name), value: c.Value, add: true})
+		h.add(headerChange{name: string(c.Name), value: c.Value, add: true})
 	}
 	for _, name := range f.Remove {
-		*h = append(*h, headerChange{name: name, remove: true})
+		h.add(headerChange{name: name, remove: true})
 	}
-	for i := range *h {
-		(*h)[i].name = textproto.CanonicalMIMEHeaderKey((*h)[i].name)
+}
+
+func (h *headerChanges) add(c headerChange) {
+	if !all([]byte(c.name), isToken) {
+		return // no message can have it
 	}
-	*h = slices.DeleteFunc(*h, func(c headerChange) bool {
-		switch c.name {
-		case "Host", "Content-Length", "Transfer-Encoding", "Trailer":
-			return true // whom a message is for and where it ends is not a filter's to say
-		}
-		return !all([]byte(c.name), isToken) // no message can have it
-	})
+	c.name = textproto.CanonicalMIMEHeaderKey(c.name)
+	switch c.name {
+	case "Host", "Content-Length", "Transfer-Encoding", "Trailer":
+		return // whom a message is for and where it ends is not a filter's to say
+	}
+	*h = append(*h, c)
 }
 
 func (h headerChanges) apply(to header) {
@@ -89,10 +90,7 @@ func (p *Proxy) redirected(r *http.Request, f *gatewayv1.HTTPRequestRedirectFilt
 	if r.TLS != nil {
 		u.Scheme = "https"
 	}
-	_, port, err := net.SplitHostPort(r.Host)
-	if err != nil {
-		port = ""
-	}
+	_, port := splitHost(r.Host)
 	if f.Scheme != nil && *f.Scheme != u.Scheme {
 		u.Scheme = *f.Scheme
 		port = strconv.Itoa(int(p.httpPort.Load()))

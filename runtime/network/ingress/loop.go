@@ -308,8 +308,8 @@ func (o *loop) accept() {
 	}
 	o.setPaused(false)
 	o.tasks.Add(1)
-	// There is something to be read (see listen), and until its answer is written nothing more is
-	// waited for. It joins then.
+	// It joins when it is first waited for: now there is something to be read (see listen),
+	// and nobody waits for more until that is answered.
 	o.resume(o.begin(o, &loopConn{fd: fd, loop: o}, from))
 }
 

@@ -237,27 +237,33 @@ func TestSlowSignature(t *testing.T) {
 	}
 }
 
-// TestLoopTakesEach: connections are taken after there could be none for a moment.
-func TestLoopTakesEach(t *testing.T) {
+// listening makes a loop that does not run yet, in which run is the task of each connection.
+func listening(t *testing.T, run func(c *loopConn, from netip.AddrPort)) (o *loop, addr string) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	from := make(chan string, 1)
-	o, err := newLoop(new(atomic.Int64))
-	if err != nil {
+	t.Cleanup(func() { _ = l.Close() })
+	if o, err = newLoop(new(atomic.Int64)); err != nil {
 		t.Fatal(err)
 	}
-	err = o.listen(l.(*net.TCPListener), func(o *loop, c *loopConn, a netip.AddrPort) *task {
-		return newTask(o, c, func() {
-			from <- a.String()
-			_ = c.Close()
-		})
+	err = o.listen(l.(*net.TCPListener), func(o *loop, c *loopConn, from netip.AddrPort) *task {
+		return newTask(o, c, func() { run(c, from) })
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return o, l.Addr().String()
+}
+
+// TestLoopTakesEach: connections are taken after there could be none for a moment.
+func TestLoopTakesEach(t *testing.T) {
+	from := make(chan string, 1)
+	o, addr := listening(t, func(c *loopConn, a netip.AddrPort) {
+		from <- a.String()
+		_ = c.Close()
+	})
 	o.pause(unix.EMFILE)
 	began := time.Now()
 	ended := make(chan struct{})
@@ -266,7 +272,7 @@ func TestLoopTakesEach(t *testing.T) {
 		o.run()
 	}()
 	for range 3 {
-		c, err := net.Dial("tcp", l.Addr().String())
+		c, err := net.Dial("tcp", addr)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -299,36 +305,22 @@ func TestLoopDrained(t *testing.T) {
 }
 
 func testLoopDrained(t *testing.T, sent string, running bool) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	o, err := newLoop(new(atomic.Int64))
-	if err != nil {
-		t.Fatal(err)
-	}
 	type reading struct {
 		got    string
 		inLoop bool
 		err    error
 	}
 	readings := make(chan reading, 10)
-	err = o.listen(l.(*net.TCPListener), func(o *loop, c *loopConn, _ netip.AddrPort) *task {
-		return newTask(o, c, func() {
-			defer c.Close()
-			defer close(readings)
-			var err error
-			for buf := make([]byte, 4); err == nil; {
-				var n int
-				n, err = c.Read(buf)
-				readings <- reading{string(buf[:n]), c.inLoop(), err}
-			}
-		})
+	o, addr := listening(t, func(c *loopConn, _ netip.AddrPort) {
+		defer c.Close()
+		defer close(readings)
+		var err error
+		for buf := make([]byte, 4); err == nil; {
+			var n int
+			n, err = c.Read(buf)
+			readings <- reading{string(buf[:n]), c.inLoop(), err}
+		}
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	ended := make(chan struct{})
 	run := sync.OnceFunc(func() {
 		go func() {
@@ -339,7 +331,7 @@ func testLoopDrained(t *testing.T, sent string, running bool) {
 	if running {
 		run()
 	}
-	c, err := net.Dial("tcp", l.Addr().String())
+	c, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -366,36 +358,21 @@ func testLoopDrained(t *testing.T, sent string, running bool) {
 
 // TestEndsLast: who asks does not wait until the connection of somebody else is closed.
 func TestEndsLast(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	o, err := newLoop(new(atomic.Int64))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer o.close()
 	var fds []int
 	var happened []string
-	err = o.listen(l.(*net.TCPListener), func(o *loop, c *loopConn, _ netip.AddrPort) *task {
+	o, addr := listening(t, func(c *loopConn, _ netip.AddrPort) {
+		defer c.Close()
 		fds = append(fds, c.fd)
-		return newTask(o, c, func() {
-			defer c.Close()
-			var err error
-			for buf := make([]byte, 4); err == nil; {
-				var n int
-				if n, err = c.Read(buf); err == nil {
-					happened = append(happened, string(buf[:n]))
-				} else {
-					happened = append(happened, err.Error())
-				}
+		for buf := make([]byte, 4); ; {
+			n, err := c.Read(buf)
+			if err != nil {
+				happened = append(happened, err.Error())
+				return
 			}
-		})
+			happened = append(happened, string(buf[:n]))
+		}
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	defer o.close()
 	// turn has the loop see to what comes once all of these have something to tell.
 	turn := func(fds ...int) {
 		t.Helper()
@@ -415,7 +392,7 @@ func TestEndsLast(t *testing.T) {
 		}
 	}
 	dial := func(says string) net.Conn {
-		c, err := net.Dial("tcp", l.Addr().String())
+		c, err := net.Dial("tcp", addr)
 		if err == nil {
 			_, err = io.WriteString(c, says)
 		}

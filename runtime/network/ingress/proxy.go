@@ -217,12 +217,18 @@ func (p *Proxy) withTLS(r *http.Request) string {
 
 // hostOf is the name in a Host header, in lower case.
 func hostOf(host string) string {
-	if strings.Contains(host, ":") {
-		if h, _, err := net.SplitHostPort(host); err == nil {
-			host = h
+	name, _ := splitHost(host)
+	return strings.ToLower(strings.TrimSuffix(name, "."))
+}
+
+// splitHost splits a Host header; the port is empty if there is none.
+func splitHost(host string) (name, port string) {
+	if strings.Contains(host, ":") { // without it, an error would be made for nothing
+		if name, port, err := net.SplitHostPort(host); err == nil {
+			return name, port
 		}
 	}
-	return strings.ToLower(strings.TrimSuffix(host, "."))
+	return host, ""
 }
 
 // cleanPath is what a path means: /a/../b is /b, and must not get by as /a.
@@ -258,17 +264,15 @@ func (x *exchange) rewrite(r *httputil.ProxyRequest) {
 	}
 }
 
-// sayForwarded says in a header who asks for a host, and how. What the client says of itself is not
-// believed: the pod is told what was seen here.
+// sayForwarded says in a header who asks for a host, and how. What the client says of itself
+// is not believed: the pod is told what was seen here.
 func sayForwarded(h header, client, host string, withTLS bool) {
 	proto, port := "http", "80"
 	if withTLS {
 		proto, port = "https", "443"
 	}
-	if strings.Contains(host, ":") {
-		if _, p, err := net.SplitHostPort(host); err == nil {
-			port = p
-		}
+	if _, p := splitHost(host); p != "" {
+		port = p
 	}
 	h.Del("Forwarded")
 	h.Set("X-Forwarded-For", client)
