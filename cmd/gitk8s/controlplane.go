@@ -79,6 +79,7 @@ type controlPlane struct {
 	ingress *ingress.Proxy
 	// stepDown ends the loops, if they run here and could run elsewhere.
 	stepDown func()
+	end      context.CancelFunc // of all parts
 	parts
 }
 
@@ -113,7 +114,8 @@ func writePID(lock *os.File, pid int) error {
 // API and the registry are served in their hub, too.
 func startControlPlane(ctx context.Context, cfg Config, ranges network.Ranges, nodes nodes) (*controlPlane, error) {
 	thrifty()
-	c := &controlPlane{cfg: cfg, nodes: nodes, ranges: ranges, stepDown: func() {}, parts: parts{failed: make(chan error, 8)}}
+	c := &controlPlane{cfg: cfg, nodes: nodes, ranges: ranges, stepDown: func() {}, parts: parts{failed: make(chan error, 1)}}
+	ctx, c.end = context.WithCancel(ctx)
 	storeReady := make(chan error, 1)
 	go func() {
 		ec := etcd.Config{DataDir: filepath.Join(cfg.DataDir, "etcd")}
@@ -395,8 +397,9 @@ func (c *controlPlane) wait(ctx context.Context) error {
 	}
 }
 
-// close waits for all parts, whose context has ended, and closes the store.
+// close ends all parts, waits for them, and closes the store.
 func (c *controlPlane) close() {
+	c.end()
 	c.wg.Wait()
 	if c.store != nil {
 		c.store.Close()

@@ -34,11 +34,16 @@ type parts struct {
 	failed chan error
 }
 
-// run runs a part; one that ends early takes the whole process along.
+// run runs a part; one that ends early takes the whole process along. failed is told of the
+// first one, and it is logged where there is another.
 func (p *parts) run(name string, f func() error) {
 	p.wg.Go(func() {
 		if err := f(); err != nil && !errors.Is(err, context.Canceled) {
-			p.failed <- fmt.Errorf("%s: %w", name, err)
+			select {
+			case p.failed <- fmt.Errorf("%s: %w", name, err):
+			default:
+				slog.Error("another part has ended", "part", name, "error", err)
+			}
 		}
 	})
 }

@@ -171,11 +171,19 @@ func (e *env) up(ctx context.Context, source string) error {
 	if err != nil {
 		return err
 	}
+	starting := context.AfterFunc(ctx, cancel)
 	c, err := startControlPlane(run, cfg, ranges, nodes)
 	if l := (*holderLost)(nil); err != nil && errors.As(context.Cause(ctx), &l) {
 		return l
 	}
+	if err == nil && !starting() {
+		c.close()
+		err = ctx.Err()
+	}
 	if err != nil {
+		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			err = nil
+		}
 		return errors.Join(err, nodes.Leave())
 	}
 	e.say("API ready after %s: %s", round(time.Since(started)), c.info.API)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -353,6 +354,36 @@ func TestSecondUp(t *testing.T) {
 		t.Errorf("a second up should be refused with 1: %s", r)
 	}
 	contains(t, r.stderr, c.dataDir, strconv.Itoa(c.up.cmd.Process.Pid))
+}
+
+// TestStartFails has `up` find each of its ports taken: it ends, says why, and leaves nothing
+// behind.
+func TestStartFails(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, taken, _ := net.SplitHostPort(l.Addr().String())
+	c := newCluster("start-fails")
+	for _, flag := range []string{"--api-port", "--registry-port", "--git-port", "--metrics-port"} {
+		args := []string{"up", "--data-dir", c.dataDir}
+		for _, f := range []string{"--api-port", "--registry-port", "--git-port", "--metrics-port", "--http-port", "--https-port"} {
+			port := "0"
+			if f == flag {
+				port = taken
+			}
+			args = append(args, f, port)
+		}
+		r := c.run(args...)
+		if r.code != 1 || !strings.Contains(r.stderr, ":"+taken+", is taken; choose another") {
+			t.Errorf("%s: %s", flag, r)
+		}
+		if err := c.leftovers(); err != nil {
+			t.Errorf("%s: %v", flag, err)
+		}
+	}
 }
 
 func allReady(pods []*corev1.Pod) bool {
