@@ -76,6 +76,8 @@ func (c *cluster) fronts(ctx context.Context, podIP string) (ways []way, stop fu
 	return ways, stop, nil
 }
 
+// nginxConf has the pod told the same of the client as by the Ingress: to read each field takes
+// it some time.
 const nginxConf = `daemon off; worker_processes auto; pid %[1]s/pid; error_log %[1]s/error.log; events { worker_connections 1024; }
 http {
 	access_log off;
@@ -87,7 +89,8 @@ http {
 		ssl_certificate %[1]s/cert; ssl_certificate_key %[1]s/key; ssl_protocols TLSv1.3;
 		location / {
 			proxy_pass http://pod; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host $http_host;
-			proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme;
+			proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme; proxy_set_header X-Real-Ip $remote_addr;
+			proxy_set_header X-Forwarded-Host $http_host; proxy_set_header X-Forwarded-Port $server_port;
 		}
 	}
 }

@@ -36,11 +36,13 @@ type loop struct {
 	seats *atomic.Int64 // see stay
 
 	// The loop's own.
-	waiting queue
-	left    bool         // something for other threads to do, since the last wait
-	ending  []reader     // see happened
-	yielded time.Time    // when other goroutines last had their turn
-	spare   []*coroutine // without a task
+	parking  parking
+	waiting  queue
+	left     bool         // something for other threads to do, since the last wait
+	ending   []reader     // see happened
+	yielded  time.Time    // when other goroutines last had their turn
+	relieved time.Time    // see relieve
+	spare    []*coroutine // without a task
 }
 
 // maxSpare is how many coroutines wait for a task at most.
@@ -61,7 +63,9 @@ func newLoop(seats *atomic.Int64) (*loop, error) {
 	var err error
 	if o.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err == nil {
 		if o.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err == nil {
-			err = follow(o.epoll, o.wake, numberWake, unix.EPOLLIN)
+			if err = follow(o.epoll, o.wake, numberWake, unix.EPOLLIN); err == nil {
+				o.parking, err = newParking()
+			}
 		}
 	}
 	if err != nil {
@@ -104,6 +108,7 @@ func (o *loop) listen(l *net.TCPListener, begin func(*loop, *loopConn, netip.Add
 const listenerEvents = unix.EPOLLIN | unix.EPOLLEXCLUSIVE
 
 func (o *loop) close() {
+	o.parking.close()
 	for _, fd := range []int{o.epoll, o.wake, o.listener} {
 		if fd >= 0 {
 			_ = unix.Close(fd)
@@ -162,7 +167,7 @@ func (o *loop) run() {
 		}
 		if n == 0 {
 			var err error
-			if n, err = unix.EpollWait(o.epoll, events, o.patience()); err != nil && err != unix.EINTR {
+			if n, err = o.rest(events); err != nil && err != unix.EINTR {
 				panic(fmt.Sprintf("ingress: epoll_wait: %v", err)) // it was asked for what it cannot do
 			}
 		}
@@ -204,16 +209,18 @@ func (o *loop) stay(events []unix.EpollEvent) (n int) {
 	if o.left {
 		return eventsWithin(o.epoll, events, 0)
 	}
-	wait := 0
-	if o.seats.Add(-1) >= 0 {
-		if now := time.Now(); now.Sub(o.yielded) >= yieldsAfter {
-			goyield()
-			o.yielded = now
-		}
-		wait = staysFor
-	}
 	defer o.seats.Add(1)
-	return eventsWithin(o.epoll, events, wait)
+	if o.seats.Add(-1) < 0 {
+		return eventsWithin(o.epoll, events, 0)
+	}
+	if now := time.Now(); now.Sub(o.yielded) >= yieldsAfter {
+		goyield()
+		o.yielded = now
+		if now.Sub(o.relieved) >= relievedAfter {
+			o.relieve(now)
+		}
+	}
+	return eventsWithin(o.epoll, events, staysFor)
 }
 
 // refuse takes no connections any more.
