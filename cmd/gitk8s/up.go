@@ -109,6 +109,9 @@ func (e *env) serve(ctx context.Context, cfg Config, ranges network.Ranges) erro
 	defer cancel()
 	started := context.AfterFunc(ctx, cancel)
 	c, err := startControlPlane(run, cfg, ranges, nil)
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -181,7 +184,7 @@ func (e *env) up(ctx context.Context, source string) error {
 		err = ctx.Err()
 	}
 	if err != nil {
-		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 			err = nil
 		}
 		return errors.Join(err, nodes.Leave())

@@ -367,8 +367,13 @@ func TestStartFails(t *testing.T) {
 	defer l.Close()
 	_, taken, _ := net.SplitHostPort(l.Addr().String())
 	c := newCluster("start-fails")
+	t.Cleanup(func() {
+		if r := c.run("down", "--purge"); r.code != 0 {
+			t.Error(r)
+		}
+	})
 	for _, flag := range []string{"--api-port", "--registry-port", "--git-port", "--metrics-port"} {
-		args := []string{"up", "--data-dir", c.dataDir}
+		args := []string{"up"}
 		for _, f := range []string{"--api-port", "--registry-port", "--git-port", "--metrics-port", "--http-port", "--https-port"} {
 			port := "0"
 			if f == flag {

@@ -15,9 +15,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
-	"os/exec"
-	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,7 +22,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -257,6 +253,19 @@ func listening(t *testing.T, run func(c *loopConn, from netip.AddrPort)) (o *loo
 	return o, l.Addr().String()
 }
 
+// running runs a loop; stop ends it, and returns when it has ended.
+func running(o *loop) (stop func()) {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		o.run()
+	}()
+	return func() {
+		o.end()
+		<-ended
+	}
+}
+
 // TestLoopTakesEach: connections are taken after there could be none for a moment.
 func TestLoopTakesEach(t *testing.T) {
 	from := make(chan string, 1)
@@ -266,11 +275,7 @@ func TestLoopTakesEach(t *testing.T) {
 	})
 	o.pause(unix.EMFILE)
 	began := time.Now()
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		o.run()
-	}()
+	stop := running(o)
 	for range 3 {
 		c, err := net.Dial("tcp", addr)
 		if err != nil {
@@ -287,8 +292,7 @@ func TestLoopTakesEach(t *testing.T) {
 	if took := time.Since(began); took < retryAccept {
 		t.Errorf("taken after %s, in a pause of %s", took, retryAccept)
 	}
-	o.end()
-	<-ended
+	stop()
 	o.end() // it may be said again
 }
 
@@ -413,139 +417,6 @@ func TestEndsLast(t *testing.T) {
 	}
 }
 
-// busy runs a loop that soon has something to do, and then always, until the test ends. It speaks to
-// another process, so that no other goroutine is busy.
-func busy(t *testing.T) {
-	t.Helper()
-	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	other := os.NewFile(uintptr(ends[1]), "")
-	echo := exec.Command("sh", "-c", "sleep 0.05; echo; exec cat") // it waits for less than usually
-	echo.Stdin, echo.Stdout = other, other
-	if err := errors.Join(unix.SetNonblock(ends[0], true), echo.Start(), other.Close()); err != nil {
-		t.Fatal(err)
-	}
-	seats := &atomic.Int64{}
-	seats.Store(1)
-	o, err := newLoop(seats)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := o.connOf(ends[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	o.admit(newTask(o, c, func() {
-		defer c.Close()
-		// With the race detector rawRead and rawWrite are others, which give way.
-		call := func(number uintptr, b *byte) {
-			_, _, _ = unix.RawSyscall(number, uintptr(ends[0]), uintptr(unsafe.Pointer(b)), 1)
-		}
-		var buf byte
-		for c.task.wait(c); c.inLoop(); c.task.wait(c) {
-			call(unix.SYS_READ, &buf)
-			call(unix.SYS_WRITE, &buf)
-		}
-	}))
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		o.run()
-	}()
-	t.Cleanup(func() {
-		o.end()
-		<-ended
-		_ = echo.Wait()
-	})
-}
-
-// TestLoopYields: a loop that is busy is not interrupted by Go's scheduler, which does so by a
-// signal.
-func TestLoopYields(t *testing.T) {
-	busy(t)
-	interrupted := make(chan os.Signal, 1)
-	signal.Notify(interrupted, unix.SIGURG)
-	defer signal.Stop(interrupted)
-	late := time.After(20 * time.Second)
-	for calm := false; !calm; {
-		select {
-		case <-interrupted:
-		case <-time.After(100 * time.Millisecond): // ten times as long as it takes to be interrupted
-			calm = true
-		case <-late:
-			t.Error("interrupted again and again")
-			calm = true
-		}
-	}
-}
-
-// TestLoopBusy: other goroutines go on, and timers are kept, while a loop is busy whose thread was
-// the one that waited for all of that.
-func TestLoopBusy(t *testing.T) {
-	busy(t)
-	began := time.Now()
-	for range 5 {
-		<-time.After(100 * time.Millisecond)
-	}
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("half a second has taken %s", took)
-	}
-}
-
-// TestLoopRests: a loop is woken by what comes on one of its connections, however many it has.
-func TestLoopRests(t *testing.T) {
-	for _, conns := range []int{1, parksWith, parksWith + 1} {
-		o, err := newLoop(new(atomic.Int64))
-		if err != nil {
-			t.Fatal(err)
-		}
-		ended := make(chan struct{})
-		go func() {
-			defer close(ended)
-			o.run()
-		}()
-		var others []net.Conn
-		for range conns {
-			ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			file := os.NewFile(uintptr(ends[1]), "")
-			other, err := net.FileConn(file)
-			if err = errors.Join(err, file.Close()); err != nil {
-				t.Fatal(err)
-			}
-			defer other.Close()
-			others = append(others, other)
-			c, err := o.connOf(ends[0])
-			if err != nil {
-				t.Fatal(err)
-			}
-			o.admit(newTask(o, c, func() {
-				defer c.Close()
-				_, _ = io.Copy(c, c)
-			}))
-		}
-		for i := range 20 {
-			other := others[i*7%conns]
-			_ = other.SetDeadline(time.Now().Add(10 * time.Second))
-			if _, err := io.WriteString(other, "ping"); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := io.ReadFull(other, make([]byte, 4)); err != nil {
-				t.Fatalf("with %d connections: %v", conns, err)
-			}
-		}
-		for _, other := range others {
-			_ = other.Close()
-		}
-		o.end()
-		<-ended
-	}
-}
-
 // TestLoopEnds: who is in a loop when it ends has his answer, also where the pod has yet to
 // be reached.
 func TestLoopEnds(t *testing.T) {
@@ -620,11 +491,7 @@ func TestLoopBrokenOff(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		o.run()
-	}()
+	stop := running(o)
 	c, err := net.Dial("tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -633,8 +500,7 @@ func TestLoopBrokenOff(t *testing.T) {
 	if err := <-closed; err != io.EOF {
 		t.Errorf("the pod is told %v", err)
 	}
-	o.end()
-	<-ended
+	stop()
 	if len(o.conns) > 0 {
 		t.Errorf("%d connections are left", len(o.conns))
 	}

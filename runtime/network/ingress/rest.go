@@ -71,8 +71,8 @@ const parksWith = 256
 //
 // A system call that waits would do, but a goroutine that comes out of one into a process at rest
 // wakes the thread that watches over the others (sysmon in runtime/proc.go), which looks what they do
-// fifty times, every 20 µs: the first ten requests took a quarter longer. Go's poller wakes
-// nobody else.
+// fifty times, every 20 µs: the first ten requests took up to a quarter longer. Go's poller
+// wakes nobody else.
 func (o *loop) rest(events []unix.EpollEvent) (n int, err error) {
 	patience := o.patience()
 	o.mu.Lock()
@@ -89,8 +89,8 @@ func (o *loop) rest(events []unix.EpollEvent) (n int, err error) {
 const relievedAfter = 100 * time.Millisecond
 
 // relieve has another thread wait for the network and for timers, for all goroutines: the thread
-// that did so is the loop's when it comes from its rest, and may be for long. It is not
-// before a goroutine has nothing to do that a thread does that, so there is one to be run.
+// that did so is the loop's when it comes from its rest, and may be for long. A thread begins
+// to wait when it has run out of goroutines, so one is woken with a goroutine that ends at once.
 func (o *loop) relieve(now time.Time) {
 	go func() {}()
 	o.relieved = now
